@@ -1,0 +1,105 @@
+"""graphprune: a compiler that makes trained networks smaller.
+
+import graphprune as gp
+
+program = gp.load("path/to/checkpoint")
+plan = gp.select(program, remove={"ffn": 0.25, "heads": 1 / 3})
+slim = gp.apply(program, plan)
+gp.verify(program, plan, slim).raise_if_failed()
+slim.save("slim", format="hf")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graphprune._version import __version__
+
+if TYPE_CHECKING:
+    from graphprune.compiler import compile
+    from graphprune.errors import (
+        EmitError,
+        GraphPruneError,
+        LoadError,
+        PlanError,
+        RecipeError,
+        TraceError,
+        VerifyError,
+    )
+    from graphprune.frontends import load
+    from graphprune.frontends.module import trace
+    from graphprune.passes.select import select
+    from graphprune.plan import Plan
+    from graphprune.program import Program, Structure
+    from graphprune.recipe import Recipe
+    from graphprune.report import Report
+    from graphprune.rewrite.slim import Slim, apply
+    from graphprune.verify import Certificate, verify
+
+# Loaded on first use: `graphprune --version` must not wait for torch.
+_HOMES = {
+    "compile": "graphprune.compiler",
+    "load": "graphprune.frontends",
+    "trace": "graphprune.frontends.module",
+    "select": "graphprune.passes.select",
+    "apply": "graphprune.rewrite.slim",
+    "verify": "graphprune.verify",
+    "Plan": "graphprune.plan",
+    "Program": "graphprune.program",
+    "Structure": "graphprune.program",
+    "Slim": "graphprune.rewrite.slim",
+    "Certificate": "graphprune.verify",
+    "Recipe": "graphprune.recipe",
+    "Report": "graphprune.report",
+    **dict.fromkeys(
+        (
+            "GraphPruneError",
+            "LoadError",
+            "TraceError",
+            "PlanError",
+            "RecipeError",
+            "VerifyError",
+            "EmitError",
+        ),
+        "graphprune.errors",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])
+
+
+__all__ = [
+    "Certificate",
+    "EmitError",
+    "GraphPruneError",
+    "LoadError",
+    "Plan",
+    "PlanError",
+    "Program",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Slim",
+    "Structure",
+    "TraceError",
+    "VerifyError",
+    "__version__",
+    "apply",
+    "compile",
+    "load",
+    "select",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,1 @@
+"""Analysis: axis inference, structures, roles, layers and cost."""

@@ -1,0 +1,117 @@
+"""Cost of a program under any choice of kept counts: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.export.graph_signature import InputKind
+
+from graphprune.axes import Atom, Dims, atoms, evaluate
+
+if TYPE_CHECKING:
+    from graphprune.program import Block, Program
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Size and work of a model.
+
+    Attributes:
+        params: elements of all parameters, tied ones once.
+        macs: multiply-accumulates of one forward pass at the example's sizes.
+        bytes: bytes of all parameters and persistent buffers, tied ones once.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.params - other.params, self.macs - other.macs, self.bytes - other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A product of axes that is summed into the cost; `owner` is a parameter or a graph value."""
+
+    owner: str
+    dims: Dims
+    cost: Cost  # per element
+
+
+class CostModel:
+    """Evaluates costs from kept counts, without touching a weight."""
+
+    def __init__(self, program: Program) -> None:
+        """Collect the terms of `program`."""
+        self._terms = [*_parameter_terms(program), *_contraction_terms(program)]
+        self._by_atom: dict[Atom, list[_Term]] = defaultdict(list)
+        self._by_owner: dict[str, list[_Term]] = defaultdict(list)
+        for term in self._terms:
+            self._by_owner[term.owner].append(term)
+            for atom in {a for d in term.dims for a in atoms(d)}:
+                self._by_atom[atom].append(term)
+
+    def total(
+        self,
+        counts: Mapping[Atom, int] | None = None,
+        removed_blocks: Collection[Block] = (),
+    ) -> Cost:
+        """The cost when each atom in `counts` keeps that many indices and some layers go.
+
+        Args:
+            counts: kept indices per atom; an atom that is not named keeps all.
+            removed_blocks: layers that are cut out.
+        """
+        gone = {x for b in removed_blocks for x in (*b.nodes, *b.parameters)}
+        return _sum((t for t in self._terms if t.owner not in gone), counts or {})
+
+    def unit(self, atom: Atom) -> Cost:
+        """What leaves with one index of `atom` while everything else stays."""
+        terms = self._by_atom.get(atom, [])
+        return _sum(terms, {}) - _sum(terms, {atom: atom.size - 1})
+
+    def block(self, block: Block) -> Cost:
+        """What leaves with one layer."""
+        owners = (*block.nodes, *block.parameters)
+        return _sum((t for o in owners for t in self._by_owner.get(o, [])), {})
+
+
+def _sum(terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
+    def size_of(a: Atom) -> int:
+        return counts.get(a, a.size)
+
+    params = macs = size = 0
+    for term in terms:
+        n = math.prod(evaluate(d, size_of) for d in term.dims)
+        params += n * term.cost.params
+        macs += n * term.cost.macs
+        size += n * term.cost.bytes
+    return Cost(params, macs, size)
+
+
+def _parameter_terms(program: Program) -> Iterable[_Term]:
+    nodes = {n.name: n for n in program.exported.graph.nodes if n.op == "placeholder"}
+    seen = set()
+    for spec in program.exported.graph_signature.input_specs:
+        if spec.target is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            continue
+        name = program.aliases.get(spec.target, spec.target)
+        value = nodes[spec.arg.name].meta.get("val")
+        if name in seen or not isinstance(value, torch.Tensor):
+            continue
+        seen.add(name)
+        is_parameter = spec.kind == InputKind.PARAMETER
+        stored = is_parameter or bool(spec.persistent)
+        per_element = Cost(int(is_parameter), 0, value.element_size() if stored else 0)
+        yield _Term(name, program.typing.parameters[name], per_element)
+
+
+def _contraction_terms(program: Program) -> Iterable[_Term]:
+    for node, dims in program.typing.contractions:
+        yield _Term(node, dims, Cost(0, 1, 0))

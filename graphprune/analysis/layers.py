@@ -1,0 +1,135 @@
+"""Layers: blocks of a stack whose residual path lets the graph go on without them.
+
+A stack is a module list: values whose modules are ``path.0``, ``path.1``, ... A block can be
+removed when the rest of the graph reads one value of it, and that value is its input plus
+something, so that the input can take its place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import networkx as nx
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from graphprune.axes import normal
+from graphprune.ops import Typing
+from graphprune.program import Block
+
+# Operators that a residual path may lead through: both operands of an addition, the first of
+# the others.
+_ADD = {"aten::add", "aten::add_"}
+_PASS = {
+    "aten::to", "aten::dropout", "aten::clone", "aten::contiguous", "aten::layer_norm",
+    "aten::rms_norm", "aten::relu", "aten::view", "aten::reshape", "aten::_to_copy", "aten::alias",
+}  # fmt: skip
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that `node` belongs to, or ""."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]).partition("@")[0] if paths else ""
+
+
+def find_layers(exported: ExportedProgram, typing: Typing) -> dict[str, tuple[int, list[Block]]]:
+    """The removable blocks of every stack.
+
+    Returns:
+        Path of the stack to its number of blocks and those that can be removed, in order.
+    """
+    members: dict[str, dict[int, set[fx.Node]]] = defaultdict(lambda: defaultdict(set))
+    for node in exported.graph.nodes:
+        if node.op == "call_function":
+            for stack, index in _positions(module_path(node)):
+                members[stack][index].add(node)
+    targets = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target}
+    skips = _residual_graph(exported.graph)
+    result = {}
+    for stack, blocks in members.items():
+        found = [
+            block
+            for index, nodes in sorted(blocks.items())
+            if (block := _block(index, f"{stack}.{index}.", nodes, typing, targets, skips))
+        ]
+        if len(blocks) > 1 and found:
+            result[stack] = (max(blocks) + 1, found)
+    return _outermost(result)
+
+
+def _positions(path: str) -> Iterator[tuple[str, int]]:
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        if i and part.isdigit():
+            yield ".".join(parts[:i]), int(part)
+
+
+def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
+    """Edges along which a value passes unchanged but for additions and normalisations."""
+    skips: nx.DiGraph[str] = nx.DiGraph()
+    for node in graph.nodes:
+        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        inputs = node.all_input_nodes
+        if name in _ADD:
+            skips.add_edges_from((i.name, node.name) for i in inputs)
+        elif name in _PASS and inputs:
+            skips.add_edge(inputs[0].name, node.name)
+    return skips
+
+
+def _block(
+    index: int,
+    prefix: str,
+    nodes: set[fx.Node],
+    typing: Typing,
+    targets: dict[str, str],
+    skips: nx.DiGraph[str],
+) -> Block | None:
+    exits = [n for n in nodes if any(u not in nodes for u in n.users) and _is_tensor(n)]
+    if len(exits) != 1:
+        return None
+    last = exits[0]
+    outside = {i for n in nodes for i in n.all_input_nodes if i not in nodes}
+    state = {n for n in outside if n.name in targets}
+    entries = [
+        n
+        for n in outside - state
+        if _is_tensor(n) and _alike(n, last, typing) and _leads_to(skips, n.name, last.name)
+    ]
+    if len(entries) != 1:
+        return None
+    owned = [targets[n.name] for n in state if n.users and all(u in nodes for u in n.users)]
+    idle = [t for t in targets.values() if t.startswith(prefix)]
+    parameters = tuple(sorted({*owned, *idle}))
+    if not parameters or any(not p.startswith(prefix) for p in owned):
+        return None
+    names = frozenset(n.name for n in nodes)
+    return Block(index, entries[0].name, last.name, names, parameters)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _leads_to(skips: nx.DiGraph[str], source: str, target: str) -> bool:
+    return source in skips and target in skips and nx.has_path(skips, source, target)
+
+
+def _alike(a: fx.Node, b: fx.Node, typing: Typing) -> bool:
+    x, y = typing.values.get(a.name, ()), typing.values.get(b.name, ())
+    same_axes = [list(map(normal, d)) for d in x] == [list(map(normal, d)) for d in y]
+    return same_axes and a.meta["val"].dtype == b.meta["val"].dtype
+
+
+def _outermost(
+    stacks: dict[str, tuple[int, list[Block]]],
+) -> dict[str, tuple[int, list[Block]]]:
+    """Drop stacks that lie inside a block of another one."""
+    return {
+        path: found
+        for path, found in stacks.items()
+        if not any(path.startswith(f"{other}.") for other in stacks if other != path)
+    }

@@ -1,0 +1,194 @@
+"""Structures: atoms with all that they touch, found as components of a dependency graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import networkx as nx
+
+from graphprune.analysis.cost import CostModel
+from graphprune.analysis.layers import find_layers
+from graphprune.analysis.roles import assign_roles
+from graphprune.axes import Atom, Dims, Expr, Product, Sum, atoms, normal, path_to
+from graphprune.ops import Typing
+from graphprune.program import Block, Program, Structure
+
+
+def dependency_graph(typing: Typing, aliases: Mapping[str, str]) -> nx.Graph[Any]:
+    """Atoms on one side, (parameter, dimension) pairs on the other; tied parameters once."""
+    graph: nx.Graph[Any] = nx.Graph()
+    for name, dims in typing.parameters.items():
+        if aliases.get(name, name) != name:
+            continue
+        for dim, e in enumerate(dims):
+            for atom in dict.fromkeys(atoms(e)):
+                graph.add_edge(atom, (name, dim))
+    return graph
+
+
+def find_structures(program: Program) -> tuple[Structure, ...]:
+    """All structures of `program`, prunable and frozen ones, then its stacks of layers."""
+    typing = program.typing
+    graph = dependency_graph(typing, program.aliases)
+    order = {name: i for i, name in enumerate(typing.parameters)}
+    members = {
+        node: tuple(sorted(graph[node], key=lambda pair: (order[pair[0]], pair[1])))
+        for node in graph
+        if isinstance(node, Atom)
+    }
+    members = {
+        a: pairs for a, pairs in members.items() if any(p in program.trainable for p, _ in pairs)
+    }
+    stacks = find_layers(program.exported, typing)
+    ranks = {name: len(dims) for name, dims in typing.parameters.items()}
+    stream = _stream(stacks, typing)
+    roles = assign_roles(members, ranks, stream, typing)
+    outer = _ragged(typing, program.aliases, members)
+    costs = CostModel(program)
+    found = [
+        _structure(atom, pairs, roles[atom], outer.get(atom), typing, costs)
+        for atom, pairs in members.items()
+    ]
+    found.sort(key=lambda s: (order[s.members[0][0]], s.members[0][1], s.name))
+    return (*found, *(_stack(path, n, blocks, costs) for path, (n, blocks) in stacks.items()))
+
+
+def frozen_dimensions(typing: Typing) -> dict[tuple[str, int], str]:
+    """Parameter dimensions without a prunable atom, and why."""
+    result = {}
+    for name, dims in typing.parameters.items():
+        for dim, e in enumerate(dims):
+            found = list(atoms(e))
+            if all(a.frozen for a in found):
+                reasons = dict.fromkeys(str(a.reason) for a in found)
+                result[name, dim] = "; ".join(reasons) or "an axis of size 1"
+    return result
+
+
+def scope_of(parameter: str) -> str:
+    """The path of `parameter` up to its first number, "model.layers.0"; "" without one."""
+    parts = parameter.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ""
+
+
+def _structure(
+    atom: Atom,
+    pairs: tuple[tuple[str, int], ...],
+    role: str,
+    within: Atom | None,
+    typing: Typing,
+    costs: CostModel,
+) -> Structure:
+    unit = costs.unit(atom)
+    scopes = {scope_of(p) for p, _ in pairs}
+    return Structure(
+        name=_name(atom, pairs, typing),
+        role="" if atom.frozen else role,
+        size=atom.size,
+        members=pairs,
+        prunable=not atom.frozen,
+        reason=str(atom.reason) if atom.frozen else None,
+        params=unit.params,
+        macs=unit.macs,
+        scope=scopes.pop() if len(scopes) == 1 else "",
+        atom=atom,
+        within=within,
+    )
+
+
+def _name(atom: Atom, pairs: tuple[tuple[str, int], ...], typing: Typing) -> str:
+    """The shortest place among the members, the first of equals."""
+    places = []
+    for parameter, dim in pairs:
+        path = path_to(typing.parameters[parameter][dim], atom)
+        if path is not None:
+            places.append((len(path), parameter, dim, path))
+    _, parameter, dim, path = min(places, key=lambda place: place[0])
+    return f"{parameter}:{'/'.join(map(str, (dim, *path)))}"
+
+
+def _stack(path: str, size: int, blocks: list[Block], costs: CostModel) -> Structure:
+    each = [costs.block(b) for b in blocks]
+    members = dict.fromkeys((p, 0) for b in blocks for p in b.parameters)
+    return Structure(
+        name=path,
+        role="layers",
+        size=size,
+        members=tuple(members),
+        prunable=True,
+        reason=None,
+        params=round(sum(c.params for c in each) / len(each)),
+        macs=round(sum(c.macs for c in each) / len(each)),
+        blocks=tuple(blocks),
+    )
+
+
+def _stream(stacks: Mapping[str, tuple[int, list[Block]]], typing: Typing) -> set[Atom]:
+    values = [b.exit for _, blocks in stacks.values() for b in blocks]
+    return {a for v in values for dims in typing.values[v] for d in dims for a in atoms(d)}
+
+
+def _ragged(
+    typing: Typing, aliases: Mapping[str, str], members: Mapping[Atom, object]
+) -> dict[Atom, Atom]:
+    """For each ragged atom the atom around it.
+
+    An atom is ragged within another when every tensor that carries it also carries the other,
+    further out, and every parameter does so in the same dimension.
+    """
+    around: dict[Atom, set[Atom]] = {}
+
+    def note(e: Expr, outside: frozenset[Atom]) -> None:
+        for atom, outer in _enclosing(e, outside):
+            if atom in members and not atom.frozen:
+                found = around.get(atom)
+                around[atom] = set(outer) if found is None else found & outer
+
+    seen: set[tuple[int, ...]] = set()
+    for name, dims in typing.parameters.items():
+        if aliases.get(name, name) == name:
+            for d in dims:
+                note(d, frozenset())
+    for value in typing.values.values():
+        for dims in value:
+            key = tuple(map(id, dims))
+            if key not in seen:
+                seen.add(key)
+                _note_tensor(dims, note)
+    order = {atom: i for i, atom in enumerate(members)}
+    return {
+        atom: min(outer & members.keys(), key=lambda a: order[a])
+        for atom, outer in around.items()
+        if outer & members.keys()
+    }
+
+
+def _note_tensor(dims: Dims, note: Callable[[Expr, frozenset[Atom]], None]) -> None:
+    outside: frozenset[Atom] = frozenset()
+    for d in dims:
+        note(d, outside)
+        e = normal(d)
+        factors = e.factors if isinstance(e, Product) else (e,)
+        outside |= {f for f in factors if isinstance(f, Atom)}
+
+
+def _enclosing(e: Expr, outside: frozenset[Atom]) -> Iterator[tuple[Atom, frozenset[Atom]]]:
+    """Every atom of `e` with the atoms that are outer factors around it."""
+    match normal(e):
+        case Atom() as a:
+            yield a, outside
+        case Product(factors=factors):
+            for f in factors:
+                yield from _enclosing(f, outside)
+                if isinstance(f, Atom):
+                    outside |= {f}
+        case Sum(terms=terms):
+            for t in terms:
+                yield from _enclosing(t, outside)
+        case other:
+            for a in atoms(other):
+                yield a, frozenset()

@@ -1,0 +1,57 @@
+"""Axis expressions, their unification and keep masks. Pure data: no tensor library is imported."""
+
+from graphprune.axes.expr import (
+    UNIT,
+    Atom,
+    Dims,
+    Expr,
+    Product,
+    Reason,
+    Select,
+    Sum,
+    atoms,
+    concat,
+    normal,
+    path_to,
+    product,
+)
+from graphprune.axes.keep import (
+    BoolArray,
+    Keep,
+    Ragged,
+    count,
+    evaluate,
+    indices,
+    joint_mask,
+    mask,
+    touched,
+)
+from graphprune.axes.unify import freeze, split_at, unify
+
+__all__ = [
+    "UNIT",
+    "Atom",
+    "BoolArray",
+    "Dims",
+    "Expr",
+    "Keep",
+    "Product",
+    "Ragged",
+    "Reason",
+    "Select",
+    "Sum",
+    "atoms",
+    "concat",
+    "count",
+    "evaluate",
+    "freeze",
+    "indices",
+    "joint_mask",
+    "mask",
+    "normal",
+    "path_to",
+    "product",
+    "split_at",
+    "touched",
+    "unify",
+]

@@ -1,0 +1,1 @@
+"""Writing a slim program in the forms that people deploy."""

@@ -1,0 +1,320 @@
+"""The Hugging Face config of a slim model, solved for instead of listed per architecture.
+
+A config is right when the class builds, on the meta device, a model whose parameters have the
+wanted names and shapes. A field is a candidate when its value is a size that the pruning changed;
+which candidates are meant is found by building. The search needs no weights, so that a format that
+cannot hold a plan can be refused before any work has been done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from graphprune.emit.builds import Builder, Built
+from graphprune.emit.fields import (
+    Data,
+    Path,
+    changes,
+    dotted,
+    edited,
+    integers,
+    unset,
+    without_layers,
+)
+from graphprune.emit.patch import slim_name
+from graphprune.emit.search import State, Verdict, best_first
+from graphprune.emit.shapes import describe, mismatches, uneven
+
+Shape = tuple[int, ...]
+Pairs = Sequence[tuple[int, int]]
+
+LIMIT = 200
+"""Models built on the meta device at most in one search."""
+
+ALTERNATIVES = 6
+"""Fields without influence on shapes that are worth trying in all combinations."""
+
+
+@dataclass(frozen=True)
+class SolvedConfig:
+    """What the config of the slim model is, or why there is none.
+
+    Attributes:
+        config: The config whose model has the wanted shapes. Where there are problems: the
+            original one, without the layers that have left.
+        edits: Dotted field to new value, for `config`.
+        alternatives: Fields that equal a changed size too and don't influence any shape; only
+            the outputs of the model tell whether they are meant.
+        dropped: Layers that `config` still has: where no field counts them.
+        problems: What no native config can express, and why. Empty: solved.
+        builds: How many models were built to find out.
+    """
+
+    config: PretrainedConfig
+    edits: Mapping[str, Any]
+    alternatives: Mapping[Path, int] = field(default_factory=dict)
+    dropped: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    builds: int = 0
+
+    def candidates(self) -> Iterator[PretrainedConfig]:
+        """Yield the config, then the ones with alternatives, those with the fewest first."""
+        data = self.config.to_dict()
+        items = list(self.alternatives.items())[:ALTERNATIVES]
+        for chosen in chain.from_iterable(combinations(items, n) for n in range(len(items) + 1)):
+            if not chosen:
+                yield self.config
+                continue
+            try:
+                yield type(self.config).from_dict(edited(data, dict(chosen)))
+            except Exception:  # noqa: S112  a config that its own class refuses is no candidate
+                continue
+
+
+def solve_config(
+    config: PretrainedConfig,
+    model_class: type[nn.Module],
+    shapes: Mapping[str, Shape],
+    layers: Mapping[str, Sequence[int]],
+    hints: Mapping[str, Pairs],
+) -> SolvedConfig:
+    """Look for the config that makes `model_class` build parameters of the wanted shapes.
+
+    Args:
+        config: The config of the original model.
+        model_class: The transformers class of the model.
+        shapes: Slim name to shape of every parameter and buffer; other names are ignored.
+        layers: Path of a stack to the positions of the layers that leave it.
+        hints: Module path to the (old, new) sizes of tensors computed in its scope.
+    """
+    builder = Builder(type(config), model_class)
+    original = config.to_dict()
+    data, left = _cut(builder, original, layers)
+    base = type(config).from_dict(data)
+    if left:
+        problems = [
+            f"no field of {type(config).__name__} counts the layers of '{stack}'" for stack in left
+        ]
+        return SolvedConfig(base, changes(original, data), {}, left, tuple(problems), builder.count)
+    solver = _Solver(builder, data, shapes, hints)
+    solved, problems = solver.solve()
+    final = data if solved is None else solved
+    return SolvedConfig(
+        type(config).from_dict(final),
+        changes(original, final),
+        {} if solved is None else solver.alternatives(solved),
+        {},
+        tuple(problems),
+        builder.count,
+    )
+
+
+def cut_layers(
+    config: PretrainedConfig,
+    model_class: type[nn.Module],
+    layers: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Return the edits, dotted field to value, that layers leaving their stacks mean for a config.
+
+    Stacks that no field counts are left out.
+    """
+    data = config.to_dict()
+    return changes(data, _cut(Builder(type(config), model_class), data, layers)[0])
+
+
+def _cut(
+    builder: Builder, data: Data, layers: Mapping[str, Sequence[int]]
+) -> tuple[Data, dict[str, Sequence[int]]]:
+    """Take layers out, stack by stack; also return the stacks where that isn't possible."""
+    left: dict[str, Sequence[int]] = {}
+    # Inner stacks first, whose paths would change otherwise.
+    for stack in sorted(layers, key=lambda path: path.count("."), reverse=True):
+        gone = layers[stack]
+        before = builder.build(data).built()
+        wanted = {
+            slim: shape
+            for name, shape in before.shapes.items()
+            if (slim := slim_name(name, {stack: gone})) is not None
+        }
+        count = before.children[stack]
+        fields = [path for path, value in integers(data) if value == count]
+        options = [without_layers(data, path, gone) for path in fields]
+        options += [edited(data, {path: count - len(gone)}) for path in fields]
+        for option in options:
+            attempt = builder.build(option)
+            if attempt.model is not None and attempt.model.shapes == wanted:
+                data = option
+                break
+        else:
+            left[stack] = gone
+    return data, left
+
+
+class _Solver:
+    """Searches the fields of one config for the wanted shapes."""
+
+    def __init__(
+        self, builder: Builder, data: Data, shapes: Mapping[str, Shape], hints: Mapping[str, Pairs]
+    ) -> None:
+        self.builder = builder
+        self.data = data
+        self.base = builder.build(data).built()
+        self.wanted = {n: tuple(s) for n, s in shapes.items() if n in self.base.shapes}
+        changed = [
+            pair
+            for name, new in self.wanted.items()
+            for pair in zip(self.base.shapes[name], new, strict=True)
+            if pair[0] != pair[1]
+        ]
+        told = [(old, new) for pairs in hints.values() for old, new in pairs if old != new]
+        # The commonest change of a size first.
+        self.pairs = [pair for pair, _ in Counter([*changed, *told]).most_common()]
+        self.refusal: str | None = None
+
+    def solve(self) -> tuple[Data | None, list[str]]:
+        """Return the data of the solved config, or the problems."""
+        if not self._cost(self.base):
+            return self.data, []
+        fields = self._fields()
+        per_layer = any(isinstance(path[-1], int) for path in fields)
+        if not per_layer and (apart := uneven(self.base.shapes, self.wanted)):
+            name = self.builder.config_class.__name__
+            return None, [f"{text}; {name} has one value for all layers" for text in apart]
+        data = self.data
+        best, cost = self._search(data, fields)
+        while cost:
+            found = self._set_more(best)
+            if found is None:
+                return None, self._problems(best)
+            data, cost = found, self._cost(self.builder.build(found).model)
+            best = data
+            if cost:
+                best, cost = self._search(data, self._fields())
+        return self._trimmed(best), []
+
+    def alternatives(self, solved: Data) -> dict[Path, int]:
+        """The candidates that `solved` leaves alone although they show in the built modules."""
+        built = self.builder.build(solved).built()
+        found: dict[Path, int] = {}
+        values = dict(integers(solved))
+        for path, options in self._fields().items():
+            if values.get(path) not in options:
+                attempt = self.builder.build(edited(solved, {path: options[0]})).model
+                if attempt is not None and attempt.shapes == built.shapes:
+                    if attempt.attributes != built.attributes:
+                        found[path] = options[0]
+        return found
+
+    def _cost(self, built: Built | None) -> int:
+        """How many dimensions are wrong; names that are missing or too many weigh more."""
+        assert built is not None
+        wrong = mismatches(built.shapes, self.wanted)
+        unknown = built.parameters - self.base.shapes.keys()
+        return sum(len(dims) or 10 for dims in wrong.values()) + 10 * len(unknown)
+
+    def _fields(self) -> dict[Path, list[int]]:
+        """Integer fields to the values that they may take instead of their own."""
+        fields = {}
+        for path, value in integers(self.data):
+            direct = [new for old, new in self.pairs if old == value]
+            scaled = [
+                new * value // old
+                for old, new in self.pairs
+                if 1 < value < old and old % value == 0 and (new * value) % old == 0
+            ]
+            options = direct or scaled
+            options = [new for new in dict.fromkeys(options) if new not in (0, value)]
+            if options:
+                fields[path] = options
+        return fields
+
+    def _search(self, data: Data, fields: Mapping[Path, Sequence[int]]) -> tuple[Data, int]:
+        """Choose values for fields; those that equal a changed size change at first."""
+        values = dict(integers(data))
+        direct = {old for old, _ in self.pairs}
+        choices: list[list[int]] = []
+        for path, options in fields.items():
+            own = values[path]
+            choices.append([*options, own] if own in direct else [own, *options])
+        paths = list(fields)
+
+        def apply(state: State) -> Data:
+            edits = {p: c[i] for p, c, i in zip(paths, choices, state, strict=True)}
+            return edited(data, edits)
+
+        def evaluate(state: State) -> Verdict:
+            attempt = self.builder.build(apply(state))
+            if attempt.model is None:
+                self.refusal = self.refusal or attempt.error
+                return Verdict(False)
+            cost = self._cost(attempt.model)
+            return Verdict(not cost, cost)
+
+        state, _ = best_first([len(c) for c in choices], evaluate, LIMIT)
+        best = apply(state)
+        model = self.builder.build(best).model
+        if model is None:
+            return data, self._cost(self.builder.build(data).model)
+        return best, self._cost(model)
+
+    def _set_more(self, data: Data) -> Data | None:
+        """Set a field that was left to its default, if that helps.
+
+        Its value is what a module has derived and calls by the same name (a head size), or a size
+        that is still wrong.
+        """
+        built = self.builder.build(data).built()
+        cost = self._cost(built)
+        wrong = mismatches(built.shapes, self.wanted)
+        sizes = Counter(
+            self.wanted[name][dim] for name, dims in wrong.items() for dim in dims
+        ).most_common(4)
+        news = dict(self.pairs)
+        best: tuple[int, Data] | None = None
+        for path in [*unset(data), *self.builder.asked(data)]:
+            known = [
+                value
+                for (_, name), value in self.base.attributes.items()
+                if name == path[-1] and type(value) is int
+            ]
+            values = [*known, *(news[v] for v in known if v in news), *(s for s, _ in sizes)]
+            for value in dict.fromkeys(values):
+                candidate = edited(data, {path: value})
+                model = self.builder.build(candidate).model
+                if model is not None and (new := self._cost(model)) < (best or (cost,))[0]:
+                    best = new, candidate
+        return None if best is None else best[1]
+
+    def _trimmed(self, data: Data) -> Data:
+        """Take back edits that the shapes don't need: an equal value may be a coincidence."""
+        values = dict(integers(self.data))
+        for path, value in integers(data):
+            if path in values and values[path] != value:
+                reverted = edited(data, {path: values[path]})
+                model = self.builder.build(reverted).model
+                if model is not None and not self._cost(model):
+                    data = reverted
+        return data
+
+    def _problems(self, data: Data) -> list[str]:
+        """Say which parameters the best config gets wrong, and what their sizes follow."""
+        built = self.builder.build(data).built()
+        follows: dict[tuple[str, int], list[str]] = {}
+        for path, options in self._fields().items():
+            attempt = self.builder.build(edited(self.data, {path: options[0]}))
+            if attempt.model is not None:
+                for name, dims in mismatches(attempt.model.shapes, self.base.shapes).items():
+                    for dim in dims:
+                        follows.setdefault((name, dim), []).append(dotted(path))
+        name = self.builder.config_class.__name__
+        problems = describe(built.shapes, self.wanted, follows, name)
+        if self.refusal:
+            problems.append(f"{name} or its model refuses the direct way: {self.refusal}")
+        return problems

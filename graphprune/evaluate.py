@@ -1,0 +1,303 @@
+"""Measurements: perplexity, latency, size on disk, number of parameters.
+
+A number comes with the conditions it was taken under (window length and count, repeats, threads).
+One that would be nonsense, such as that of a model that looks ahead, is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphprune.errors import EvaluationError, LoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import torch
+
+_BATCH_TOKENS = 1024
+_SECONDS_PER_MEASUREMENT = 5.0
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity of a causal language model.
+
+    Attributes:
+        value: ``exp`` of the mean negative log-likelihood (nats) of a token.
+        length: Tokens in a window; its first token is context only.
+        windows: Number of windows.
+        vocabulary: Number of classes; a model that knows nothing has this perplexity.
+    """
+
+    value: float
+    length: int
+    windows: int
+    vocabulary: int
+
+    @property
+    def meaningful(self) -> bool:
+        """Whether the model does better than guessing."""
+        return self.value < self.vocabulary
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call.
+
+    Attributes:
+        milliseconds: Median over the repeats, after warm-up.
+        repeats: Calls measured.
+        threads: Threads within an operator.
+        runtime: ``torch`` or ``onnxruntime``.
+    """
+
+    milliseconds: float
+    repeats: int
+    threads: int
+    runtime: str
+
+
+def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
+    """Measures the perplexity of a causal language model.
+
+    Args:
+        model: Called with ``input_ids=[batch, length]``; returns logits
+            ``[batch, length, vocabulary]`` or an object that has them as ``.logits``.
+        windows: int64 token windows ``[count, length]``, of two tokens or more.
+
+    Raises:
+        EvaluationError: The model is no causal language model over these tokens, or a logit is NaN.
+    """
+    import torch
+
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise EvaluationError(
+            "perplexity needs at least one window of two tokens", why=f"got {count} x {length}"
+        )
+    total = 0.0
+    with torch.inference_mode():
+        vocabulary = _check_causal(model, windows[:1])
+        for batch in torch.split(windows, max(1, _BATCH_TOKENS // length)):
+            logits = _logits(model, batch)[:, :-1].float()
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
+            )
+            total += loss.double().sum().item()
+    mean = total / (count * (length - 1))
+    if not math.isfinite(mean):
+        raise EvaluationError(
+            "the perplexity is not a number",
+            why="some logits are NaN or infinite",
+            hint="check the weights, or evaluate in float32",
+        )
+    # Past this the value does not fit in a float; the model is broken in any case.
+    return Perplexity(math.exp(min(mean, 700.0)), length, count, vocabulary)
+
+
+def torch_latency(
+    module: Callable[..., object],
+    args: tuple[object, ...] = (),
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    repeats: int = 9,
+) -> Latency:
+    """Measures a module in PyTorch, without gradients."""
+    import torch
+
+    keywords = dict(kwargs or {})
+    with torch.inference_mode():
+        median, measured = _median(lambda: module(*args, **keywords), repeats)
+    return Latency(median, measured, torch.get_num_threads(), "torch")
+
+
+def onnx_latency(
+    path: str | Path,
+    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    *,
+    length: int = 128,
+    repeats: int = 9,
+    threads: int | None = None,
+) -> Latency:
+    """Measures an ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        path: The ``.onnx`` file.
+        feeds: Inputs by name; None makes a batch of one from the declared shapes.
+        length: What made-up inputs have where a dimension after the first is dynamic.
+        repeats: Calls to measure.
+        threads: Threads within an operator; None uses as many as PyTorch does.
+
+    Raises:
+        LoadError: The file is missing or not ONNX, or ONNX Runtime is not installed.
+    """
+    session, threads = onnx_session(path, threads)
+    inputs = dict(feeds) if feeds is not None else example_feeds(session, length)
+    median, measured = _median(lambda: session.run(None, inputs), repeats)
+    return Latency(median, measured, threads, "onnxruntime")
+
+
+def onnx_session(path: str | Path, threads: int | None = None) -> tuple[Any, int]:
+    """Opens an ONNX file in ONNX Runtime on the CPU; returns the session and its threads.
+
+    Raises:
+        LoadError: The file is missing or not ONNX, or ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise LoadError(
+            "ONNX Runtime is not installed", hint="pip install 'graphprune[cpu]'"
+        ) from None
+    if not Path(path).is_file():
+        raise LoadError("the ONNX file does not exist", where=str(path))
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code.
+        why = " ".join(str(error).split())
+        raise LoadError("ONNX Runtime can't open the file", where=str(path), why=why) from error
+    return session, threads
+
+
+def example_feeds(
+    session: Any,
+    length: int,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Makes inputs for a session: a batch of one, ``length`` along other dynamic dimensions.
+
+    Integers are all one, which is a valid token, position and mask; floats are standard normal.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    types = {"tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8"}
+    types |= {"tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(bool)": "?"}
+    feeds: dict[str, np.ndarray[Any, Any]] = {}
+    for entry in session.get_inputs():
+        if entry.type not in types:
+            raise EvaluationError(
+                "no example input can be made", where=entry.name, why=f"its type is {entry.type}"
+            )
+        shape = [
+            size if isinstance(size, int) else (1 if axis == 0 else length)
+            for axis, size in enumerate(entry.shape)
+        ]
+        floating = types[entry.type].startswith("f")
+        values = generator.standard_normal(shape) if floating else np.ones(shape)
+        feeds[entry.name] = values.astype(types[entry.type])
+    return feeds
+
+
+def parameters(module: torch.nn.Module) -> int:
+    """Counts parameters; a tied one counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def onnx_parameters(path: str | Path) -> int:
+    """Counts the elements of an ONNX file's floating-point initializers, without reading them.
+
+    Raises:
+        LoadError: The file is missing or not ONNX.
+    """
+    import onnx
+
+    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    floating.add(onnx.TensorProto.DOUBLE)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own decoding error has no stable base class
+        raise LoadError("the ONNX file can't be read", where=str(path), why=str(error)) from error
+    initializers = model.graph.initializer
+    return sum(math.prod(entry.dims) for entry in initializers if entry.data_type in floating)
+
+
+def size_on_disk(path: str | Path) -> int:
+    """Returns the bytes of a model's weights.
+
+    Of a checkpoint directory its safetensors files count; of a file also the external data beside
+    it (``model.onnx`` and ``model.onnx.data``).
+
+    Raises:
+        LoadError: There is nothing at the path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if not path.is_file():
+        raise LoadError("the model does not exist", where=str(path))
+    beside = path.with_name(path.name + ".data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
+def _check_causal(model: Callable[..., Any], window: torch.Tensor) -> int:
+    """Returns the vocabulary's size, or says why the model has no perplexity over such windows."""
+    import torch
+
+    logits = _logits(model, window)
+    vocabulary = logits.shape[-1]
+    if logits.ndim != 3 or logits.shape[1] != window.shape[1]:
+        raise EvaluationError(
+            "the model has no perplexity",
+            why=f"for tokens {list(window.shape)} it returns {list(logits.shape)}, "
+            "not logits for every token",
+        )
+    if int(window.max()) >= vocabulary:
+        raise EvaluationError(
+            "the tokens are not this model's",
+            why=f"token {int(window.max())} is outside its vocabulary of {vocabulary}",
+            hint="use the tokenizer that belongs to the model",
+        )
+    # A model that sees the token it should predict has a perplexity that means nothing.
+    changed = window.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % vocabulary
+    before, after = logits[:, :-1], _logits(model, changed)[:, :-1]
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise EvaluationError(
+            "the model has no perplexity",
+            why="its logits depend on later tokens, so it is not a causal language model",
+        )
+    return vocabulary
+
+
+def _logits(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    result = model(input_ids=tokens)
+    logits = getattr(result, "logits", result)
+    if not isinstance(logits, torch.Tensor):
+        raise EvaluationError(
+            "the model has no perplexity", why=f"it returns {type(result).__name__}, not logits"
+        )
+    return logits
+
+
+def _median(call: Callable[[], object], repeats: int) -> tuple[float, int]:
+    """Returns the median in milliseconds and how many calls it is over.
+
+    One call warms up. A slow model gets fewer repeats, though never fewer than three.
+    """
+    call()
+    times: list[float] = []
+    while len(times) < repeats:
+        if len(times) >= 3 and sum(times) > _SECONDS_PER_MEASUREMENT:
+            break
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000, len(times)

@@ -1,0 +1,234 @@
+"""Front end for Hugging Face checkpoints: directories and hub ids."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphprune.errors import LoadError
+from graphprune.frontends.examples import Example, example_inputs
+from graphprune.frontends.module import trace
+from graphprune.frontends.weights import has_weights, map_checkpoint
+from graphprune.program import Program, Source
+
+
+def load_checkpoint(path: Path) -> Program:
+    """Trace the model of a checkpoint directory.
+
+    The configuration decides the class. Weights stay in their memory-mapped files until they are
+    used; a directory without weights can be inspected and planned for, but not applied.
+
+    Raises:
+        LoadError: the directory is no checkpoint that transformers can open.
+        TraceError: torch.export can't capture the model.
+    """
+    config = _config(path)
+    model_class = _model_class(config, path)
+    if has_weights(path):
+        model = _build(path, config, model_class)
+        device = "cpu"
+    else:
+        with torch.device("meta"):
+            model = _construct(model_class, config, path)
+        device = "meta"
+    model.eval()
+    example = example_inputs(model, device)
+    source = Source(path=path, config=config, model_class=model_class)
+    with without_cache(model):
+        return _trace(model, example, source)
+
+
+def _trace(model: torch.nn.Module, example: Example, source: Source) -> Program:
+    return trace(model, (), example.inputs, example.dynamic_shapes, source=source)
+
+
+def _config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (path / "config.json").is_file():
+        raise LoadError(
+            "not a Hugging Face checkpoint",
+            where=str(path),
+            why="it has no config.json",
+            hint="give a directory that save_pretrained wrote, a .pt2 file, or module:factory",
+        )
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            "transformers can't read the configuration",
+            where=str(path / "config.json"),
+            why=_first_line(error),
+            hint="the model type may need a newer transformers, or its own code",
+        ) from error
+
+
+def _model_class(config: Any, path: Path) -> Any:
+    import transformers
+
+    names = list(config.architectures or [])
+    for name in names:
+        found = getattr(transformers, name, None)
+        if found is not None:
+            return found
+    if names:
+        raise LoadError(
+            f"transformers has no class {names[0]}",
+            where=str(path / "config.json"),
+            hint="models with their own code can be traced as modules: graphprune.trace",
+        )
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    try:
+        return MODEL_MAPPING[type(config)]
+    except KeyError as error:
+        raise LoadError(
+            "the configuration names no architecture", where=str(path / "config.json")
+        ) from error
+
+
+def _construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
+    config = copy.deepcopy(config)
+    for attempt in ("sdpa", "eager"):
+        config._attn_implementation = attempt
+        try:
+            model = model_class._from_config(config, attn_implementation=attempt)
+            break
+        except (ValueError, ImportError) as error:
+            if attempt == "eager":
+                raise LoadError(
+                    "the model can't be built from its configuration",
+                    where=str(path / "config.json"),
+                    why=_first_line(error),
+                ) from error
+    if hasattr(model, "set_experts_implementation"):
+        _plain_experts(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _plain_experts(model: Any) -> None:
+    """Experts as batched products: the default is an operator that nothing else understands."""
+    try:
+        model.set_experts_implementation("batched_mm")
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return  # a model without experts
+
+
+def _build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
+    """The model with memory-mapped weights, or read by transformers where names differ."""
+    state = map_checkpoint(path)
+    with parameters_on_meta():
+        model = _construct(model_class, config, path)
+    expected = {n: p for n, p in model.state_dict(keep_vars=True).items()}
+    tied = _tied_names(model)
+    missing = {n for n in expected if n not in state and tied.get(n, n) not in state}
+    if missing or any(n not in expected for n in state):
+        return _from_pretrained(path, config, model_class)
+    wrong = [n for n, t in state.items() if t.shape != expected[n].shape]
+    if wrong:
+        raise LoadError(
+            "the weights don't fit the configuration",
+            where=wrong[0],
+            why=f"config.json asks for shape {tuple(expected[wrong[0]].shape)}, the file has "
+            f"{tuple(state[wrong[0]].shape)}",
+            hint="use the config.json that was saved with these weights",
+        )
+    for name, tensor in state.items():
+        for alias in [name, *(a for a, c in tied.items() if c == name or a == name)]:
+            _assign(model, alias, tensor)
+    for alias, name in tied.items():  # one Parameter object again
+        _assign_object(model, alias, model.get_parameter(name))
+    return model
+
+
+def _tied_names(model: torch.nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    tied = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(p), name)
+        if known != name:
+            tied[name] = known
+    return tied
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _assign_object(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._parameters[leaf] = parameter
+
+
+def _from_pretrained(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
+    try:
+        model, info = model_class.from_pretrained(
+            path,
+            config=copy.deepcopy(config),
+            dtype="auto",
+            local_files_only=True,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise LoadError(
+            "transformers can't load the checkpoint", where=str(path), why=_first_line(error)
+        ) from error
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise LoadError(
+            "the checkpoint lacks weights that the model needs",
+            where=missing[0],
+            why=f"{len(missing)} parameters would be random numbers",
+            hint="check `architectures` in config.json",
+        )
+    if hasattr(model, "set_experts_implementation"):
+        _plain_experts(model)
+    return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters have no memory, while buffers are computed as usual."""
+    original = torch.nn.Module.register_parameter
+
+    def register(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        original(self, name, param)
+        if param is not None and not param.is_meta:
+            meta = torch.nn.Parameter(param.detach().to("meta"), requires_grad=False)
+            self._parameters[name] = meta
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def without_cache(model: Any) -> Iterator[None]:
+    """Switch the key-value cache off while tracing: its objects are no tensors."""
+    configs = [c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")]
+    before = [c.use_cache for c in configs]
+    for c in configs:
+        c.use_cache = False
+    try:
+        yield
+    finally:
+        for c, value in zip(configs, before, strict=True):
+            c.use_cache = value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

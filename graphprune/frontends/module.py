@@ -1,0 +1,176 @@
+"""Front end for modules in memory: ``torch.export`` and what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from graphprune.analysis.infer import infer
+from graphprune.analysis.structures import find_structures
+from graphprune.errors import TraceError
+from graphprune.program import Program, Source
+
+
+def trace(
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    source: Source | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> Program:
+    """Trace a module and find its structures.
+
+    Args:
+        module: in evaluation mode; its weights may be on the meta device.
+        args: example inputs.
+        kwargs: example keyword inputs.
+        dynamic_shapes: as for `torch.export.export`. None makes the first dimension of every
+            tensor input dynamic, and the second one of integer inputs (token ids), where the
+            model allows it.
+        source: the checkpoint that the module was loaded from.
+        weights: replaces the module's tensors, by name (lazy mappings).
+
+    Returns:
+        The program. The module is not changed.
+
+    Raises:
+        TraceError: the module is in training mode, or torch.export can't capture it.
+    """
+    module = _unwrap(module)
+    kwargs = dict(kwargs or {})
+    training = [name for name, m in module.named_modules() if m.training]
+    if training:
+        raise TraceError(
+            "the module is in training mode",
+            where=training[0] or type(module).__name__,
+            why="dropout and batch statistics would become part of the graph",
+            hint="call module.eval() first",
+        )
+    exported = _export(module, args, kwargs, dynamic_shapes)
+    aliases = _tied(module)
+    return assemble(exported, module, aliases, (args, kwargs), source=source, weights=weights)
+
+
+def assemble(
+    exported: ExportedProgram,
+    module: torch.nn.Module | None,
+    aliases: dict[str, str],
+    example: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    source: Source | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> Program:
+    """Analyse an exported program."""
+    exported = _functional(exported)
+    specs = exported.graph_signature.input_specs
+    names = [s.target for s in specs if s.target is not None]
+    if weights is None:
+        state = {**exported.constants, **exported.state_dict}
+        weights = {n: state[n] for n in names if isinstance(state.get(n), torch.Tensor)}
+    trainable = frozenset(
+        aliases.get(s.target, s.target)
+        for s in specs
+        if s.kind == InputKind.PARAMETER and s.target is not None
+    )
+    program = Program(
+        exported=exported,
+        module=module,
+        weights=weights,
+        aliases=aliases,
+        typing=infer(exported, aliases),
+        structures=(),
+        example=example,
+        source=source,
+        trainable=trainable,
+    )
+    program.structures = find_structures(program)
+    return program
+
+
+def _unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """The user's own module inside DataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(
+            module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel
+        ):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def _export(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+) -> ExportedProgram:
+    if dynamic_shapes is None:
+        dynamic_shapes = _default_dynamic_shapes(module, args, kwargs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:  # torch.export raises many kinds, some of them private
+        raise TraceError(
+            f"torch.export can't capture {type(module).__name__}",
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+            if str(error).strip()
+            else type(error).__name__,
+            hint="check the example inputs with module(*args, **kwargs); data-dependent control "
+            "flow has to be rewritten or moved out of the module",
+        ) from error
+
+
+def _default_dynamic_shapes(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    def spec(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return None
+        ranks = min(value.dim(), 2 if not value.is_floating_point() else 1)
+        return {d: Dim.AUTO for d in range(ranks) if value.shape[d] > 1}
+
+    del module
+    mapped = torch.utils._pytree.tree_map(spec, (args, kwargs))
+    return _by_name_or_position(mapped)
+
+
+def _by_name_or_position(mapped: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    args, kwargs = mapped
+    if kwargs and args:
+        return None
+    return kwargs or args
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """`exported` without in-place operators, otherwise undecomposed."""
+    for node in exported.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            functional: ExportedProgram = exported.run_decompositions({})
+            return functional
+    return exported
+
+
+def _tied(module: torch.nn.Module) -> dict[str, str]:
+    """Names of shared parameters and buffers to the first name of each."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for named in (
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    ):
+        for name, tensor in named:
+            known = first.setdefault(id(tensor), name)
+            if known != name:
+                aliases[name] = known
+    return aliases

@@ -1,0 +1,334 @@
+"""The masked model: the original graph at full size, with removed coordinates zeroed.
+
+It is what a slim model has to equal, and it is computed without the rewriter: no weight is cut, no
+size in the graph is changed. After every node the result is set to zero at the coordinates that
+the plan removes, and operators that would notice the zeros are computed over the kept coordinates
+by the formulas of `graphprune.masked_ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from graphprune.axes import Dims
+from graphprune.errors import VerifyError
+from graphprune.masked_ops import FORMULAS, Call, Masks
+from graphprune.plan import Selection
+from graphprune.program import Program
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def run_graph(
+    exported: ExportedProgram,
+    weights: Mapping[str, Tensor],
+    inputs: Inputs,
+    dtype: torch.dtype = torch.float64,
+    *,
+    aliases: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Run an exported program with all floating numbers in one dtype.
+
+    Args:
+        exported: a program without in-place operators.
+        weights: tensors by the names of its signature; read one at a time.
+        inputs: (args, kwargs).
+        dtype: float64 or float32, whatever the graph and the tensors say.
+        aliases: tied name to the name under which `weights` has it.
+
+    Returns:
+        The flat user outputs, in order.
+    """
+    return GraphRunner(exported, weights, dtype, aliases or {}).outputs(inputs)
+
+
+def run_masked(
+    program: Program,
+    selection: Selection,
+    inputs: Inputs,
+    dtype: torch.dtype = torch.float64,
+) -> list[Any]:
+    """Run the masked model; see `run_graph` for the arguments and the result."""
+    return MaskedInterpreter(program, selection, dtype).outputs(inputs)
+
+
+def output_names(exported: ExportedProgram) -> list[str]:
+    """Names of the user outputs of `exported`, in the order of `run_graph`'s result."""
+    specs = exported.graph_signature.output_specs
+    return [str(s.arg.name) for s in specs if s.kind in _RETURNED]
+
+
+_RETURNED = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Stands in the environment for a weight that is read where it is used."""
+
+    name: str
+
+
+class GraphRunner(fx.Interpreter):
+    """Interprets an exported program in one floating dtype.
+
+    Weights are read, converted and dropped at each use. What no output depends on isn't run, so
+    checks of sizes and dtypes, which would fail in another dtype, are left out.
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        aliases: Mapping[str, str],
+        stand_ins: Mapping[str, str] | None = None,
+        *,
+        watch: bool = False,
+    ) -> None:
+        """A runner; see `run_graph`.
+
+        Args:
+            exported: a program without in-place operators.
+            weights: tensors by name.
+            dtype: the floating dtype of everything.
+            aliases: tied name to canonical name.
+            stand_ins: value name to the name of an earlier value that takes its place.
+            watch: record in `nonfinite` which values hold NaN or infinity.
+        """
+        super().__init__(exported.graph_module, garbage_collect_values=False)
+        self.exported = exported
+        self.weights = weights
+        self.dtype = dtype
+        self.aliases = aliases
+        self.watch = watch
+        self.nonfinite: dict[str, None] = {}
+        named = {node.name: node for node in self.graph.nodes}
+        self._stand_ins = {named[a]: named[b] for a, b in (stand_ins or {}).items()}
+        self._state = {
+            spec.arg.name: spec.target
+            for spec in exported.graph_signature.input_specs
+            if spec.kind != InputKind.USER_INPUT and spec.target is not None
+        }
+        self._needed: set[fx.Node] = set()
+        self.garbage_collect_values = True
+        self.user_to_last_uses = self._last_uses()
+
+    def outputs(self, inputs: Inputs) -> list[Any]:
+        """Run on (args, kwargs); the flat user outputs.
+
+        Raises:
+            VerifyError: the inputs don't have the form of the example.
+        """
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)  # of what the graph creates without naming a dtype
+        try:
+            with torch.no_grad():
+                everything = self.run(
+                    *flat_inputs(self.exported, inputs), enable_io_processing=False
+                )
+        finally:
+            torch.set_default_dtype(before)
+            self.env.clear()
+        specs = self.exported.graph_signature.output_specs
+        return [v for v, s in zip(everything, specs, strict=True) if s.kind in _RETURNED]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of `n`; None where no output needs it."""
+        if n.op == "placeholder":
+            name = self._state.get(n.name)
+            if name is not None:
+                return _Stored(name)
+            return self._finish(n, self._cast(next(self.args_iter)))
+        if n not in self._needed:
+            return None
+        if n in self._stand_ins:
+            return self._finish(n, self.env[self._stand_ins[n]])
+        if n.op == "output":
+            return super().run_node(n)
+        if not isinstance(n.target, torch._ops.OpOverload):
+            return self._finish(n, self._cast(super().run_node(n)))
+        return self._finish(n, self._call(n, n.target))
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        """`args` with values in place of nodes; weights are read now."""
+
+        def load(node: fx.Node) -> Any:
+            value = self.env[node]
+            return self._read(node, value.name) if isinstance(value, _Stored) else value
+
+        return fx.map_arg(args, load)
+
+    def _read(self, node: fx.Node, name: str) -> Any:
+        """The weight `name`, for the placeholder `node`."""
+        del node
+        if name not in self.weights and name not in self.aliases:
+            return self.exported.constants[name]
+        stored = name if name in self.weights else self.aliases[name]
+        return self._cast(self.weights[stored].detach())
+
+    def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
+        """Bind the arguments of an operator by name, put dtypes right and compute it."""
+        bound = _bind(target, node)
+        arguments = map_aggregate(self.map_nodes_to_values(bound, node), self._retyped)
+        if "half_to_float" in arguments:  # only defined on half precision
+            arguments = {**arguments, "half_to_float": False}
+        return self._compute(target, dict(arguments), bound)
+
+    def _compute(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        arguments: dict[str, Any],
+        nodes: Mapping[str, Any],
+    ) -> Any:
+        """The operator on `arguments`, which are the values of `nodes`."""
+        del nodes
+        return target(**arguments)
+
+    def _finish(self, node: fx.Node, value: Any) -> Any:
+        """Called with every result; returns what the graph goes on with."""
+        if self.watch and not all(map(_is_finite, _tensors(value))):
+            self.nonfinite[node.name] = None
+        return value
+
+    def _cast(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self._retyped(value.dtype))
+
+    def _retyped(self, value: Any) -> Any:
+        if not isinstance(value, torch.dtype):
+            return value
+        if value.is_complex:
+            return self.dtype.to_complex()
+        return self.dtype if value.is_floating_point else value
+
+    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
+        """What can be freed after each node; finds the needed nodes on the way."""
+        freed: dict[fx.Node, list[fx.Node]] = {}
+        for node in reversed(self.graph.nodes):
+            if node.op != "output" and node not in self._needed:
+                freed[node] = [node]
+                continue
+            reads = [self._stand_ins[node]] if node in self._stand_ins else node.all_input_nodes
+            freed[node] = [r for r in reads if r not in self._needed]
+            self._needed.update((node, *reads))
+        return freed
+
+
+class MaskedInterpreter(GraphRunner):
+    """Runs the masked model of a program."""
+
+    def __init__(
+        self,
+        program: Program,
+        selection: Selection,
+        dtype: torch.dtype = torch.float64,
+        *,
+        watch: bool = False,
+    ) -> None:
+        """A masked model.
+
+        Args:
+            program: the dense program.
+            selection: what is kept; of a removed layer the entry takes the place of the exit.
+            dtype: the floating dtype of everything.
+            watch: record in `nonfinite` which values hold NaN or infinity.
+        """
+        cuts = {b.exit: b.entry for blocks in selection.cuts.values() for b in blocks}
+        super().__init__(
+            program.exported, program.weights, dtype, program.aliases, cuts, watch=watch
+        )
+        self.values = program.typing.values
+        self.keep = selection.keep
+        self.masks = Masks(selection.keep)
+
+    def outputs(self, inputs: Inputs) -> list[Any]:
+        """See `GraphRunner.outputs`."""
+        self.masks = Masks(self.keep)  # dynamic dimensions may have other sizes now
+        return super().outputs(inputs)
+
+    def _read(self, node: fx.Node, name: str) -> Any:
+        return self._zeroed(node.name, super()._read(node, name))
+
+    def _finish(self, node: fx.Node, value: Any) -> Any:
+        return super()._finish(node, self._zeroed(node.name, value))
+
+    def _compute(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        arguments: dict[str, Any],
+        nodes: Mapping[str, Any],
+    ) -> Any:
+        formula = FORMULAS.get(target._schema.name.replace("::", "."))
+        if formula is not None:
+            operand, x = next(iter(arguments.items()))
+            dims = self.values[nodes[operand].name][0]
+            kept = self.masks.whole(dims, x.shape, nodes[operand].name)
+            if kept is not None:
+                return formula(Call(target, arguments, operand, kept.to(x.device)))
+        return super()._compute(target, arguments, nodes)
+
+    def _zeroed(self, name: str, value: Any) -> Any:
+        """`value` with zeros at its removed coordinates, whatever was there, NaN included."""
+        axes = self.values.get(name)
+        if axes is None:
+            return value
+        if isinstance(value, list | tuple):
+            return tuple(self._zero(name, v, d) for v, d in zip(value, axes, strict=True))
+        return self._zero(name, value, axes[0])
+
+    def _zero(self, name: str, value: Any, dims: Dims) -> Any:
+        if not isinstance(value, Tensor) or len(dims) != value.dim():
+            return value
+        self.masks.observe(dims, value.shape)
+        kept = self.masks.whole(dims, value.shape, name)
+        return value if kept is None else value.masked_fill(~kept.to(value.device), 0)
+
+
+def flat_inputs(exported: ExportedProgram, inputs: Inputs) -> list[Any]:
+    """The leaves of (args, kwargs) in the order of the program's user inputs.
+
+    Raises:
+        VerifyError: the inputs don't have the form of the example.
+    """
+    spec = exported.call_spec.in_spec
+    if spec is None:
+        return pytree.tree_leaves(inputs)
+    args, kwargs = inputs
+    _, known = pytree.tree_unflatten(range(spec.num_leaves), spec)
+    if set(known) == set(kwargs):
+        kwargs = {name: kwargs[name] for name in known}
+    leaves, given = pytree.tree_flatten((tuple(args), kwargs))
+    if given != spec:
+        raise VerifyError(
+            "the inputs don't have the form that the model was traced with",
+            why=f"traced with {spec}, given {given}",
+            hint="give (args, kwargs) like the example inputs of the trace",
+        )
+    return leaves
+
+
+def _bind(target: torch._ops.OpOverload[..., Any], node: fx.Node) -> dict[str, Any]:
+    """The arguments in the graph by schema name, without defaults."""
+    positional = [a.name for a in target._schema.arguments if not a.kwarg_only]
+    return dict(chain(zip(positional, node.args, strict=False), node.kwargs.items()))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    for v in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(v, Tensor):
+            yield v
+
+
+def _is_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())

@@ -1,0 +1,18 @@
+"""Operator rules: families on axis expressions, and a table per graph format."""
+
+from graphprune.ops import aten  # noqa: F401  (fills the table)
+from graphprune.ops.context import Context, Operand, Operator, Rule, RuleError, Size, Sizes, Typing
+from graphprune.ops.registry import ATEN, RuleTable
+
+__all__ = [
+    "ATEN",
+    "Context",
+    "Operand",
+    "Operator",
+    "Rule",
+    "RuleError",
+    "RuleTable",
+    "Size",
+    "Sizes",
+    "Typing",
+]

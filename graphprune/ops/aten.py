@@ -1,0 +1,413 @@
+"""The ATen table: which family each torch operator belongs to, and where its arguments are."""
+
+from __future__ import annotations
+
+from graphprune.axes import UNIT, Dims
+from graphprune.ops import contraction, indexing, normalisation, pointwise, shape
+from graphprune.ops.context import Context, Operand, Operator, RuleError, Size
+from graphprune.ops.pointwise import operand, wrap
+from graphprune.ops.registry import ATEN
+
+rule = ATEN.rule
+
+
+def _dims(op: Operator, name: str) -> Dims:
+    value = operand(op, name)
+    if value is None:
+        raise RuleError(f"{op.name} without {name}")
+    return value.dims
+
+
+def _first(op: Operator) -> Dims:
+    return op.operands[0].dims
+
+
+def _maybe(op: Operator, name: str) -> Dims | None:
+    value = operand(op, name)
+    return None if value is None else value.dims
+
+
+for _name in (
+    "to _to_copy contiguous clone detach detach_ alias dropout dropout_ feature_dropout "
+    "type_as lift_fresh_copy lift_fresh lift alpha_dropout native_dropout "
+    "float double half bfloat16 cpu cuda resolve_conj resolve_neg positive _conj "
+    "fill fill_ zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish chalf"
+).split():
+    ATEN.add(f"aten.{_name}", pointwise.same)
+
+for _name in (
+    "rsub floor_divide polar copy_ copy complex true_divide heaviside __and__ __or__ __xor__"
+).split():
+    ATEN.add(f"aten.{_name}", pointwise.elementwise)
+
+for _name in "mean sum amax amin var std logsumexp linalg_vector_norm norm any all nansum".split():
+    ATEN.add(f"aten.{_name}", pointwise.reduction)
+
+for _name in "argmax argmin prod median mode kthvalue aminmax var_mean std_mean".split():
+    ATEN.add(f"aten.{_name}", pointwise.frozen_reduction)
+
+for _name in "softmax log_softmax _softmax _log_softmax cumsum _safe_softmax softmin".split():
+    ATEN.add(f"aten.{_name}", pointwise.along)
+
+for _name in "sort cumprod flip roll logcumsumexp cummax cummin argsort".split():
+    ATEN.add(f"aten.{_name}", pointwise.frozen_along)
+
+for _name in "tril triu".split():
+    ATEN.add(f"aten.{_name}", pointwise.matrix_shaped)
+
+for _name in "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor".split():
+    ATEN.add(f"aten.{_name}", pointwise.uniform)
+
+for _name in "arange eye linspace logspace randn rand randint randperm one_hot".split():
+    ATEN.add(f"aten.{_name}", pointwise.enumerated)
+
+ATEN.add("aten.topk", pointwise.top_k)
+
+
+@rule("max", "min")
+def _extreme(ctx: Context, op: Operator) -> Dims | list[Dims]:
+    if operand(op, "other") is not None:
+        return pointwise.elementwise(ctx, op)
+    return pointwise.frozen_reduction(ctx, op)
+
+
+@rule("prelu")
+def _prelu(ctx: Context, op: Operator) -> Dims:
+    x, weight = (o.dims for o in op.operands)
+    if weight and weight[0].size > 1:
+        ctx.unify(x[1], weight[0])
+    return x
+
+
+@rule("diff")
+def _diff(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op.get("dim", -1), len(x))
+    ctx.freeze(x[dim], "neighbouring places are subtracted")
+    return shape.replace(x, dim, ctx.fresh(op.out[dim], "neighbouring places are subtracted"))
+
+
+@rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten")
+def _reshape(ctx: Context, op: Operator) -> Dims:
+    return shape.reshape(ctx, _dims(op, "self"), op.out)
+
+
+@rule("permute")
+def _permute(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    return shape.permute(_dims(op, "self"), op["dims"])
+
+
+@rule("transpose", "swapaxes", "swapdims", "transpose_")
+def _transpose(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    a, b = (op.get(x, op.get(y)) for x, y in (("dim0", "axis0"), ("dim1", "axis1")))
+    return shape.swap(_dims(op, "self"), a, b)
+
+
+@rule("t", "numpy_T", "mT", "t_", "adjoint", "mH")
+def _reverse(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    x = _dims(op, "self")
+    return x[::-1] if op.name.endswith(("t", "T", "t_")) and len(x) <= 2 else shape.swap(x, -2, -1)
+
+
+@rule("movedim")
+def _movedim(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    x = _dims(op, "self")
+    pairs = []
+    for key in ("source", "destination"):
+        given = op[key]
+        given = [given] if isinstance(given, int) else list(given)
+        pairs.append([wrap(d, len(x)) for d in given])
+    moved = dict(zip(pairs[1], pairs[0], strict=True))
+    rest = iter([i for i in range(len(x)) if i not in pairs[0]])
+    return tuple(x[moved[i] if i in moved else next(rest)] for i in range(len(x)))
+
+
+@rule("squeeze", "squeeze_")
+def _squeeze(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    x = _dims(op, "self")
+    dim = op.get("dim")
+    chosen = range(len(x)) if dim is None else pointwise.axes_of(dim, len(x))
+    return tuple(d for i, d in enumerate(x) if i not in chosen or d.size != 1)
+
+
+@rule("unsqueeze", "unsqueeze_")
+def _unsqueeze(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    x = _dims(op, "self")
+    dim = wrap(op["dim"], len(x) + 1)
+    return (*x[:dim], UNIT, *x[dim:])
+
+
+@rule("expand", "expand_as", "broadcast_to", "expand_copy")
+def _expand(ctx: Context, op: Operator) -> Dims:
+    return shape.expand(ctx, _dims(op, "self"), op.out)
+
+
+@rule("repeat", "tile")
+def _repeat(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    repeats = list(op.get("repeats") or op.get("dims") or [])
+    return shape.tile(ctx, x, [1] * (len(x) - len(repeats)) + repeats, op.out)
+
+
+@rule("repeat_interleave")
+def _repeat_interleave(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    repeats, dim = op.get("repeats"), op.get("dim")
+    if not isinstance(repeats, int) or dim is None:
+        raise RuleError("a repeat_interleave by a tensor or of a flattened one")
+    return shape.repeat_each(ctx, x, wrap(dim, len(x)), repeats)
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(ctx: Context, op: Operator) -> Dims:
+    return shape.concatenate(ctx, [o.dims for o in op["tensors"]], op.get("dim", 0))
+
+
+@rule("stack")
+def _stack(ctx: Context, op: Operator) -> Dims:
+    operands = [o.dims for o in op["tensors"]]
+    dim = wrap(op.get("dim", 0), len(operands[0]) + 1)
+    for other in operands[1:]:
+        for a, b in zip(operands[0], other, strict=True):
+            ctx.unify(a, b)
+    first = operands[0]
+    return (*first[:dim], ctx.fresh(len(operands), "a stack of tensors"), *first[dim:])
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
+def _split(ctx: Context, op: Operator) -> list[Dims]:
+    x = _dims(op, "self")
+    dim = wrap(op.get("dim", 0), len(x))
+    sizes = [result[dim] for result in op.results if result is not None]
+    return [shape.replace(x, dim, e) for e in shape.cut(ctx, x[dim], sizes)]
+
+
+@rule("unbind")
+def _unbind(ctx: Context, op: Operator) -> list[Dims]:
+    x = _dims(op, "self")
+    dim = wrap(op.get("dim", 0), len(x))
+    ctx.freeze(x[dim], "taken apart index by index")
+    return [(*x[:dim], *x[dim + 1 :]) for _ in op.results]
+
+
+@rule("select", "select_copy")
+def _select(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op["dim"], len(x))
+    ctx.freeze(x[dim], "a single index is taken")
+    return (*x[:dim], *x[dim + 1 :])
+
+
+@rule("slice", "narrow", "slice_copy")
+def _slice(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op.get("dim", 0), len(x))
+    size = x[dim].size
+    start = op.get("start") or 0
+    if not isinstance(start, int):
+        raise RuleError("a slice from a place in a tensor")
+    end = op.get("end")
+    if op.name.endswith("narrow"):
+        end = start + op["length"]
+    end = size if end is None else min(wrap(end, size), size)
+    start = max(wrap(start, size), 0)
+    return shape.slice_(ctx, x, dim, start, max(end, start), op.get("step", 1), op.out[dim])
+
+
+@rule("pad", "constant_pad_nd")
+def _pad(ctx: Context, op: Operator) -> Dims:
+    constant = op.get("mode", "constant") == "constant"
+    return shape.pad(ctx, _dims(op, "self"), op["pad"], constant, op.out)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    return shape.spread(ctx, x, len(x) - 3, op["upscale_factor"], op.out)
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    return shape.gather_blocks(ctx, x, len(x) - 3, op["downscale_factor"], op.out)
+
+
+@rule("glu")
+def _glu(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op.get("dim", -1), len(x))
+    half = Size(x[dim].size // 2)
+    value, gate = shape.cut(ctx, x[dim], [half, half])
+    ctx.unify(value, gate)
+    return shape.replace(x, dim, value)
+
+
+@rule("linear")
+def _linear(ctx: Context, op: Operator) -> Dims:
+    return contraction.linear(ctx, _dims(op, "input"), _dims(op, "weight"), _maybe(op, "bias"))
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot")
+def _matmul(ctx: Context, op: Operator) -> Dims:
+    operands = op.operands
+    return contraction.matmul(ctx, operands[0].dims, operands[1].dims)
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm")
+def _addmm(ctx: Context, op: Operator) -> Dims:
+    bias, a, b = (o.dims for o in op.operands)
+    if op.name.endswith("addbmm") and not op.name.endswith("baddbmm"):
+        raise RuleError("addbmm sums over its batch")
+    product = contraction.matmul(ctx, a, b)
+    return pointwise.broadcast(ctx, [product, bias], op.out)
+
+
+@rule("einsum")
+def _einsum(ctx: Context, op: Operator) -> Dims:
+    return contraction.einsum(ctx, op["equation"], [o.dims for o in op["tensors"]])
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
+def _convolution(ctx: Context, op: Operator) -> Dims:
+    return contraction.convolution(
+        ctx,
+        _dims(op, "input"),
+        _dims(op, "weight"),
+        _maybe(op, "bias"),
+        groups=op.get("groups", 1),
+        transposed="transpose" in op.name or bool(op.get("transposed", False)),
+        out=op.out,
+    )
+
+
+ATEN.add("aten.conv_transpose3d", _convolution)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(ctx: Context, op: Operator) -> Dims:
+    return contraction.attention(
+        ctx,
+        _dims(op, "query"),
+        _dims(op, "key"),
+        _dims(op, "value"),
+        _maybe(op, "attn_mask"),
+        grouped=bool(op.get("enable_gqa", False)),
+    )
+
+
+@rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
+def _trailing_norm(ctx: Context, op: Operator) -> Dims | list[Dims]:
+    parameters = [_maybe(op, "weight"), _maybe(op, "bias")]
+    x = normalisation.trailing(ctx, _dims(op, "input"), parameters)
+    n = len(op["normalized_shape"])
+    statistics = (*x[: len(x) - n], *(UNIT for _ in range(n)))
+    return x if len(op.results) == 1 else [x, statistics, statistics]
+
+
+@rule(
+    "batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+    "_batch_norm_no_update",
+    "instance_norm",
+    "cudnn_batch_norm",
+)
+def _channel_norm(ctx: Context, op: Operator) -> list[Dims]:
+    names = ("weight", "bias", "running_mean", "running_var")
+    x = normalisation.per_channel(ctx, _first(op), [_maybe(op, n) for n in names])
+    others = [tuple(ctx.fresh(s, "unused") for s in r) if r else () for r in op.results[1:]]
+    return [x, *others]
+
+
+@rule("group_norm")
+def _group_norm(ctx: Context, op: Operator) -> Dims:
+    parameters = [_maybe(op, "weight"), _maybe(op, "bias")]
+    return normalisation.grouped(ctx, _dims(op, "input"), op["num_groups"], parameters)
+
+
+@rule(
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "max_pool2d_with_indices",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_linear1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+)
+def _spatial(ctx: Context, op: Operator) -> list[Dims]:
+    x = _first(op)
+    rank = int(next(c for c in op.name if c.isdigit() and c in "123"))
+    for d in x[len(x) - rank :]:
+        ctx.freeze(d, "spatial")
+    kept = x[: len(x) - rank]
+    return [
+        (*kept, *(ctx.fresh(s, "spatial") for s in sizes[len(kept) :])) if sizes else ()
+        for sizes in op.results
+    ]
+
+
+@rule("embedding")
+def _embedding(ctx: Context, op: Operator) -> Dims:
+    return indexing.embedding(ctx, _dims(op, "weight"), _dims(op, "indices"))
+
+
+@rule("index")
+def _index(ctx: Context, op: Operator) -> Dims:
+    given = [i.dims if isinstance(i, Operand) else None for i in op["indices"]]
+    return indexing.take(ctx, _dims(op, "self"), given, op.out)
+
+
+@rule("gather")
+def _gather(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    return indexing.along(ctx, x, wrap(op["dim"], len(x)), _dims(op, "index"))
+
+
+@rule("index_select")
+def _index_select(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op["dim"], len(x))
+    return indexing.select_rows(ctx, x, dim, op.out[dim])
+
+
+@rule("index_put", "index_put_", "scatter", "scatter_", "scatter_add", "index_copy", "index_add")
+def _write(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    others = [o.dims for o in op.operands[1:]]
+    if "indices" in op.arguments:
+        places = [i for i, index in enumerate(op["indices"]) if isinstance(index, Operand)]
+    else:
+        places = list(range(len(x)))
+    return indexing.written(ctx, x, places, others)
+
+
+@rule("view_as_complex")
+def _view_as_complex(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    ctx.freeze(x[-1], "real and imaginary parts")
+    return x[:-1]
+
+
+@rule("view_as_real")
+def _view_as_real(ctx: Context, op: Operator) -> Dims:
+    return (*_dims(op, "self"), ctx.fresh(2, "real and imaginary parts"))

@@ -1,0 +1,160 @@
+"""What an operator rule works with: an operator, its operands' axes and the state of inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from graphprune.axes import UNIT, Atom, Dims, Expr, Reason, freeze, unify
+
+
+class Size(NamedTuple):
+    """One dimension of a result: its size in the example, and whether callers may change it."""
+
+    size: int
+    dynamic: bool = False
+
+
+Sizes: TypeAlias = tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor argument.
+
+    Attributes:
+        dims: one axis expression per dimension.
+    """
+
+    dims: Dims
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes in the example."""
+        return tuple(d.size for d in self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator as its rule sees it, whatever graph format it came from.
+
+    Attributes:
+        name: its name in that format, "aten.view".
+        arguments: by schema name; tensors are `Operand`, dynamic integers have their size in the
+            example.
+        results: the sizes of its tensor results, None for a result that is no tensor.
+        dynamic: names of the integer arguments that callers may change.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    results: tuple[Sizes | None, ...]
+    dynamic: frozenset[str] = frozenset()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.arguments[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The argument `key`, or `default` where the schema has no such argument."""
+        return self.arguments.get(key, default)
+
+    @property
+    def operands(self) -> list[Operand]:
+        """All tensor arguments, those inside lists included, in order."""
+        found: list[Operand] = []
+        for value in self.arguments.values():
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, Operand):
+                    found.append(item)
+        return found
+
+    @property
+    def out(self) -> Sizes:
+        """The sizes of the first result.
+
+        Raises:
+            RuleError: the first result is no tensor.
+        """
+        if not self.results or self.results[0] is None:
+            raise RuleError(f"{self.name} has no tensor result")
+        return self.results[0]
+
+
+class RuleError(Exception):
+    """A rule can't type this use of its operator; the caller freezes all axes involved."""
+
+
+Rule: TypeAlias = "Callable[[Context, Operator], Dims | list[Dims]]"
+
+
+@dataclass
+class Typing:
+    """The result of axis inference.
+
+    Attributes:
+        values: graph value name to the axes of its tensors (several for a multi-result operator).
+        parameters: parameter, buffer and constant name to its axes.
+        contractions: value name to the axes that its multiply-accumulates range over.
+        hints: axes that an operator recognised, with a role's name.
+        opaque: value name to the reason for operators that no rule could type.
+    """
+
+    values: dict[str, tuple[Dims, ...]] = field(default_factory=dict)
+    parameters: dict[str, Dims] = field(default_factory=dict)
+    contractions: list[tuple[str, Dims]] = field(default_factory=list)
+    hints: list[tuple[Expr, str]] = field(default_factory=list)
+    opaque: dict[str, Reason] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """Inference at one operator: unifies and freezes on its behalf.
+
+    Attributes:
+        typing: collects the results.
+        node: name of the graph value.
+        line: the model's source line, or "".
+    """
+
+    typing: Typing
+    node: str = ""
+    line: str = ""
+
+    def reason(self, why: str) -> Reason:
+        """`why`, at this operator."""
+        return Reason(why, self.node, self.line)
+
+    def unify(self, a: Expr, b: Expr, why: str = "axes whose structures don't fit") -> None:
+        """Make two axes one; `why` is recorded where that is possible only without pruning.
+
+        Raises:
+            RuleError: their sizes differ.
+        """
+        if a.size != b.size:
+            raise RuleError(f"axes of size {a.size} and {b.size} meet")
+        unify(a, b, self.reason(why))
+
+    def freeze(self, e: Expr, why: str) -> None:
+        """Forbid pruning `e`."""
+        freeze(e, self.reason(why))
+
+    def fresh(self, size: Size | int, why_frozen: str | None = None) -> Expr:
+        """A new axis; frozen if `why_frozen` is given or its size is dynamic."""
+        size = Size(size) if isinstance(size, int) else size
+        if size.size == 1 and not size.dynamic:
+            return UNIT
+        atom = Atom(size.size, self.node)
+        if size.dynamic:
+            freeze(atom, self.reason("a dynamic dimension"))
+        elif why_frozen:
+            freeze(atom, self.reason(why_frozen))
+        return atom
+
+    def macs(self, loop: Sequence[Expr]) -> None:
+        """Record that the operator multiplies and adds once per point of `loop`."""
+        self.typing.contractions.append((self.node, tuple(loop)))
+
+    def hint(self, e: Expr, role: str) -> None:
+        """Record that the operator uses `e` as `role`."""
+        self.typing.hints.append((e, role))

@@ -1,0 +1,145 @@
+"""Families without their own axes: elementwise with broadcasting, reductions, scans, creation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphprune.axes import UNIT, Dims, Expr
+from graphprune.ops.context import Context, Operand, Operator, Sizes
+
+
+def broadcast(ctx: Context, operands: Sequence[Dims], out: Sizes) -> Dims:
+    """Elementwise result: dimensions that meet, counted from the right, become one axis.
+
+    Args:
+        ctx: inference at the operator.
+        operands: the operands' axes.
+        out: sizes of the result.
+
+    Returns:
+        The axes of the result.
+    """
+    result: list[Expr] = []
+    for back in range(len(out), 0, -1):
+        size = out[-back]
+        meeting = [d[-back] for d in operands if len(d) >= back and d[-back].size == size.size]
+        if not meeting or size.size == 1:
+            result.append(meeting[0] if meeting else ctx.fresh(size))
+            continue
+        for other in meeting[1:]:
+            ctx.unify(meeting[0], other)
+        result.append(meeting[0])
+    return tuple(result)
+
+
+def elementwise(ctx: Context, op: Operator) -> Dims:
+    """An operator that computes each element from the elements at its place."""
+    return broadcast(ctx, [o.dims for o in op.operands], op.out)
+
+
+def same(ctx: Context, op: Operator) -> Dims:
+    """An operator whose result has the axes of its first tensor operand."""
+    del ctx
+    return op.operands[0].dims
+
+
+def wrap(dim: int, rank: int) -> int:
+    """`dim` counted from the front."""
+    return dim + rank if dim < 0 else dim
+
+
+def axes_of(dim: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """The reduced dimensions, ascending; None and the empty list mean all."""
+    if dim is None or (not isinstance(dim, int) and not dim):
+        return tuple(range(rank))
+    given = (dim,) if isinstance(dim, int) else dim
+    return tuple(sorted({wrap(d, rank) for d in given}))
+
+
+def reduce_axes(dims: Dims, axes: Sequence[int], keepdim: bool) -> Dims:
+    """`dims` without `axes`, or with size 1 in their place."""
+    kept = [UNIT if i in axes else d for i, d in enumerate(dims) if keepdim or i not in axes]
+    return tuple(kept)
+
+
+def reduction(ctx: Context, op: Operator) -> Dims:
+    """A reduction taken over the kept indices: sum, mean, amax, var, logsumexp, norms."""
+    del ctx
+    x = op.operands[0]
+    axes = axes_of(op.get("dim", op.get("dims")), len(x.dims))
+    return reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
+
+
+def frozen_reduction(ctx: Context, op: Operator) -> list[Dims]:
+    """A reduction whose result names or depends on places: argmax, max with indices, prod."""
+    x = op.operands[0]
+    axes = axes_of(op.get("dim"), len(x.dims))
+    for axis in axes:
+        ctx.freeze(x.dims[axis], f"{op.name} depends on the places along it")
+    dims = reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
+    return [dims for _ in op.results]
+
+
+def along(ctx: Context, op: Operator) -> Dims:
+    """Works along a dimension but keeps its places: softmax over what is kept, cumsum."""
+    del ctx
+    return op.operands[0].dims
+
+
+def frozen_along(ctx: Context, op: Operator) -> list[Dims]:
+    """Works along a dimension whose places matter: sort, cumprod, flip, roll, tril."""
+    x = op.operands[0]
+    dim = op.get("dim", op.get("dims"))
+    for axis in axes_of(dim, len(x.dims)):
+        ctx.freeze(x.dims[axis], f"{op.name} depends on the places along it")
+    return [x.dims for _ in op.results]
+
+
+def top_k(ctx: Context, op: Operator) -> list[Dims]:
+    """The k largest: a new axis of size k in place of a frozen one."""
+    x = op.operands[0]
+    axis = wrap(op.get("dim", -1), len(x.dims))
+    ctx.freeze(x.dims[axis], f"{op.name} depends on the places along it")
+    results: list[Dims] = []
+    for sizes in op.results:
+        size = sizes[axis] if sizes else 1
+        dims = list(x.dims)
+        dims[axis] = ctx.fresh(size, "a choice of indices")
+        results.append(tuple(dims))
+    return results
+
+
+def matrix_shaped(ctx: Context, op: Operator) -> Dims:
+    """tril, triu: rows and columns are compared by place."""
+    x = op.operands[0]
+    for d in x.dims[-2:]:
+        ctx.freeze(d, f"{op.name} depends on the places along it")
+    return x.dims
+
+
+def uniform(ctx: Context, op: Operator) -> Dims:
+    """A new tensor of one value: every dimension is a new axis."""
+    return tuple(ctx.fresh(size) for size in op.out)
+
+
+def enumerated(ctx: Context, op: Operator) -> Dims:
+    """A new tensor whose values depend on the place: arange, eye, linspace."""
+    return tuple(ctx.fresh(size, "its values count its places") for size in op.out)
+
+
+def opaque(ctx: Context, op: Operator, why: str) -> list[Dims]:
+    """An operator of unknown meaning: all axes in and out are frozen."""
+    ctx.typing.opaque[ctx.node] = ctx.reason(why)
+    for operand in op.operands:
+        for d in operand.dims:
+            ctx.freeze(d, why)
+    return [
+        tuple(ctx.fresh(size, why) for size in sizes) if sizes is not None else ()
+        for sizes in op.results
+    ]
+
+
+def operand(op: Operator, name: str) -> Operand | None:
+    """The tensor argument `name`, or None where it is absent."""
+    value = op.get(name)
+    return value if isinstance(value, Operand) else None

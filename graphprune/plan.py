@@ -1,0 +1,263 @@
+"""The plan: which units stay. Data, independent of files and frameworks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from graphprune.axes import Keep, Ragged, indices
+from graphprune.axes.expr import IntArray
+from graphprune.errors import PlanError
+from graphprune.files import write_text
+
+if TYPE_CHECKING:
+    from graphprune.program import Block, Program, Structure
+
+SCHEMA = 1
+
+Units: TypeAlias = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+def is_ragged(units: Units) -> bool:
+    """Whether `units` has one list per index of an outer axis."""
+    return bool(units) and isinstance(units[0], tuple)
+
+
+def rows_of(units: Units) -> tuple[tuple[int, ...], ...]:
+    """The lists of a ragged structure, or the one list of another."""
+    return cast("tuple[tuple[int, ...], ...]", units if is_ragged(units) else (units,))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A plan bound to a program: masks per atom, and the layers to cut out.
+
+    Attributes:
+        keep: masks of the pruned atoms.
+        cuts: stack path to the blocks that are removed, ascending.
+    """
+
+    keep: Keep
+    cuts: Mapping[str, tuple[Block, ...]]
+
+    @cached_property
+    def removed_parameters(self) -> frozenset[str]:
+        """Parameters that leave with removed layers."""
+        return frozenset(p for blocks in self.cuts.values() for b in blocks for p in b.parameters)
+
+    @cached_property
+    def removed_nodes(self) -> frozenset[str]:
+        """Graph values that leave with removed layers."""
+        return frozenset(n for blocks in self.cuts.values() for b in blocks for n in b.nodes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of every structure that loses some, in the program's original coordinates.
+
+    Attributes:
+        fingerprint: of the program it was made for.
+        kept_units: structure name to its kept units, ascending; for a ragged structure one such
+            list per index of the axis around it.
+        sizes: structure name to its number of units before pruning.
+    """
+
+    fingerprint: str
+    kept_units: Mapping[str, Units]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, units in self.kept_units.items():
+            for row in rows_of(units):
+                if list(row) != sorted(set(row)):
+                    raise PlanError(
+                        "kept units are not ascending and distinct",
+                        where=f"structure {name}",
+                        hint="list every kept unit once, in ascending order",
+                    )
+
+    def bind(self, program: Program) -> Selection:
+        """The masks and cuts that the plan means for `program`.
+
+        Raises:
+            PlanError: the plan was made for another model, or removes what can't be removed.
+        """
+        if self.fingerprint != program.fingerprint:
+            raise PlanError(
+                "the plan doesn't belong to this model",
+                why=f"it was made for a model with fingerprint {self.fingerprint}, this one has "
+                f"{program.fingerprint} (parameter shapes or structures differ)",
+                hint="make a new plan for this model with `graphprune compile --dry-run`",
+            )
+        keep: dict[Any, Any] = {}
+        cuts: dict[str, tuple[Block, ...]] = {}
+        for name, units in self.kept_units.items():
+            structure = program.by_name.get(name)
+            if structure is None:
+                raise PlanError("unknown structure in plan", where=name)
+            _check(structure, units)
+            if structure.blocks:
+                gone = set(range(structure.size)) - set(units)
+                cuts[name] = tuple(b for b in structure.blocks if b.index in gone)
+            else:
+                keep[structure.atom] = _mask(structure, units)
+        return Selection(keep, {n: c for n, c in cuts.items() if c})
+
+    def kept(self, program: Program) -> dict[str, tuple[IntArray, ...]]:
+        """Kept indices of every parameter and buffer, in original coordinates.
+
+        Returns:
+            Name to one ascending index array per dimension; all empty for a removed parameter.
+        """
+        selection = self.bind(program)
+        empty = np.zeros(0, dtype=np.int64)
+        result = {}
+        for name, dims in program.typing.parameters.items():
+            if program.aliases.get(name, name) in selection.removed_parameters:
+                result[name] = tuple(empty for _ in dims)
+            else:
+                result[name] = tuple(indices(d, selection.keep) for d in dims)
+        return result
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "fingerprint": self.fingerprint,
+                "structures": {
+                    name: {"size": self.sizes.get(name), "kept": units}
+                    for name, units in self.kept_units.items()
+                },
+            },
+            indent=1,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        write_text(Path(path), self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: the file is missing or is no plan of a known schema.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise PlanError("can't read the plan", where=str(path), why=str(error)) from error
+        return cls.from_json(text, where=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "") -> Plan:
+        """Parse what `to_json` wrote.
+
+        Raises:
+            PlanError: the text is no plan of a known schema.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise PlanError(
+                    f"plan schema {data['schema']} is not supported",
+                    where=where,
+                    hint=f"this version reads schema {SCHEMA}",
+                )
+            structures = data["structures"]
+            kept = {name: _units(entry["kept"]) for name, entry in structures.items()}
+            sizes = {name: int(entry["size"]) for name, entry in structures.items()}
+            return cls(str(data["fingerprint"]), kept, sizes)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError("not a graphprune plan", where=where, why=repr(error)) from error
+
+    def diff(self, other: Plan) -> dict[str, tuple[Units | None, Units | None]]:
+        """Structures whose kept units differ: name to (here, there); None where it is whole."""
+        names = dict.fromkeys([*self.kept_units, *other.kept_units])
+        pairs = {n: (self.kept_units.get(n), other.kept_units.get(n)) for n in names}
+        return {n: pair for n, pair in pairs.items() if pair[0] != pair[1]}
+
+    def compose(self, later: Plan) -> Plan:
+        """This plan, then `later`, made for the slim model; the result is for the original.
+
+        Raises:
+            PlanError: `later` refers to units that this plan doesn't leave.
+        """
+        kept = dict(self.kept_units)
+        sizes = dict(self.sizes)
+        for name, units in later.kept_units.items():
+            renamed = _original_name(name, self)
+            base = kept.get(renamed)
+            if base is None:
+                kept[renamed], sizes[renamed] = units, later.sizes[name]
+                continue
+            try:
+                kept[renamed] = _compose(base, units)
+            except (IndexError, TypeError) as error:
+                raise PlanError("the second plan doesn't follow the first", where=name) from error
+        return Plan(self.fingerprint, kept, sizes)
+
+
+def _check(structure: Structure, units: Units) -> None:
+    if not structure.prunable:
+        raise PlanError(
+            "a frozen structure can't be pruned", where=structure.name, why=structure.reason
+        )
+    for row in rows_of(units):
+        if not row or row[0] < 0 or row[-1] >= structure.size:
+            raise PlanError(
+                f"kept units must be 1 to {structure.size} of the {structure.size} units",
+                where=structure.name,
+                hint="keep at least one unit; units are counted from 0",
+            )
+
+
+def _mask(structure: Structure, units: Units) -> Any:
+    rows = rows_of(units)
+    masks = np.zeros((len(rows), structure.size), dtype=bool)
+    for mask, kept in zip(masks, rows, strict=True):
+        mask[list(kept)] = True
+    if not is_ragged(units):
+        return masks[0]
+    if structure.within is None or len(rows) != structure.within.size:
+        raise PlanError(
+            "the units are listed once per index of an axis around them, and there is none of "
+            f"size {len(rows)}",
+            where=structure.name,
+        )
+    if len({len(r) for r in rows}) > 1:
+        raise PlanError("every list must keep the same number of units", where=structure.name)
+    return Ragged(structure.within, masks)
+
+
+def _units(value: Any) -> Units:
+    if value and isinstance(value[0], list):
+        return tuple(tuple(int(u) for u in row) for row in value)
+    return tuple(int(u) for u in value)
+
+
+def _compose(base: Units, units: Units) -> Units:
+    first, then = rows_of(base), rows_of(units)
+    size = max(len(first), len(then))
+    pairs = zip(first * (size // len(first)), then * (size // len(then)), strict=True)
+    rows = tuple(tuple(row[u] for u in kept) for row, kept in pairs)
+    return rows if is_ragged(base) or is_ragged(units) else rows[0]
+
+
+def _original_name(name: str, first: Plan) -> str:
+    """`name`, given in the slim model's layer numbers, in the original's."""
+    for stack, units in first.kept_units.items():
+        if ":" in stack or not name.startswith(stack + "."):
+            continue
+        number, dot, rest = name[len(stack) + 1 :].partition(".")
+        if number.isdigit():
+            return f"{stack}.{units[int(number)]}{dot}{rest}"
+    return name

@@ -1,0 +1,152 @@
+"""The program: a traced graph with its axes, structures and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+
+from graphprune.axes import Atom, Expr
+from graphprune.ops import Typing
+
+if TYPE_CHECKING:
+    from graphprune.analysis.cost import CostModel
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One removable layer of a stack: where it is cut out of the graph and what it owns.
+
+    Attributes:
+        index: position in the stack.
+        entry: name of the value that takes the place of `exit`.
+        exit: name of the value that the rest of the graph reads.
+        nodes: names of all values computed inside.
+        parameters: names of the parameters that only this layer uses.
+    """
+
+    index: int
+    entry: str
+    exit: str
+    nodes: frozenset[str]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """A set of tensor slices that can only be removed together, index by index.
+
+    Attributes:
+        name: stable name: the first parameter that carries it, its dimension and the place in
+            that dimension's expression, "model.layers.0.mlp.up_proj.weight:0"; for a stack of
+            layers the path of the stack, "model.layers".
+        role: ffn, hidden, kv_heads, query_heads, qk_dim, v_dim, channels, experts, layers, or
+            "" where nothing is known about it.
+        size: number of units.
+        members: the (parameter, dimension) pairs that carry it; dimension 0 for layers.
+        prunable: whether units may be removed.
+        reason: why not; None for a prunable structure.
+        params: parameters that leave with one unit while everything else stays.
+        macs: multiply-accumulates that leave with one unit, at the example's sizes.
+        scope: prefix of its parameters up to the layer number, "model.layers.0".
+        atom: its axis; None for layers.
+        within: for a ragged axis, the atom whose every index may keep its own units.
+        blocks: for layers, one block per unit.
+    """
+
+    name: str
+    role: str
+    size: int
+    members: tuple[tuple[str, int], ...]
+    prunable: bool
+    reason: str | None
+    params: int
+    macs: int
+    scope: str = ""
+    atom: Atom | None = None
+    within: Atom | None = None
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a Hugging Face program came from.
+
+    Attributes:
+        path: its directory, or None for a module in memory.
+        config: its configuration object.
+        model_class: the transformers class that was built.
+    """
+
+    path: Path | None
+    config: Any
+    model_class: type[torch.nn.Module]
+
+
+@dataclass
+class Program:
+    """A traced model.
+
+    Attributes:
+        exported: the graph, with parameters as placeholders; never changed.
+        module: the module it was traced from, or None for a file.
+        weights: parameter, buffer and constant name to tensor; may be lazy.
+        aliases: tied parameter name to the name that stands for it.
+        typing: the axes of all values and parameters.
+        structures: what can be pruned, and what can't and why.
+        example: (args, kwargs) of the trace.
+        source: the Hugging Face checkpoint behind it, if there is one.
+    """
+
+    exported: ExportedProgram
+    module: torch.nn.Module | None
+    weights: Mapping[str, torch.Tensor]
+    aliases: dict[str, str]
+    typing: Typing
+    structures: tuple[Structure, ...]
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    source: Source | None = None
+    trainable: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter, buffer and constant, tied names included."""
+        return {n: tuple(d.size for d in dims) for n, dims in self.typing.parameters.items()}
+
+    @cached_property
+    def by_name(self) -> dict[str, Structure]:
+        """Structures by their names."""
+        return {s.name: s for s in self.structures}
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Parameters, multiply-accumulates and bytes under any choice of kept units."""
+        from graphprune.analysis.cost import CostModel
+
+        return CostModel(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of parameter shapes and structures: equal for fine-tuned siblings."""
+        facts = {
+            "parameters": {n: self.parameters[n] for n in sorted(self.parameters)},
+            "structures": sorted((s.name, s.size, s.prunable) for s in self.structures),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def frozen(self) -> dict[tuple[str, int], str]:
+        """Why each parameter dimension that can't be pruned at all is frozen."""
+        from graphprune.analysis.structures import frozen_dimensions
+
+        return frozen_dimensions(self.typing)
+
+    def axis(self, parameter: str, dim: int) -> Expr:
+        """The axis expression of a parameter's dimension."""
+        return self.typing.parameters[parameter][dim]

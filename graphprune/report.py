@@ -1,0 +1,150 @@
+"""What a compilation did: the dense and the slim model side by side, and how they were measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from graphprune.evaluate import Latency, Perplexity
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One model's numbers; None is a number that was not taken.
+
+    Attributes:
+        parameters: A tied parameter counts once.
+        macs: Multiply-accumulates of one call with the example inputs.
+        bytes: Of the parameters and buffers.
+        torch: Latency in PyTorch.
+        onnxruntime: Latency in ONNX Runtime.
+        perplexity: On the recipe's text.
+    """
+
+    parameters: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    torch: Latency | None = None
+    onnxruntime: Latency | None = None
+    perplexity: Perplexity | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of :func:`graphprune.compile`.
+
+    Attributes:
+        source: What was compiled: a path, a hub id, or a class name.
+        before: Of the dense model.
+        after: Of the slim model.
+        kept: By role, units kept and units there were, over all structures.
+        outputs: Paths written; empty after a dry run.
+        native: Whether a plain Hugging Face config can hold the plan; None if nobody asked.
+        max_abs_error: Largest difference between the slim and the masked model; None if dry.
+        verified_in: dtype of that comparison.
+        notes: What the reader should know and no number says.
+        seconds: Time by stage.
+    """
+
+    source: str
+    before: Measures
+    after: Measures
+    kept: dict[str, tuple[int, int]]
+    outputs: tuple[str, ...] = ()
+    native: bool | None = None
+    max_abs_error: float | None = None
+    verified_in: str | None = None
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Renders everything as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def render(self) -> RenderableType:
+        """Returns the before/after table with its conditions, for a rich console."""
+        from rich.console import Group
+        from rich.text import Text
+
+        parts = [f"{role} {kept:,} of {size:,}" for role, (kept, size) in self.kept.items()]
+        lines = ["kept: " + (", ".join(parts) or "everything")]
+        if self.max_abs_error is not None:
+            lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"written: {path}" for path in self.outputs]
+        return Group(comparison(self.before, self.after), *(Text(line) for line in lines))
+
+
+def comparison(
+    before: Measures, after: Measures | None, titles: tuple[str, str] = ("dense", "slim")
+) -> RenderableType:
+    """Returns a table of one or two models: a row for each number taken, then the conditions."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for title in (*titles, "change") if after else titles[:1]:
+        table.add_column(title, justify="right", overflow="fold")
+    for label, first, second in _rows(before, after):
+        cells = [_number(first), _number(second), _change(first, second)]
+        table.add_row(label, *(cells if after else cells[:1]))
+    return Group(table, *(Text(line) for line in _conditions(before, after)))
+
+
+def _rows(before: Measures, after: Measures | None) -> list[tuple[str, float | None, float | None]]:
+    """Returns (label, before, after) for each number that was taken of either model."""
+    labels = {
+        "parameters": "parameters",
+        "MACs": "macs",
+        "bytes": "bytes",
+        "PyTorch, ms": "torch.milliseconds",
+        "ONNX Runtime, ms": "onnxruntime.milliseconds",
+        "perplexity": "perplexity.value",
+    }
+    rows = [(label, _get(before, path), _get(after, path)) for label, path in labels.items()]
+    return [row for row in rows if row[1:] != (None, None)]
+
+
+def _get(measures: Measures | None, path: str) -> float | None:
+    value: Any = measures
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return cast("float | None", value)
+
+
+def _conditions(before: Measures, after: Measures | None) -> list[str]:
+    """Says how the numbers were taken, and which of them mean nothing."""
+    sides = [side for side in (before, after) if side]
+    lines = []
+    if taken := [
+        latency for side in sides for latency in (side.torch, side.onnxruntime) if latency
+    ]:
+        repeats, threads = min(one.repeats for one in taken), max(one.threads for one in taken)
+        lines.append(f"latency: median of {repeats} calls or more, {threads} threads")
+    if texts := [side.perplexity for side in sides if side.perplexity]:
+        lines.append(f"perplexity: {texts[0].windows} windows of {texts[0].length} tokens")
+        if not all(text.meaningful for text in texts):
+            size = f"{texts[0].vocabulary:,}"
+            lines.append(f"a perplexity above the vocabulary ({size}) is worse than guessing")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if value < 1e7 else f"{value:.2e}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if not before or after is None:
+        return ""
+    ratio = after / before
+    return f"{(ratio - 1) * 100:+.1f} %" if ratio < 10 else f"x {ratio:.3g}"

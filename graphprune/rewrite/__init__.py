@@ -1,0 +1,1 @@
+"""Rewriting a torch program for a plan."""

@@ -1,0 +1,222 @@
+"""Constants in a torch graph that carry sizes, recomputed from the axes of the values they shape.
+
+One rule per operator with such constants. A rule returns new arguments for the call; an operator
+without a rule keeps its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphprune.axes import BoolArray, Dims, Expr, Keep, count, mask, touched
+from graphprune.ops import Typing
+
+Arguments = dict[str, Any]
+SizeRule = Callable[["Call"], None]
+
+END = torch.iinfo(torch.int64).max
+
+
+@dataclass
+class Call:
+    """A call whose size arguments are being rewritten.
+
+    Attributes:
+        node: the call in the original graph.
+        arguments: by schema name; changed in place.
+        typing: axes of the original graph.
+        keep: what stays.
+        target: the operator to call instead, if it changes.
+    """
+
+    node: fx.Node
+    arguments: Arguments
+    typing: Typing
+    keep: Keep
+    target: Any = None
+
+    def dims(self, name: str) -> Dims:
+        """Axes of the tensor argument `name`."""
+        return self.typing.values[self.arguments[name].name][0]
+
+    @property
+    def results(self) -> tuple[Dims, ...]:
+        """Axes of the results."""
+        return self.typing.values[self.node.name]
+
+    def kept(self, e: Expr) -> int:
+        """Number of indices of `e` that stay."""
+        return count(e, self.keep)
+
+    def mask(self, e: Expr) -> BoolArray:
+        """Which indices of `e` stay."""
+        return mask(e, self.keep)
+
+    def touched(self, e: Expr) -> bool:
+        """Whether `e` loses indices."""
+        return touched(e, self.keep)
+
+    def shape(self, given: Sequence[Any], dims: Dims, result: torch.Tensor) -> list[Any]:
+        """A shape argument for a tensor with axes `dims`; static sizes become literal numbers."""
+        sizes: list[Any] = []
+        for old, e, size in zip(given, dims, result.shape, strict=True):
+            if isinstance(size, int):
+                sizes.append(self.kept(e))
+            else:
+                sizes.append(-1 if self.touched(e) else old)
+        if sizes.count(-1) > 1:
+            raise ValueError(f"{self.node.name} merges several dynamic axes with pruned ones")
+        return sizes
+
+
+RULES: dict[str, SizeRule] = {}
+
+
+def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
+    def register(rule: SizeRule) -> SizeRule:
+        for name in names:
+            RULES[f"aten::{name}"] = rule
+        return rule
+
+    return register
+
+
+@_rule("view", "reshape", "_unsafe_view", "zeros", "ones", "full", "empty",
+       "new_zeros", "new_ones", "new_full", "new_empty")  # fmt: skip
+def _shape(call: Call) -> None:
+    key = "shape" if "shape" in call.arguments else "size"
+    given = call.arguments[key]
+    if isinstance(given, list | tuple):
+        call.arguments[key] = call.shape(given, call.results[0], call.node.meta["val"])
+
+
+@_rule("expand", "broadcast_to")
+def _expand(call: Call) -> None:
+    given = call.arguments["size"]
+    dims = call.results[0]
+    call.arguments["size"] = [
+        call.kept(e) if isinstance(old, int) and old != -1 else -1 if call.touched(e) else old
+        for old, e in zip(given, dims, strict=True)
+    ]
+
+
+@_rule("unflatten")
+def _unflatten(call: Call) -> None:
+    dim = call.arguments["dim"] % len(call.dims("self"))
+    n = len(call.arguments["sizes"])
+    result = call.node.meta["val"]
+    sizes = call.results[0][dim : dim + n]
+    call.arguments["sizes"] = [
+        call.kept(e) if isinstance(size, int) else old
+        for old, e, size in zip(
+            call.arguments["sizes"], sizes, result.shape[dim : dim + n], strict=True
+        )
+    ]
+
+
+@_rule("repeat", "tile")
+def _repeat(call: Call) -> None:
+    key = "repeats" if "repeats" in call.arguments else "dims"
+    source, result = call.dims("self"), call.results[0]
+    given = call.arguments[key]
+    lead = len(given) - len(source)
+    call.arguments[key] = [
+        call.kept(result[i]) // (call.kept(source[i - lead]) if i >= lead else 1)
+        if isinstance(n, int) and call.touched(result[i])
+        else n
+        for i, n in enumerate(given)
+    ]
+
+
+@_rule("repeat_interleave")
+def _repeat_interleave(call: Call) -> None:
+    dim = call.arguments["dim"]
+    whole, part = call.results[0][dim], call.dims("self")[dim]
+    call.arguments["repeats"] = call.kept(whole) // call.kept(part)
+
+
+@_rule("slice", "narrow")
+def _slice(call: Call) -> None:
+    e = call.dims("self")[call.arguments.get("dim", 0)]
+    if not call.touched(e):
+        return
+    kept = call.mask(e)
+    start = call.arguments.get("start") or 0
+    if "length" in call.arguments:
+        stop = start + call.arguments["length"]
+        call.arguments["start"] = int(kept[:start].sum())
+        call.arguments["length"] = int(kept[start:stop].sum())
+        return
+    end = call.arguments.get("end")
+    if call.arguments.get("step", 1) != 1:  # whole blocks of `step` places go or stay
+        call.arguments["end"] = END
+        return
+    start = start + e.size if start < 0 else start
+    call.arguments["start"] = int(kept[:start].sum())
+    if end is not None and end < e.size:
+        end = end + e.size if end < 0 else end
+        call.arguments["end"] = int(kept[:end].sum())
+
+
+@_rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
+def _split(call: Call) -> None:
+    x = call.dims("self")
+    dim = call.arguments.get("dim", 0) % len(x)
+    if call.touched(x[dim]):
+        sizes = [call.kept(dims[dim]) for dims in call.results]
+        call.target = torch.ops.aten.split_with_sizes.default
+        call.arguments = {
+            "self": call.arguments["self"],
+            "split_sizes": sizes,
+            "dim": dim,
+        }
+
+
+@_rule("pad", "constant_pad_nd")
+def _pad(call: Call) -> None:
+    result = call.results[0]
+    amounts = list(call.arguments["pad"])
+    for pair in range(len(amounts) // 2):
+        e = result[len(result) - 1 - pair]
+        before, after = amounts[2 * pair : 2 * pair + 2]
+        if call.touched(e):
+            kept = call.mask(e)
+            amounts[2 * pair] = int(kept[:before].sum())
+            amounts[2 * pair + 1] = int(kept[len(kept) - after :].sum())
+    call.arguments["pad"] = amounts
+
+
+@_rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
+def _normalized_shape(call: Call) -> None:
+    x = call.dims("input")
+    n = len(call.arguments["normalized_shape"])
+    call.arguments["normalized_shape"] = [call.kept(e) for e in x[len(x) - n :]]
+
+
+@_rule("group_norm")
+def _groups_of_norm(call: Call) -> None:
+    channels = call.mask(call.dims("input")[1])
+    groups = channels.reshape(call.arguments["num_groups"], -1)
+    call.arguments["num_groups"] = int(groups.any(axis=1).sum())
+
+
+@_rule("conv1d", "conv2d", "conv3d", "convolution",
+       "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")  # fmt: skip
+def _groups_of_convolution(call: Call) -> None:
+    groups = call.arguments.get("groups", 1)
+    if groups > 1:
+        channels = call.mask(call.dims("weight")[0]).reshape(groups, -1)
+        call.arguments["groups"] = int(channels.any(axis=1).sum())
+
+
+@_rule("scaled_dot_product_attention")
+def _attention_scale(call: Call) -> None:
+    qk_dim = call.dims("query")[-1]
+    if call.arguments.get("scale") is None and call.touched(qk_dim):
+        call.arguments["scale"] = 1 / math.sqrt(qk_dim.size)

@@ -1,0 +1,244 @@
+"""Applying a plan: the slim model as a program, a module and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+
+from graphprune.analysis.cost import Cost
+from graphprune.analysis.layers import module_path
+from graphprune.axes import count
+from graphprune.axes.expr import atoms
+from graphprune.errors import EmitError
+from graphprune.plan import Plan, Selection
+from graphprune.program import Program
+from graphprune.rewrite.graph import propagate_shapes, rewrite_graph
+from graphprune.rewrite.weights import SlicedWeights
+
+Format = Literal["hf", "pt2", "onnx"]
+
+
+def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim:
+    """Rewrite a program for a plan.
+
+    Args:
+        program: the dense program.
+        plan: what to keep.
+        consume: take the dense weights apart while cutting, so that no second copy of the model
+            is needed; the dense program and module can't be used afterwards.
+
+    Returns:
+        The slim model. Its graph's shapes have been re-checked with fake tensors.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    slim = Slim(program, plan, plan.bind(program))
+    slim.weights.materialize(release=consume)
+    slim.graph_module  # noqa: B018  (shapes are checked now, not at first use)
+    return slim
+
+
+class Slim:
+    """A slim model.
+
+    Attributes:
+        program: the dense program it came from.
+        plan: the plan that was applied.
+        selection: the plan's masks and cuts.
+        renamed: dense parameter name to slim name; removed parameters are absent.
+        weights: slim parameter, buffer and constant name to tensor.
+    """
+
+    def __init__(self, program: Program, plan: Plan, selection: Selection) -> None:
+        """A slim model whose tensors are cut on demand; use `apply`."""
+        self.program = program
+        self.plan = plan
+        self.selection = selection
+        self.renamed = _renamed(program, selection)
+        self.weights = SlicedWeights(program, selection, self.renamed)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Slim name to shape, for every parameter, buffer and constant, tied names included."""
+        keep = self.selection.keep
+        dims = self.program.typing.parameters
+        return {new: tuple(count(d, keep) for d in dims[old]) for old, new in self.renamed.items()}
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Tied slim name to the slim name that stands for it."""
+        return {
+            self.renamed[a]: self.renamed[c]
+            for a, c in self.program.aliases.items()
+            if a in self.renamed and c in self.renamed
+        }
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters, multiply-accumulates and bytes."""
+        found = {a for dims in self.program.typing.parameters.values() for d in dims
+                 for a in atoms(d)} | set(self.selection.keep)  # fmt: skip
+        counts = {a: count(a, self.selection.keep) for a in found}
+        blocks = [b for cut in self.selection.cuts.values() for b in cut]
+        return self.program.costs.total(counts, blocks)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The slim graph with parameters as placeholders, its shapes checked."""
+        graph = rewrite_graph(self.program, self.selection)
+        module = fx.GraphModule(torch.nn.Module(), graph)
+        state = {
+            spec.arg.name: torch.empty(self.shapes[self.renamed[spec.target]], device="meta")
+            for spec in self._specs
+            if spec.target is not None and isinstance(spec.arg, TensorArgument)
+        }
+        propagate_shapes(module, self.program, self.selection, state)
+        return module
+
+    @property
+    def _specs(self) -> list[InputSpec]:
+        """Input specs of the dense program whose parameters stay."""
+        return [
+            s
+            for s in self.program.exported.graph_signature.input_specs
+            if s.target is None or s.target in self.renamed
+        ]
+
+    @cached_property
+    def exported(self) -> ExportedProgram:
+        """The slim model as a valid exported program."""
+        dense = self.program.exported
+        specs = [
+            s if s.target is None else _retarget(s, self.renamed[s.target]) for s in self._specs
+        ]
+        state: dict[str, torch.Tensor | torch.nn.Parameter] = {}
+        constants = dict(dense.constants)
+        for s in specs:
+            if s.target is None:
+                continue
+            tensor = self.weights[s.target]
+            if s.kind == InputKind.PARAMETER:
+                state[s.target] = torch.nn.Parameter(tensor, requires_grad=False)
+            elif s.kind == InputKind.BUFFER and s.persistent:
+                state[s.target] = tensor
+            else:
+                constants[s.target] = tensor
+        gone = {s.target for s in dense.graph_signature.input_specs} - {s.target for s in specs}
+        constants = {n: c for n, c in constants.items() if n not in gone}
+        exported = ExportedProgram(
+            root=self.graph_module,
+            graph=self.graph_module.graph,
+            graph_signature=ExportGraphSignature(specs, list(dense.graph_signature.output_specs)),
+            state_dict=state,
+            range_constraints=dense.range_constraints,
+            module_call_graph=dense.module_call_graph,
+            example_inputs=dense.example_inputs,
+            constants=constants,
+            verifiers=dense.verifiers,
+        )
+        exported.validate()  # type: ignore[no-untyped-call]
+        return exported
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The slim model as a module with the signature of the source."""
+        from graphprune.emit.module import build
+
+        return build(self)
+
+    def size_hints(self) -> dict[str, list[tuple[int, int]]]:
+        """Changed sizes of the values that each module computes: path to (old, new) pairs.
+
+        For every changed axis the pairs of its whole and of its parts are listed, so that an
+        attention module shows its heads as well as its width.
+        """
+        hints: dict[str, dict[tuple[int, int], None]] = {}
+        for node in self.program.exported.graph.nodes:
+            path = module_path(node)
+            values = [n for n in (node, *node.all_input_nodes)]
+            for value in values:
+                for dims in self.program.typing.values.get(value.name, ()):
+                    for d in dims:
+                        for pair in _changes(d, self.selection.keep):
+                            hints.setdefault(path, {})[pair] = None
+        return {path: list(pairs) for path, pairs in hints.items()}
+
+    def dropped_layers(self) -> dict[str, list[int]]:
+        """Stack path to the indices of its removed layers."""
+        return {s: [b.index for b in blocks] for s, blocks in self.selection.cuts.items()}
+
+    def save(self, path: str | Path, format: Format = "hf") -> None:
+        """Write the slim model.
+
+        Args:
+            path: a directory for "hf", a file for "pt2" and "onnx".
+            format: which form.
+
+        Raises:
+            EmitError: the form can't hold this model, or writing failed. Nothing is left behind.
+        """
+        if format == "hf":
+            from graphprune.emit.hf import save
+        elif format == "pt2":
+            from graphprune.emit.pt2 import save
+        elif format == "onnx":
+            from graphprune.emit.onnx import save
+        else:
+            raise EmitError(f"unknown format {format!r}", hint='use "hf", "pt2" or "onnx"')
+        save(self, Path(path))
+
+
+def _renamed(program: Program, selection: Selection) -> dict[str, str]:
+    """Dense to slim names: layers behind a removed one move up."""
+    shifts: dict[str, dict[int, int]] = {}
+    for stack, blocks in selection.cuts.items():
+        gone = {b.index for b in blocks}
+        size = program.by_name[stack].size
+        kept = [i for i in range(size) if i not in gone]
+        shifts[stack] = {old: new for new, old in enumerate(kept)}
+    result = {}
+    for name in program.typing.parameters:
+        if program.aliases.get(name, name) in selection.removed_parameters:
+            continue
+        new = name
+        for stack, shift in shifts.items():
+            if name.startswith(f"{stack}."):
+                number, dot, rest = name[len(stack) + 1 :].partition(".")
+                if number.isdigit():
+                    new = f"{stack}.{shift[int(number)]}{dot}{rest}"
+        result[name] = new
+    return result
+
+
+def _changes(e: Any, keep: Mapping[Any, Any]) -> list[tuple[int, int]]:
+    from graphprune.axes import Atom, Product, Sum, normal, touched
+
+    e = normal(e)
+    if not touched(e, keep):
+        return []
+    found = [(e.size, count(e, keep))]
+    match e:
+        case Product(factors=parts):
+            for n in range(1, len(parts)):  # heads = kv heads * queries of each
+                head = Product(parts[:n])
+                found.extend(_changes(head, keep) if n > 1 else [])
+        case Sum(terms=parts):
+            pass
+        case _:
+            parts = ()
+    for part in parts:
+        if not isinstance(e, Atom):
+            found.extend(_changes(part, keep))
+    return [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
+
+
+def _retarget(spec: InputSpec, target: str) -> InputSpec:
+    return InputSpec(kind=spec.kind, arg=spec.arg, target=target, persistent=spec.persistent)

@@ -1,0 +1,95 @@
+"""Passes: scores and selections, one a file. Scores are found by name in this registry.
+
+Other packages add scores with an entry point of the group ``graphprune.passes`` whose name is the
+score's and whose value is its class.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from graphprune.errors import PlanError
+from graphprune.passes.magnitude import Magnitude
+from graphprune.passes.random_score import Random
+from graphprune.passes.score import Inputs, Score
+from graphprune.passes.taylor import Taylor
+
+__all__ = ["GROUP", "Inputs", "Score", "get_score", "register", "score_names"]
+
+GROUP = "graphprune.passes"
+
+ScoreClass = Callable[..., Score]
+
+_SCORES: dict[str, ScoreClass] = {}
+
+
+def register(name: str, score: ScoreClass) -> None:
+    """Add a score class under `name`.
+
+    Raises:
+        PlanError: the name is taken.
+    """
+    if name in _SCORES:
+        raise PlanError(
+            f"two scores are named {name!r}", where=f"{_SCORES[name]!r} and {score!r}"
+        )
+    _SCORES[name] = score
+
+
+def score_names() -> tuple[str, ...]:
+    """The names of all scores, those of other packages included."""
+    return tuple(sorted({*_SCORES, *_plugins()}))
+
+
+def get_score(spec: str | Mapping[str, Any] | Score) -> Score:
+    """The score that `spec` describes.
+
+    Args:
+        spec: a name, a mapping of ``name`` and the score's options, or a score.
+
+    Raises:
+        PlanError: no score has that name or that option.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        return spec
+    options = dict(spec)
+    name = options.pop("name", None)
+    plugins = _plugins()
+    if name not in _SCORES and name not in plugins:
+        close = difflib.get_close_matches(str(name), score_names(), n=1, cutoff=0.5)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise PlanError(
+            f"unknown score {name!r}", hint=f"{meant}the scores are {', '.join(score_names())}"
+        )
+    try:
+        score = _SCORES[name] if name in _SCORES else plugins[name]()
+    except (ImportError, AttributeError) as error:
+        raise PlanError(f"score {name!r} can't be loaded", why=str(error)) from error
+    try:
+        return score(**options)
+    except TypeError as error:
+        raise PlanError(f"score {name!r} doesn't take these options", why=str(error)) from error
+
+
+def _plugins() -> dict[str, Callable[[], ScoreClass]]:
+    """Loaders of the scores of other packages, by name."""
+    found: dict[str, Callable[[], ScoreClass]] = {}
+    for point in entry_points(group=GROUP):
+        if point.name in _SCORES or point.name in found:
+            raise PlanError(
+                f"two scores are named {point.name!r}",
+                where=f"entry point {point.value}",
+                hint=f"uninstall one of the packages that define it, or rename it in {GROUP}",
+            )
+        found[point.name] = point.load
+    return found
+
+
+register("magnitude", Magnitude)
+register("random", Random)
+register("taylor", Taylor)

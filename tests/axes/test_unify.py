@@ -1,0 +1,116 @@
+"""Unification against hand-worked examples."""
+
+import numpy as np
+
+from graphprune.axes import (
+    UNIT,
+    Atom,
+    Keep,
+    Product,
+    Ragged,
+    Reason,
+    Select,
+    Sum,
+    atoms,
+    freeze,
+    indices,
+    mask,
+    normal,
+    split_at,
+    unify,
+)
+
+WHY = Reason("test")
+
+
+def drop(atom: Atom, *gone: int) -> Keep:
+    kept = np.ones(atom.size, dtype=bool)
+    kept[list(gone)] = False
+    return {atom: kept}
+
+
+def test_an_atom_splits_everywhere_at_once() -> None:
+    hidden, heads, dim = Atom(768), Atom(12), Atom(64)
+    elsewhere = Sum((hidden, Atom(10)))
+    unify(hidden, Product((heads, dim)), WHY)
+    assert normal(elsewhere) == Sum((Product((heads, dim)), elsewhere.terms[1]))
+    gone = np.flatnonzero(~mask(hidden, drop(heads, 1)))
+    assert gone.tolist() == list(range(64, 128))
+
+
+def test_products_align_through_common_divisors() -> None:
+    a, b, c, d = Atom(4), Atom(6), Atom(6), Atom(4)
+    unify(Product((a, b)), Product((c, d)), WHY)  # 24 = 2 * 2 * ... against 2 * 3 * ...
+    assert all(atom.frozen for atom in atoms(Product((a, b)))) or normal(a) != a
+
+
+def test_fused_qkv_shares_heads_and_dims() -> None:
+    q, k, v = Atom(64), Atom(64), Atom(64)
+    three, heads, dim = Atom(3), Atom(4), Atom(16)
+    unify(Product((three, heads, dim)), Sum((q, k, v)), WHY)
+    assert normal(q) == normal(k) == normal(v) == Product((heads, dim))
+    assert not heads.frozen
+    assert not dim.frozen
+    assert normal(three) == Sum((UNIT, UNIT, UNIT))
+
+
+def test_heads_of_unequal_groups_keep_their_own_atoms() -> None:
+    q, k, v, heads, dim = Atom(8 * 64), Atom(64), Atom(64), Atom(10), Atom(64)
+    unify(Product((heads, dim)), Sum((q, k, v)), WHY)
+    assert normal(k) is normal(dim)
+    assert normal(v) is normal(dim)
+    q_heads, q_dim = normal(q).factors
+    assert q_dim is normal(dim)
+    assert normal(heads) == Sum((q_heads, UNIT, UNIT))
+
+
+def test_gates_of_a_recurrent_cell_freeze_the_outer_factor() -> None:
+    four, hidden = Atom(4), Atom(32)
+    halves = tuple(Atom(16) for _ in range(8))
+    unify(Product((four, hidden)), Sum(halves), WHY)
+    assert four.frozen or normal(four) != four
+    left, right = normal(hidden).terms
+    assert normal(halves[0]) is left
+    assert normal(halves[6]) is left
+    assert normal(halves[7]) is right
+
+
+def test_rotary_pairing_ties_the_two_halves() -> None:
+    dim = Atom(64)
+    cut = split_at(dim, 32)
+    assert cut is not None
+    first, second = cut
+    unify(Sum((second, first)), dim, WHY)
+    assert normal(first) is normal(second)
+    assert indices(dim, drop(normal(first), 3))[[3, 34]].tolist() == [4, 36]
+
+
+def test_freezing_spreads_through_later_unification() -> None:
+    a, b = Atom(8), Atom(8)
+    freeze(a, Reason("model output"))
+    unify(b, a, WHY)
+    assert all(x.frozen for x in atoms(b))
+    c, d, e = Atom(8), Atom(2), Atom(4)
+    freeze(c, Reason("model output"))
+    unify(Product((d, e)), c, WHY)
+    assert d.frozen
+    assert e.frozen
+
+
+def test_a_permuted_axis_meets_itself_and_freezes() -> None:
+    a = Atom(4)
+    unify(a, Select(a, np.array([3, 2, 1, 0])), WHY)
+    assert a.frozen
+
+
+def test_shapes_that_do_not_fit_freeze_both() -> None:
+    a, b, c, d = Atom(2), Atom(3), Atom(3), Atom(2)
+    unify(Product((a, b)), Product((c, d)), WHY)
+    assert all(x.frozen for x in (a, b, c, d))
+
+
+def test_ragged_masks_keep_their_own_subset_per_outer_index() -> None:
+    kv, rep, dim = Atom(2), Atom(3), Atom(2)
+    rows = np.array([[True, False, True], [False, True, True]])
+    keep: Keep = {rep: Ragged(kv, rows)}
+    assert indices(Product((kv, rep, dim)), keep).tolist() == [0, 1, 4, 5, 8, 9, 10, 11]

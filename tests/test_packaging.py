@@ -1,0 +1,132 @@
+"""The layout rules that no type checker enforces, and that what is installed works by itself."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOPS = ("graphprune", "kernels", "passes")
+
+
+def declared_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return set(project["tool"]["setuptools"]["packages"])
+
+
+def source_folders():
+    """Folders of the checkout that hold Python sources, without following the symlinks."""
+    for top in TOPS:
+        for folder, _, files in os.walk(ROOT / top):
+            if any(name.endswith(".py") for name in files):
+                yield Path(folder).relative_to(ROOT)
+
+
+def test_every_source_folder_is_packaged():
+    packages = {
+        ".".join(folder.parts if folder.parts[0] == "graphprune" else ("graphprune", *folder.parts))
+        for folder in source_folders()
+    }
+    assert packages <= declared_packages(), "list the new folder in pyproject.toml"
+
+
+def test_every_package_is_a_folder():
+    absent = {name for name in declared_packages() if not (ROOT / name.replace(".", "/")).is_dir()}
+    assert not absent
+
+
+@pytest.mark.parametrize("name", ["kernels", "passes"])
+def test_the_symlinks_point_beside_the_package(name):
+    link = ROOT / "graphprune" / name
+    assert link.is_symlink()
+    assert Path(os.readlink(link)) == Path("..", name)
+
+
+def test_kernels_stays_a_namespace_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_the_root_has_no_conftest():
+    assert not (ROOT / "conftest.py").exists()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The programs' folder of an environment that holds the built wheel and not the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    run(*pip, *build, copy_of_checkout(folder / "checkout"))
+    (wheel,) = folder.glob("graphprune-*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    base = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
+    purelib = Path(sysconfig.get_path("purelib", "venv", base))
+    # The dependencies come from where the tests run. A folder named in a .pth file is searched
+    # last, and its own .pth files, such as the hook of an editable install, are not read.
+    (purelib / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    programs = Path(sysconfig.get_path("scripts", "venv", base))
+    python = programs / "python"
+    run(*pip, "--python", python, "install", "--quiet", "--no-deps", "--ignore-installed", wheel)
+    return programs
+
+
+def copy_of_checkout(target):
+    """Copy what a build reads, so that it leaves nothing in the checkout."""
+    for name in TOPS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target)
+    return target
+
+
+def run(*command, cwd=None):
+    """Run a program; show what it said if it fails."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def tiny_llama(folder):
+    """Save a random Llama as a checkpoint; return the size of its feed-forward layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return config.intermediate_size
+
+
+def test_the_wheel_runs_outside_of_the_checkout(installed, tmp_path):
+    question = "import graphprune.passes; print(graphprune.passes.__file__)"
+    printed = run(installed / "python", "-c", question, cwd=tmp_path)
+    assert Path(printed.strip()).is_relative_to(installed.parent)
+    version = runpy.run_path(str(ROOT / "graphprune" / "_version.py"))["__version__"]
+    assert version in run(installed / "graphprune", "--version", cwd=tmp_path)
+
+
+def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
+    source, output = tmp_path / "dense", tmp_path / "slim"
+    size = tiny_llama(source)
+    options = ["--remove", "ffn=0.25", "--format", "hf"]
+    run(installed / "graphprune", "compile", source, "-o", output, *options, cwd=tmp_path)
+    slim = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    assert slim["intermediate_size"] == size * 3 // 4
+    assert (output / "model.safetensors").is_file()

@@ -1,0 +1,196 @@
+"""Recipes: what parses, what it means, and what each mistake is told."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from graphprune.errors import RecipeError
+from graphprune.recipe import Recipe, parse_number, read_yaml
+
+FULL = """
+target: {params: 0.7}
+score: {name: magnitude, norm: l1}
+aggregate: mean
+normalize: max
+uniform: false
+align: {ffn: 64, "*": 8}
+exclude: ["model.layers.0.*"]
+include: "model.layers.*"
+minimum: 25%
+calibration: {text: corpus.txt, windows: 4, length: 64}
+rounds: 3
+seed: 7
+formats: [hf, onnx, pt2]
+verify: {dtype: float64, tolerance: 1e-9}
+native: require
+"""
+
+
+def fail(data: object) -> str:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        (0.25, 0.25),
+        ("1/3", 1 / 3),
+        ("25%", 0.25),
+        ("12.5 %", 0.125),
+        ("1e-3", 0.001),
+        (64, 64),
+        ("64", 64),
+        ("100M", 100_000_000),
+        ("1.5B", 1_500_000_000),
+        ("0.5k", 500),
+        ("134_515_008", 134_515_008),
+    ],
+)
+def test_numbers(written: object, number: float) -> None:
+    assert parse_number(written) == number
+    assert type(parse_number(written)) is type(number)
+
+
+@pytest.mark.parametrize("written", ["", "a", "1/0", "1/", "%", "5X", True, None, [1]])
+def test_what_is_not_a_number(written: object) -> None:
+    with pytest.raises(ValueError, match="is not a number"):
+        parse_number(written)
+
+
+def test_every_key_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(FULL)
+    recipe = Recipe.load(path)
+    assert recipe.target == {"params": 0.7}
+    assert recipe.score.norm == "l1"
+    assert recipe.align == {"ffn": 64, "*": 8}
+    assert recipe.include == ("model.layers.*",)
+    assert recipe.minimum == 0.25
+    assert recipe.verify.tolerance == 1e-9
+    path.write_text(recipe.to_yaml())
+    assert Recipe.load(path) == recipe
+
+
+def test_defaults() -> None:
+    recipe = Recipe.parse({"remove": {"ffn": "1/4", "*": 0}})
+    assert recipe.remove == {"ffn": 0.25, "*": 0}
+    assert (recipe.score.name, recipe.uniform, recipe.align) == ("magnitude", True, {"*": 1})
+    assert (recipe.formats, recipe.native, recipe.rounds) == (("hf",), "prefer", 1)
+    assert yaml.safe_load(recipe.to_yaml()) == {"remove": {"ffn": 0.25, "*": 0.0}}
+
+
+def test_shorthands() -> None:
+    recipe = Recipe.parse({"shape": {"heads": 2}, "score": "taylor", "align": 64, "formats": "pt2"})
+    assert (recipe.score.name, recipe.align, recipe.formats) == ("taylor", {"*": 64}, ("pt2",))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"remov": {"ffn": 0.2}}, "unknown key 'remov'; did you mean 'remove'?"),
+        ({"calibration": {"window": 3}}, "'calibration.window'; did you mean 'windows'?"),
+        ({"score": {"nam": "magnitude"}}, "'score.nam'; did you mean 'name'?"),
+        ({"score": "magntude"}, "unknown score 'magntude'; did you mean 'magnitude'?"),
+        ({"score": {"name": "random", "norm": "l1"}}, "'random' has no option 'norm'"),
+        ({"formats": ["onx"]}, "unknown format 'onx'; did you mean 'onnx'?"),
+        ({"formats": []}, "in 'formats'"),
+        ({"align": {"fn": 64}}, "in 'align.fn': unknown role 'fn'; did you mean 'ffn'?"),
+        ({"align": 0}, "in 'align.*'"),
+        ({"minimum": 0}, "neither a number of units"),
+        ({"aggregate": "su"}, "in 'aggregate': 'su' is not 'sum', 'mean', 'max' or 'prod'"),
+        ({"calibration": {"length": 1}}, "in 'calibration.length'"),
+        ({"rounds": 0}, "in 'rounds'"),
+        ({"verify": {"tolerance": -1}}, "in 'verify.tolerance'"),
+    ],
+)
+def test_mistakes_beside_the_goal(data: dict[str, object], message: str) -> None:
+    text = fail({"remove": {"ffn": 0.25}, **data})
+    assert message in text
+    assert len(text.splitlines()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "exactly one of remove, target, shape, plan; this one has none"),
+        (
+            {"remove": {"ffn": 0.1}, "target": {"params": 0.7}},
+            "this one has remove and target",
+        ),
+        ({"remove": {"ffn": 0.1}, "plan": "p.json"}, "this one has remove and plan"),
+        ({"remove": {}}, "in 'remove'"),
+        ({"remove": {"fnn": 0.1}}, "in 'remove.fnn': unknown role 'fnn'; did you mean 'ffn'?"),
+        ({"remove": {"zzz": 0.1}}, "the valid ones are ffn, hidden, heads"),
+        ({"remove": {"ffn": 1}}, "is not a fraction to remove"),
+        ({"remove": {"ffn": -0.1}}, "is not a fraction to remove"),
+        ({"remove": {"ffn": "nan"}}, "is not a fraction to remove"),
+        ({"remove": {"heads": 0.1, "kv_heads": 0.2}}, "name the same role"),
+        ({"target": {"param": 0.7}}, "unknown budget 'param'; did you mean 'params'?"),
+        ({"target": {"params": 0}}, "it must be positive"),
+        ({"target": {"params": 1.5}}, "nor a whole number"),
+        ({"target": {"params": 0.7, "macs": 0.5}}, "in 'target'"),
+        ({"shape": {"hiden": 64}}, "did you mean 'hidden'?"),
+        ({"shape": {"hidden": 0}}, "in 'shape.hidden'"),
+        ({"shape": {"hidden": 0.5}}, "in 'shape.hidden'"),
+        (None, "it is empty"),
+        ([1], "it is list"),
+    ],
+)
+def test_mistakes_in_the_goal(data: object, message: str) -> None:
+    assert message in fail(data)
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    text = fail({"remove": {"ffn": 0.25}, "sed": 1, "rounds": 0})
+    assert "did you mean 'seed'" in text
+    assert "in 'rounds'" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("remove: {ffn: 0.25", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "a key is given twice"),
+        ("[1]: 2\n", "not valid YAML"),
+        ("remove: !!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_files_that_are_not_yaml(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_yaml(path)
+    assert caught.value.where == str(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not exist"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="can't be read"):
+        read_yaml(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="can't be read"):
+        read_yaml(tmp_path / "binary.yaml")
+
+
+def test_flags_alone() -> None:
+    recipe = Recipe.from_flags(None, {"remove": ["ffn=1/4,heads=0.5", "layers=2%"], "seed": 3})
+    assert recipe.remove == {"ffn": 0.25, "heads": 0.5, "layers": 0.02}
+    assert recipe.seed == 3
+
+
+def test_a_flag_wins_over_the_file_and_a_goal_replaces_the_goal() -> None:
+    base = {"remove": {"ffn": 0.25}, "seed": 1, "rounds": 2}
+    recipe = Recipe.from_flags(base, {"target": ["params=100M"], "seed": 5, "exclude": []})
+    assert (recipe.remove, recipe.target) == (None, {"params": 100_000_000})
+    assert (recipe.seed, recipe.rounds, recipe.exclude) == (5, 2, ())
+
+
+@pytest.mark.parametrize("word", ["ffn", "=0.5", "ffn=", "", "ffn=0.1,ffn=0.2"])
+def test_flags_that_are_not_pairs(word: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_flags(None, {"remove": [word]})
+    assert caught.value.where == "--remove"
