@@ -73,6 +73,7 @@ def windows(
         length: Tokens in a window.
         count: Number of windows; None takes all that the text holds.
         seed: None takes the first windows; a number draws that many of all, without replacement.
+            A larger count then begins with the windows of a smaller one.
 
     Returns:
         int64 tensor ``[count, length]``.
@@ -96,7 +97,29 @@ def windows(
     if seed is None:
         return stream[:count].clone()
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    return stream[order[:count].sort().values]
+    return stream[order[:count]]
+
+
+def load_tokenizer(directory: Path) -> Any | None:
+    """Returns the tokenizer of a checkpoint directory, or None if it has none.
+
+    Raises:
+        LoadError: It has one that transformers can't open.
+    """
+    patterns = ("tokenizer*.json", "vocab*", "*.model", "*.tiktoken")
+    if not any(found for pattern in patterns for found in directory.glob(pattern)):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise LoadError(
+            "transformers can't open the tokenizer",
+            where=str(directory),
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            hint="save the tokenizer again, or remove its files",
+        ) from error
 
 
 def _records(path: Path, text: str) -> list[str]:

@@ -1,34 +1,31 @@
 """The command line: ``graphprune compile | inspect | verify | eval``.
 
-Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a user
-got wrong is one message and exit code 1; wrong usage is 2, Ctrl-C 130. torch is imported only once a
-command needs it, so that ``--help`` is instant.
+Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
+user got wrong is one message and exit code 1; wrong usage is 2, Ctrl-C 130. torch is imported only
+once a command needs it, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from graphprune._version import __version__
-from graphprune.errors import GraphPruneError, PlanError
+from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
-    from graphprune.program import Program, Structure
     from graphprune.recipe import Recipe
 
 app = typer.Typer(
@@ -76,6 +73,7 @@ def _compile(
     shape: Annotated[
         list[str] | None, typer.Option(help="Exact sizes: hidden=2048, layers=24.")
     ] = None,
+    plan: Annotated[str | None, typer.Option(help="Replay a saved plan.")] = None,
     score: Annotated[str | None, typer.Option(help="magnitude, taylor or random.")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Keep what touches a parameter of this glob whole.")
@@ -88,49 +86,40 @@ def _compile(
         list[str] | None, typer.Option("--format", help="hf, onnx or pt2; repeatable.")
     ] = None,
     text: Text = None,
-    plan: Annotated[Path | None, typer.Option(help="Replay a saved plan.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write it."""
+    goals: dict[str, object] = {"remove": remove, "target": target, "shape": shape, "plan": plan}
+    if recipe is None and not any(goals.values()):
+        raise typer.BadParameter(
+            "say what to remove: a recipe, --remove, --target, --shape or --plan"
+        )
     if output is None and not dry_run:
         raise typer.BadParameter("give an output with -o, or --dry-run")
-    goals: dict[str, object] = {"remove": remove, "target": target, "shape": shape}
-    if plan is not None and any(goals.values()):
-        raise typer.BadParameter("--plan replays a plan; it takes no --remove, --target or --shape")
-    if plan is None and recipe is None and not any(goals.values()):
-        raise typer.BadParameter("say what to remove: a recipe, --remove, --target or --shape")
-    settled = _recipe(
-        recipe,
-        {
-            **(goals if plan is None else {"shape": ["ffn=1"]}),
-            "score": score,
-            "exclude": exclude,
-            "uniform": uniform,
-            "align": align,
-            "formats": formats,
-            "seed": seed,
-        },
-        text,
-    )
+    options: dict[str, object] = {
+        "score": score,
+        "exclude": exclude,
+        "uniform": uniform,
+        "align": align,
+        "formats": formats,
+        "seed": seed,
+    }
+    settled = _recipe(recipe, goals | options, text)
     with _progress() as progress:
-        import graphprune.compiler
+        from graphprune import compiler
 
-        report = graphprune.compiler.compile(
+        report = compiler.compile(
             source,
             settled,
             output,
             dry_run=dry_run,
             progress=progress,
-            plan=plan,
             overwrite=overwrite,
         )
-    if as_json:
-        sys.stdout.write(report.to_json())
-    else:
-        _stdout().print(report.render())
+    _show(report.to_json() if as_json else report.render())
 
 
 @app.command("inspect")
@@ -144,28 +133,20 @@ def _inspect(
     """Show what can be pruned, what a unit of it costs, and what is frozen and why."""
     with _progress() as progress:
         progress("loading and tracing")
-        import graphprune
+        from graphprune import inspection
+        from graphprune.frontends import load
 
-        program = graphprune.load(source)
-        structures = tuple(program.structures)
-    if why is not None:
-        rows = _explain(program, why)
-        lines = [f"{why}[{row['dimension']}]: {row['text']}" for row in rows]
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n" if as_json else "\n".join(lines) + "\n")
-    elif as_json:
-        fields = ("name", "role", "size", "prunable", "reason", "params", "macs", "members")
-        cost = program.cost()
-        data = {
-            "source": source,
-            "fingerprint": program.fingerprint,
-            "params": cost.params,
-            "macs": cost.macs,
-            "bytes": cost.bytes,
-            "structures": [{key: getattr(one, key) for key in fields} for one in structures],
-        }
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
-    else:
-        _print_structures(_stdout(), program)
+        program = load(source)
+        if as_json:
+            data: object = {"source": source, **inspection.as_data(program)}
+            if why is not None:
+                data = inspection.explain(program, why)
+            shown: RenderableType = json.dumps(data, indent=2) + "\n"
+        elif why is not None:
+            shown = "\n".join(inspection.explained(program, why)) + "\n"
+        else:
+            shown = inspection.as_text(program)
+    _show(shown)
 
 
 @app.command("verify")
@@ -178,14 +159,12 @@ def _verify(
 ) -> None:
     """Compare a written model with the masked dense one again, from the files alone."""
     with _progress() as progress:
-        import graphprune.compiler
+        from graphprune.artefacts import verify_output
 
-        results = graphprune.compiler.verify_output(output, source, progress=progress)
-    if as_json:
-        sys.stdout.write(json.dumps(results, indent=2) + "\n")
-        return
-    for name, error in results.items():
-        typer.echo(f"{name}: equals the masked dense model within {error:.1e}")
+        errors = verify_output(output, source, progress=progress)
+    lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
+             errors.items()]  # fmt: skip
+    _show(json.dumps(errors, indent=2) + "\n" if as_json else "".join(lines))
 
 
 @app.command("eval")
@@ -198,20 +177,20 @@ def _eval(
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, latency, parameters and size."""
+    sources = [model] if against is None else [against, model]
     with _progress() as progress:
         from dataclasses import asdict
 
-        from graphprune import compiler, report
+        from graphprune.measure import measure_sources
+        from graphprune.report import comparison
 
-        names = [model] if against is None else [against, model]
-        measured = compiler.measure(names, text or "builtin", length, windows, progress=progress)
+        measured = measure_sources(sources, text, length, windows, progress)
     if as_json:
-        data = {name: asdict(one) for name, one in zip(names, measured, strict=True)}
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
+        _show(json.dumps(data, indent=2) + "\n")
         return
-    second = measured[1] if against is not None else None
-    titles = (Path(names[0]).name, Path(names[-1]).name)
-    _stdout().print(report.comparison(measured[0], second, titles))
+    titles = (Path(sources[0]).name, Path(sources[-1]).name)
+    _show(comparison(measured[0], measured[1] if against is not None else None, titles))
 
 
 def _recipe(path: Path | None, flags: dict[str, object], text: str | None) -> Recipe:
@@ -224,101 +203,22 @@ def _recipe(path: Path | None, flags: dict[str, object], text: str | None) -> Re
     return Recipe.from_flags(base, flags)
 
 
-def _explain(program: Program, parameter: str) -> list[dict[str, Any]]:
-    """Says for each dimension of a parameter what it belongs to, or why it cannot be pruned."""
-    if parameter not in program.parameters:
-        close = difflib.get_close_matches(parameter, program.parameters, n=3, cutoff=0.4)
-        raise PlanError(
-            f"The model has no parameter '{parameter}'.",
-            hint=f"did you mean {' or '.join(close)}?" if close else "see `inspect --json`",
-        )
-    rows: list[dict[str, Any]] = []
-    for dimension, size in enumerate(program.parameters[parameter]):
-        touching = [one for one in program.structures if (parameter, dimension) in one.members]
-        parts = [
-            f"{one.name} ({one.role}, {one.size} units)"
-            if one.prunable
-            else f"frozen: {one.reason}"
-            for one in touching
-        ]
-        rows.append(
-            {
-                "dimension": dimension,
-                "size": size,
-                "structures": [one.name for one in touching],
-                "text": "; ".join(parts) or "no structure",
-            }
-        )
-    return rows
-
-
-def _print_structures(console: Console, program: Program) -> None:
-    """Prints one row for structures that differ only in the layer, then the frozen by reason."""
-    from rich.table import Table
-
-    cost = program.cost()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("role", "structures"):
-        table.add_column(title, overflow="fold")
-    for title in ("units", "params/unit", "MACs/unit"):
-        table.add_column(title, justify="right")
-    prunable = [one for one in program.structures if one.prunable]
-    for group in _alike(prunable, lambda one: (one.role, one.size, one.params, one.macs)):
-        first = group[0]
-        numbers = (f"{value:,}" for value in (first.size, first.params, first.macs))
-        table.add_row(first.role, _span(group), *numbers)
-    console.print(f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes")
-    console.print(table)
-    frozen = [one for one in program.structures if not one.prunable]
-    if frozen:
-        console.print("frozen:", style="bold")
-    for group in _alike(frozen, lambda one: (one.reason,), by_name=False):
-        members = sorted({name for one in group for name, _ in one.members})
-        shown = ", ".join(members[:3]) + (f" and {len(members) - 3} more" if members[3:] else "")
-        console.print(f"  {group[0].reason}: {shown}", markup=False, highlight=False)
-
-
-def _alike(
-    structures: Sequence[Structure],
-    key: Callable[[Structure], tuple[object, ...]],
-    by_name: bool = True,
-) -> list[list[Structure]]:
-    """Groups structures with equal keys (and names but for their numbers), in first-seen order."""
-    groups: dict[tuple[object, ...], list[Structure]] = {}
-    for one in structures:
-        pattern = re.sub(r"\d+", "*", one.name) if by_name else ""
-        groups.setdefault((pattern, *key(one)), []).append(one)
-    return list(groups.values())
-
-
-def _span(group: Sequence[Structure]) -> str:
-    """Names a group: ``model.layers.{0..29}.mlp``."""
-    numbers = [re.findall(r"\d+", one.name) for one in group]
-    varying = [place for place in zip(*numbers, strict=True) if len(set(place)) > 1]
-    if len(group) == 1:
-        return group[0].name
-    if len(varying) != 1:
-        return f"{re.sub(r'[0-9]+', '*', group[0].name)} ({len(group)})"
-    values = sorted(int(number) for number in varying[0])
-    whole = values == list(range(values[0], values[-1] + 1))
-    span = f"{values[0]}..{values[-1]}" if whole else ",".join(map(str, values))
-    places = iter(zip(*numbers, strict=True))
-    return re.sub(
-        r"\d+",
-        lambda match: f"{{{span}}}" if len(set(next(places))) > 1 else match[0],
-        group[0].name,
-    )
-
-
-def _stdout() -> Console:
+def _show(result: RenderableType) -> None:
+    """Print on stdout; text, which may be JSON, without wrapping or markup."""
+    if isinstance(result, str):
+        sys.stdout.write(result)
+        return
     from rich.console import Console
 
-    return Console(soft_wrap=False)
+    console = Console()
+    # A pipe has no width of its own, and rich would wrap at 80 columns.
+    console.width = console.width if console.is_terminal else max(console.width, 160)
+    console.print(result)
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows the present stage on stderr: a spinner, or a line in a log."""
+    """Yield a function that shows the present stage on stderr: a spinner, or a line in a log."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -331,7 +231,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps libraries' warnings, logs and progress bars off the terminal."""
+    """Keep libraries' warnings, logs and progress bars off the terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     level = logging.root.manager.disable
@@ -345,9 +245,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits with its code."""
-    from rich.console import Console
-
+    """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
     # The default action of SIGTERM would leave a half-written output behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -357,17 +255,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except GraphPruneError as error:
         if debug:
             raise
-        message = str(error)
+        _fail(str(error))
     except Exception as error:
         if debug:
             raise
-        what = " ".join(str(error).split())[:500] or "no message"
-        message = f"Internal error: {type(error).__name__}: {what}\n  do: set GRAPHPRUNE_DEBUG=1"
-        message += " for the traceback, and report it"
-    first, _, rest = message.partition("\n")
+        what = " ".join(str(error).split())[:300] or "no message"
+        _fail(
+            f"internal error: {type(error).__name__}: {what}\n"
+            "  do: set GRAPHPRUNE_DEBUG=1 for the traceback, and report it"
+        )
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
-    console.print(first + ("\n" + rest if rest else ""), markup=False, soft_wrap=True)
+    console.print(message, markup=False, soft_wrap=True)
     sys.exit(1)
 
 

@@ -7,49 +7,44 @@ renamed, so that a failed or interrupted run leaves nothing behind.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from graphprune import evaluate
-from graphprune.calibration import read_text, windows
-from graphprune.emit.hf import precheck
-from graphprune.errors import EmitError, LoadError, RecipeError, VerifyError
-from graphprune.files import replacing
+from graphprune.analysis.cost import Cost
+from graphprune.errors import EmitError, LoadError
 from graphprune.frontends import load
 from graphprune.frontends.module import trace
+from graphprune.measure import measured, token_windows
 from graphprune.passes.select import select
 from graphprune.plan import Plan
 from graphprune.program import Program
-from graphprune.recipe import FORMATS, Recipe
+from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
-from graphprune.verify import verify
-
-PLAN_FILE = "graphprune_plan.json"
-REPORT_FILE = "report.json"
+from graphprune.rounds import interim_goal, retrace
+from graphprune.target import Target
+from graphprune.verify import Certificate, verify
 
 Progress = Callable[[str], None]
 
 
 def compile(
-    source: object,
-    recipe: Recipe | Mapping[str, object] | str | Path | None,
+    source: str | Path | torch.nn.Module | Program,
+    recipe: Recipe | Mapping[str, object] | str | Path,
     output: str | Path | None = None,
     formats: Sequence[str] | None = None,
     *,
     dry_run: bool = False,
     seed: int | None = None,
     progress: Progress | None = None,
-    plan: Plan | str | Path | None = None,
     overwrite: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Report:
@@ -58,38 +53,248 @@ def compile(
     Args:
         source: a checkpoint directory, hub id or ``.pt2`` file; a module with an `example`; or a
             program.
-        recipe: a recipe, its plain data, or the path of a YAML file; None only with a `plan`.
+        recipe: a recipe, its plain data, or the path of a YAML file.
         output: a directory, or a ``.pt2`` or ``.onnx`` file; None only with `dry_run`.
         formats: hf, onnx, pt2; overrides the recipe's. The Hugging Face files are put into the
             output directory itself, the others are model.onnx and model.pt2 in it.
         dry_run: plan and report what would happen; write nothing.
         seed: overrides the recipe's.
         progress: called with the name of each stage as it begins.
-        plan: a plan, or the path of one, to apply instead of making one.
-        overwrite: replace an output that exists.
+        overwrite: replace an output that exists, if it is one of ours or a file.
         example: example inputs of a module: positional, or by keyword.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
-    settled = _settle(recipe, formats, seed, has_plan=plan is not None)
-    target = None if dry_run else Target.of(output, settled, overwrite)
+    settled = _settle(recipe, formats, seed)
+    target = None if dry_run else Target.of(output, settled, overwrite, source)
     run = _Run(settled, progress or (lambda stage: None))
-    program = run.load(source, example)
-    chosen = run.plan(program, plan)
-    native, notes = run.expressible(program, chosen, target.formats if target else settled.formats)
-    dense = Measures(**_cost(program.costs.total()))
-    slim = Slim(program, chosen, chosen.bind(program))
+    with run.stage("loading and tracing"):
+        program = _open(source, example)
+    if not dry_run:
+        with run.stage("checking weights"):
+            _check_weights(program)
+    plan = run.choose(program)
+    slim = Slim(program, plan, plan.bind(program))
+    wanted = target.formats if target else settled.formats
+    with run.stage("checking the formats"):
+        native, notes = _native(slim, settled) if "hf" in wanted else (None, ())
     report = Report(
-        source=_name_of(source),
-        before=dense,
-        after=Measures(**_cost(slim.cost)),
-        kept=_kept(program, chosen),
+        source=str(source) if isinstance(source, str | Path) else type(source).__name__,
+        before=_measures(program.costs.total()),
+        after=_measures(slim.cost),
+        kept=_kept(program, plan),
         native=native,
         notes=notes,
         seconds=run.seconds,
     )
-    if target is None:
+    return report if target is None else run.write(program, plan, report, target)
+
+
+@dataclass
+class _Run:
+    """One compilation.
+
+    Attributes:
+        recipe: what to do.
+        progress: told of each stage.
+        seconds: time taken by the stages that are over.
+    """
+
+    recipe: Recipe
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and take its time."""
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def choose(self, program: Program) -> Plan:
+        """The saved plan of the recipe, or a new one, made in as many rounds as it asks for."""
+        if self.recipe.plan is not None:
+            return Plan.load(self.recipe.plan)
+        calibration = None
+        if self.recipe.needs_data:
+            with self.stage("reading calibration text"):
+                calibration = token_windows(self.recipe, program)[1]
+        plan = Plan(program.fingerprint, {})
+        current = program
+        for number in range(1, self.recipe.rounds + 1):
+            suffix = f" ({number} of {self.recipe.rounds})" if self.recipe.rounds > 1 else ""
+            with self.stage(f"selecting{suffix}"):
+                found = self._select(current, interim_goal(self.recipe, program, current, number),
+                                     calibration)  # fmt: skip
+                plan = plan.compose(found)
+                if number < self.recipe.rounds:
+                    current = retrace(apply(program, plan))
+        return plan
+
+    def _select(
+        self, program: Program, goal: Mapping[str, Any], calibration: torch.Tensor | None
+    ) -> Plan:
+        recipe = self.recipe
+        return select(
+            program,
+            **goal,
+            score=recipe.score.model_dump(),
+            exclude=recipe.exclude,
+            include=recipe.include,
+            uniform=recipe.uniform,
+            align=recipe.align,
+            minimum=recipe.minimum,
+            aggregate=recipe.aggregate,
+            normalize=recipe.normalize,
+            seed=recipe.seed,
+            calibration=calibration,
+        )
+
+    def write(self, program: Program, plan: Plan, report: Report, target: Target) -> Report:
+        """Apply, verify, write and measure."""
+        with self.stage("cutting"):
+            slim = apply(program, plan)
+        with self.stage("verifying"):
+            certificate = self._verify(program, plan, slim)
+        report = replace(
+            report,
+            max_abs_error=certificate.max_abs_error,
+            verified_in=certificate.dtype,
+            outputs=tuple(target.shown(name) for name in target.formats),
+        )
+        with target.staging() as staged:
+            for name in target.formats:
+                with self.stage(f"writing {name}"):
+                    slim.save(staged / target.name(name), name)
+            if "hf" in target.formats:
+                report = _form_written(report, staged, self.recipe)
+            with self.stage("measuring"):
+                onnx = staged / target.name("onnx") if "onnx" in target.formats else None
+                report = measured(report, self.recipe, slim, onnx, staged)
+            plan.save(staged / target.name("plan"))
+            (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
-    return run.write(program, chosen, report, target)
+
+    def _verify(self, program: Program, plan: Plan, slim: Slim) -> Certificate:
+        wanted = self.recipe.verify
+        dtypes = {"auto": None, "float32": torch.float32, "float64": torch.float64}
+        certificate = verify(
+            program,
+            plan,
+            slim,
+            dtype=dtypes[wanted.dtype],
+            tolerance=wanted.tolerance,
+            seed=self.recipe.seed,
+        )
+        certificate.raise_if_failed()
+        return certificate
+
+
+def _settle(
+    recipe: Recipe | Mapping[str, object] | str | Path,
+    formats: Sequence[str] | None,
+    seed: int | None,
+) -> Recipe:
+    if isinstance(recipe, str | Path):
+        recipe = Recipe.load(recipe)
+    data = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
+    if formats is not None:
+        data["formats"] = tuple(formats)
+    if seed is not None:
+        data["seed"] = seed
+    return Recipe.parse(data)
+
+
+def _open(
+    source: str | Path | torch.nn.Module | Program,
+    example: tuple[Any, ...] | Mapping[str, Any] | None,
+) -> Program:
+    if isinstance(source, Program):
+        return source
+    if isinstance(source, str | Path):
+        return load(source)
+    if example is None:
+        raise LoadError(
+            "a module needs example inputs",
+            where=type(source).__name__,
+            hint="pass example=(input, ...) or example={name: input}",
+        )
+    if isinstance(example, Mapping):
+        return trace(source, (), example)
+    return trace(source, tuple(example))
+
+
+def _check_weights(program: Program) -> None:
+    """Refuse weights that are missing or not finite: every number that follows would be wrong."""
+    for name in sorted(program.trainable):
+        weight = program.weights[name]
+        if weight.is_meta:
+            raise LoadError(
+                "the model has no weights", where=name, hint="only inspect and dry runs need none"
+            )
+        if not bool(weight.isfinite().all()):
+            raise LoadError(
+                "a weight is not a finite number",
+                where=f"parameter {name}",
+                why=f"{int((~weight.isfinite()).sum())} of {weight.numel()} are NaN or infinite",
+                hint="repair the checkpoint",
+            )
+
+
+def _native(slim: Slim, recipe: Recipe) -> tuple[bool, tuple[str, ...]]:
+    """Whether a plain config can hold the plan; says so before the work starts."""
+    from graphprune.emit.hf import precheck
+
+    problems = precheck(slim)
+    if not problems:
+        return True, ()
+    if recipe.native == "require":
+        raise EmitError(
+            "no native Hugging Face config can hold this plan",
+            why="; ".join(problems),
+            hint="ask for uniform sizes, for formats pt2 or onnx, or for native: prefer",
+        )
+    return False, (f"{_SELF_CONTAINED} ({problems[0]})",)
+
+
+_SELF_CONTAINED = (
+    "no native config holds this plan: the checkpoint is self-contained, "
+    "for graphprune.load or trust_remote_code=True"
+)
+
+
+def _form_written(report: Report, directory: Path, recipe: Recipe) -> Report:
+    """Note it if the checkpoint became self-contained although the shapes would have fitted."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if "graphprune" not in config or not report.native:
+        return report
+    if recipe.native == "require":
+        raise EmitError(
+            "no native Hugging Face config can hold this plan",
+            why="the model class computes other factors from the new sizes",
+            hint="ask for formats pt2 or onnx, or for native: prefer",
+        )
+    return replace(report, native=False, notes=(*report.notes, _SELF_CONTAINED))
+
+
+def _measures(cost: Cost) -> Measures:
+    return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
+
+
+def _kept(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
+    """Units kept and units there were, of every role that loses some."""
+    kept: dict[str, int] = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
+    touched = {program.by_name[name].role for name in plan.kept_units}
+    for structure in program.structures:
+        if structure.role in touched and structure.prunable:
+            rows = plan.kept_units.get(structure.name)
+            count = structure.size
+            if rows is not None:
+                count = len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
+            kept[structure.role or "other"] += count
+            total[structure.role or "other"] += structure.size
+    return {role: (kept[role], total[role]) for role in kept}

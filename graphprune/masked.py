@@ -68,6 +68,12 @@ def output_names(exported: ExportedProgram) -> list[str]:
     return [str(s.arg.name) for s in specs if s.kind in _RETURNED]
 
 
+def input_names(exported: ExportedProgram) -> list[str]:
+    """Names of the user inputs of `exported`, in the order of `flat_inputs`."""
+    specs = exported.graph_signature.input_specs
+    return [str(s.arg.name) for s in specs if s.kind == InputKind.USER_INPUT]
+
+
 _RETURNED = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
 
 
@@ -110,6 +116,7 @@ class GraphRunner(fx.Interpreter):
         self.weights = weights
         self.dtype = dtype
         self.aliases = aliases
+        self._known = frozenset(weights)
         self.watch = watch
         self.nonfinite: dict[str, None] = {}
         named = {node.name: node for node in self.graph.nodes}
@@ -171,10 +178,10 @@ class GraphRunner(fx.Interpreter):
     def _read(self, node: fx.Node, name: str) -> Any:
         """The weight `name`, for the placeholder `node`."""
         del node
-        if name not in self.weights and name not in self.aliases:
-            return self.exported.constants[name]
-        stored = name if name in self.weights else self.aliases[name]
-        return self._cast(self.weights[stored].detach())
+        if name not in self._known:  # asking the mapping itself might read the tensor
+            name = self.aliases.get(name, name)
+        tensor = self.weights[name] if name in self._known else self.exported.constants[name]
+        return self._cast(tensor.detach())
 
     def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
         """Bind the arguments of an operator by name, put dtypes right and compute it."""

@@ -103,8 +103,7 @@ class Plan:
                 raise PlanError("unknown structure in plan", where=name)
             _check(structure, units)
             if structure.blocks:
-                gone = set(range(structure.size)) - set(units)
-                cuts[name] = tuple(b for b in structure.blocks if b.index in gone)
+                cuts[name] = _cut(structure, units)
             else:
                 keep[structure.atom] = _mask(structure, units)
         return Selection(keep, {n: c for n, c in cuts.items() if c})
@@ -218,6 +217,18 @@ def _check(structure: Structure, units: Units) -> None:
                 where=structure.name,
                 hint="keep at least one unit; units are counted from 0",
             )
+
+
+def _cut(structure: Structure, units: Units) -> tuple[Block, ...]:
+    gone = set(range(structure.size)) - set(units)
+    fixed = gone - {b.index for b in structure.blocks}
+    if fixed:
+        raise PlanError(
+            f"layers {sorted(fixed)} can't be removed",
+            where=structure.name,
+            why="the rest of the graph reads more of them than one value on the residual path",
+        )
+    return tuple(b for b in structure.blocks if b.index in gone)
 
 
 def _mask(structure: Structure, units: Units) -> Any:

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -41,7 +42,13 @@ ROLES = (
 )
 """The roles that a recipe may name; ``heads`` is another word for ``kv_heads``."""
 
-SCORES = ("magnitude", "random", "taylor")
+SCORES: Mapping[str, tuple[str, ...]] = {
+    "magnitude": ("norm",),
+    "random": ("seed",),
+    "taylor": ("batch",),
+}
+"""Our own scores and their options, known here without importing torch."""
+
 FORMATS = ("hf", "onnx", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
@@ -119,6 +126,13 @@ def _one_of(kind: str, valid: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _score_name(word: str) -> str:
+    valid = (*SCORES, *(point.name for point in entry_points(group="graphprune.passes")))
+    if word not in valid:
+        raise ValueError(f"unknown score '{word}'; {nearest(word, valid)}")
+    return word
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -131,7 +145,6 @@ RoleName = Annotated[str, _one_of("role", ROLES)]
 RoleOrAll = Annotated[str, _one_of("role", (*ROLES, "*"))]
 BudgetName = Annotated[str, _one_of("budget", BUDGETS)]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
-ScoreName = Annotated[str, _one_of("score", SCORES)]
 Removed = Annotated[float, BeforeValidator(_removed_fraction)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
 Units = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
@@ -146,17 +159,22 @@ class Score(_Data):
     """How a unit's importance is computed.
 
     Attributes:
-        name: ``magnitude``, ``taylor`` (first order, needs calibration text) or ``random``.
-        norm: For ``magnitude``, the norm of the weights of a unit.
+        name: ``magnitude``, ``taylor`` (first order, needs calibration text), ``random``, or the
+            score of another package. Its options are further keys: ``norm: l1`` for magnitude.
     """
 
-    name: ScoreName = "magnitude"
-    norm: Literal["l1", "l2"] | None = None
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, AfterValidator(_score_name)]
 
     @model_validator(mode="after")
-    def _norm_belongs_to_magnitude(self) -> Self:
-        if self.norm is not None and self.name != "magnitude":
-            raise ValueError(f"score '{self.name}' has no option 'norm'; only 'magnitude' has")
+    def _known_options(self) -> Self:
+        valid = SCORES.get(self.name)
+        for option in self.model_extra or ():
+            if valid is not None and option not in valid:
+                raise ValueError(
+                    f"score '{self.name}' has no option '{option}'; {nearest(option, valid)}"
+                )
         return self
 
 
@@ -206,7 +224,7 @@ class Recipe(_Data):
         formats: What to write: ``hf``, ``onnx``, ``pt2``.
         verify: How the result is checked.
         native: What to do if no native Hugging Face config can hold the plan: ``require`` refuses,
-            ``prefer`` writes a self-contained form with a warning, ``never`` always writes that.
+            ``prefer`` writes a self-contained form with a warning.
     """
 
     remove: Annotated[dict[RoleOrAll, Removed], Field(min_length=1)] | None = None
@@ -214,7 +232,7 @@ class Recipe(_Data):
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
     score: Annotated[Score, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = (
-        Score()
+        Score(name="magnitude")
     )
     aggregate: Literal["sum", "mean", "max", "prod"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
@@ -230,7 +248,7 @@ class Recipe(_Data):
         "hf",
     )
     verify: Verification = Verification()
-    native: Literal["require", "prefer", "never"] = "prefer"
+    native: Literal["require", "prefer"] = "prefer"
 
     @model_validator(mode="after")
     def _exactly_one_goal(self) -> Self:
@@ -241,6 +259,11 @@ class Recipe(_Data):
         if any({"heads", "kv_heads"} <= (goal or {}).keys() for goal in (self.remove, self.shape)):
             raise ValueError("'heads' and 'kv_heads' name the same role; give one of them")
         return self
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the score may want calibration text; of a score of others nobody knows."""
+        return self.plan is None and self.score.name not in ("magnitude", "random")
 
     @classmethod
     def parse(cls, data: object, where: str = "the recipe") -> Recipe:
@@ -368,7 +391,6 @@ def _explain(error: Mapping[str, Any]) -> str:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": Recipe,
-    "score": Score,
     "calibration": Calibration,
     "verify": Verification,
 }

@@ -33,9 +33,7 @@ def register(name: str, score: ScoreClass) -> None:
         PlanError: the name is taken.
     """
     if name in _SCORES:
-        raise PlanError(
-            f"two scores are named {name!r}", where=f"{_SCORES[name]!r} and {score!r}"
-        )
+        raise PlanError(f"two scores are named {name!r}", where=f"{_SCORES[name]!r} and {score!r}")
     _SCORES[name] = score
 
 

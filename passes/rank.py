@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,7 @@ def rank(
     return Ranked(structure, order.astype(np.int64), price)
 
 
-def check_option(name: str, value: str, valid: dict[str, Callable[[FloatArray], object]]) -> None:
+def check_option(name: str, value: str, valid: Mapping[str, object]) -> None:
     """Refuse a value that is not one of the valid ones."""
     if value not in valid:
         raise PlanError(f"unknown {name} {value!r}", hint=f"one of {', '.join(valid)}")

@@ -51,8 +51,7 @@ def marginals(
             columns += piece.sum(0)
     rest = columns.view(shape[1:])
     return {
-        d: rows.cpu().numpy() if d == 0 else _others_summed(rest, d - 1).cpu().numpy()
-        for d in dims
+        d: rows.cpu().numpy() if d == 0 else _others_summed(rest, d - 1).cpu().numpy() for d in dims
     }
 
 

@@ -156,8 +156,9 @@ def _with_tokens(example: tuple[Any, Any], tokens: torch.Tensor) -> tuple[Any, A
             where="the example inputs of the trace",
             hint="pass loss=, a function of (model, batch) that calls the model as it should be",
         )
-    return tree_unflatten([tokens if i == first else others.get(i, x)
-                           for i, x in enumerate(leaves)], spec)
+    return tree_unflatten(
+        [tokens if i == first else others.get(i, x) for i, x in enumerate(leaves)], spec
+    )
 
 
 def _is_tokens(value: torch.Tensor) -> bool:
@@ -175,7 +176,8 @@ def _stretched(
 
 def _batches(calibration: Any, size: int) -> Iterator[tuple[Any, int]]:
     if isinstance(calibration, torch.Tensor):
-        for part in calibration.split(size):
+        for start in range(0, len(calibration), size):
+            part = calibration[start : start + size]
             yield part, len(part)
     else:
         for batch in calibration:

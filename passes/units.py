@@ -52,7 +52,7 @@ def unit_index(e: Expr, atom: Atom) -> IntArray:
     rows = owners(e, atom)
     if (np.count_nonzero(rows != NONE, axis=0) > 1).any():
         raise ValueError(f"positions of {e!r} belong to several units of {atom!r}")
-    return rows.max(axis=0, initial=NONE)
+    return np.asarray(rows.max(axis=0, initial=NONE), dtype=np.int64)
 
 
 def pair_index(e: Expr, outer: Atom, inner: Atom) -> IntArray:

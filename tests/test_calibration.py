@@ -69,6 +69,7 @@ def test_seeded_windows_are_distinct_and_repeatable() -> None:
     first = windows(letters, text, length=4, count=20, seed=0)
     assert torch.equal(first, windows(letters, text, length=4, count=20, seed=0))
     assert not torch.equal(first, windows(letters, text, length=4, count=20, seed=1))
+    assert torch.equal(first, windows(letters, text, length=4, count=30, seed=0)[:20])
     starts = first[:, 0].tolist()
     assert len(set(starts)) == 20
     assert all((start - 200) % 4 == 0 for start in starts)

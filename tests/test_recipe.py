@@ -1,12 +1,14 @@
 """Recipes: what parses, what it means, and what each mistake is told."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from graphprune.errors import RecipeError
-from graphprune.recipe import Recipe, parse_number, read_yaml
+from graphprune.passes import get_score
+from graphprune.recipe import SCORES, Recipe, parse_number, read_yaml
 
 FULL = """
 target: {params: 0.7}
@@ -65,7 +67,7 @@ def test_every_key_reads_back(tmp_path: Path) -> None:
     path.write_text(FULL)
     recipe = Recipe.load(path)
     assert recipe.target == {"params": 0.7}
-    assert recipe.score.norm == "l1"
+    assert recipe.score.model_dump() == {"name": "magnitude", "norm": "l1"}
     assert recipe.align == {"ffn": 64, "*": 8}
     assert recipe.include == ("model.layers.*",)
     assert recipe.minimum == 0.25
@@ -82,6 +84,14 @@ def test_defaults() -> None:
     assert yaml.safe_load(recipe.to_yaml()) == {"remove": {"ffn": 0.25, "*": 0.0}}
 
 
+def test_the_options_of_scores_are_their_fields() -> None:
+    fields = {
+        name: tuple(field.name for field in dataclasses.fields(type(get_score(name))))  # type: ignore[arg-type]
+        for name in SCORES
+    }
+    assert fields == SCORES
+
+
 def test_shorthands() -> None:
     recipe = Recipe.parse({"shape": {"heads": 2}, "score": "taylor", "align": 64, "formats": "pt2"})
     assert (recipe.score.name, recipe.align, recipe.formats) == ("taylor", {"*": 64}, ("pt2",))
@@ -92,9 +102,13 @@ def test_shorthands() -> None:
     [
         ({"remov": {"ffn": 0.2}}, "unknown key 'remov'; did you mean 'remove'?"),
         ({"calibration": {"window": 3}}, "'calibration.window'; did you mean 'windows'?"),
-        ({"score": {"nam": "magnitude"}}, "'score.nam'; did you mean 'name'?"),
+        ({"score": {"nam": "magnitude"}}, "in 'score.name': Field required"),
+        ({"score": {"name": "magnitude", "nrm": "l1"}}, "no option 'nrm'; did you mean 'norm'?"),
         ({"score": "magntude"}, "unknown score 'magntude'; did you mean 'magnitude'?"),
-        ({"score": {"name": "random", "norm": "l1"}}, "'random' has no option 'norm'"),
+        (
+            {"score": {"name": "random", "norm": "l1"}},
+            "'random' has no option 'norm'; the valid ones are seed",
+        ),
         ({"formats": ["onx"]}, "unknown format 'onx'; did you mean 'onnx'?"),
         ({"formats": []}, "in 'formats'"),
         ({"align": {"fn": 64}}, "in 'align.fn': unknown role 'fn'; did you mean 'ffn'?"),

@@ -48,7 +48,7 @@ def assign_roles(
             hints[a][role] += 1
         if role == "heads" and found:
             heads.append(found)
-    queries = _query_heads(heads, members)
+    queries = _query_heads(heads, members, typing)
     return {
         atom: _role(hints[atom], pairs, ranks, atom in stream, atom in queries)
         for atom, pairs in members.items()
@@ -79,11 +79,17 @@ def _role(
 
 
 def _query_heads(
-    heads: list[list[Atom]], members: Mapping[Atom, Collection[tuple[str, int]]]
+    heads: list[list[Atom]],
+    members: Mapping[Atom, Collection[tuple[str, int]]],
+    typing: Typing,
 ) -> set[Atom]:
     """Of the atoms that make up one attention's heads, those that keys and values don't have."""
+
+    def occurrences(atom: Atom) -> int:
+        return sum(a is atom for p, d in members[atom] for a in atoms(typing.parameters[p][d]))
+
     queries: set[Atom] = set()
     for group in heads:
-        most = max(len(members[a]) for a in group)
-        queries.update(a for a in group if len(members[a]) < most)
+        counts = {a: occurrences(a) for a in group}
+        queries.update(a for a, n in counts.items() if n < max(counts.values()))
     return queries

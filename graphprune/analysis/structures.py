@@ -47,7 +47,7 @@ def find_structures(program: Program) -> tuple[Structure, ...]:
     outer = _ragged(typing, program.aliases, members)
     costs = CostModel(program)
     found = [
-        _structure(atom, pairs, roles[atom], outer.get(atom), typing, costs)
+        _structure(atom, pairs, roles[atom], outer.get(atom), program, costs)
         for atom, pairs in members.items()
     ]
     found.sort(key=lambda s: (order[s.members[0][0]], s.members[0][1], s.name))
@@ -80,13 +80,14 @@ def _structure(
     pairs: tuple[tuple[str, int], ...],
     role: str,
     within: Atom | None,
-    typing: Typing,
+    program: Program,
     costs: CostModel,
 ) -> Structure:
+    typing, trainable = program.typing, program.trainable
     unit = costs.unit(atom)
     scopes = {scope_of(p) for p, _ in pairs}
     return Structure(
-        name=_name(atom, pairs, typing),
+        name=_name(atom, pairs, typing, trainable),
         role="" if atom.frozen else role,
         size=atom.size,
         members=pairs,
@@ -100,10 +101,15 @@ def _structure(
     )
 
 
-def _name(atom: Atom, pairs: tuple[tuple[str, int], ...], typing: Typing) -> str:
-    """The shortest place among the members, the first of equals."""
+def _name(
+    atom: Atom,
+    pairs: tuple[tuple[str, int], ...],
+    typing: Typing,
+    trainable: frozenset[str],
+) -> str:
+    """The shortest place among the members, the first of equals; parameters before buffers."""
     places = []
-    for parameter, dim in pairs:
+    for parameter, dim in [p for p in pairs if p[0] in trainable] or pairs:
         path = path_to(typing.parameters[parameter][dim], atom)
         if path is not None:
             places.append((len(path), parameter, dim, path))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class Builder:
 
 def build_on_meta(model_class: type[nn.Module], config: PretrainedConfig) -> nn.Module:
     """Build a model without memory for its weights; its non-persistent buffers are empty too."""
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         return model_class(config)
 
 
@@ -123,11 +124,14 @@ def _parts(config: PretrainedConfig, prefix: Path = ()) -> Iterator[tuple[Path, 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what transformers says to configs that are only tried."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+def quiet() -> Iterator[None]:
+    """Silence what transformers says to configs that are only tried; works as a decorator too."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

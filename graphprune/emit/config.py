@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from graphprune.emit.builds import Builder, Built
+from graphprune.emit.builds import Builder, Built, quiet
 from graphprune.emit.fields import (
     Data,
     Path,
@@ -38,7 +38,7 @@ Pairs = Sequence[tuple[int, int]]
 LIMIT = 200
 """Models built on the meta device at most in one search."""
 
-ALTERNATIVES = 6
+ALTERNATIVES = 4
 """Fields without influence on shapes that are worth trying in all combinations."""
 
 
@@ -74,10 +74,11 @@ class SolvedConfig:
                 continue
             try:
                 yield type(self.config).from_dict(edited(data, dict(chosen)))
-            except Exception:  # noqa: S112  a config that its own class refuses is no candidate
+            except Exception:
                 continue
 
 
+@quiet()
 def solve_config(
     config: PretrainedConfig,
     model_class: type[nn.Module],
@@ -116,6 +117,7 @@ def solve_config(
     )
 
 
+@quiet()
 def cut_layers(
     config: PretrainedConfig,
     model_class: type[nn.Module],
@@ -187,16 +189,17 @@ class _Solver:
         if not per_layer and (apart := uneven(self.base.shapes, self.wanted)):
             name = self.builder.config_class.__name__
             return None, [f"{text}; {name} has one value for all layers" for text in apart]
-        data = self.data
-        best, cost = self._search(data, fields)
+        best, cost = self._search(self.data, fields)
+        direct = edited(self.data, {p: o[0] for p, o in fields.items() if self._is_direct(p)})
         while cost:
-            found = self._set_more(best)
+            # The search may have bent other fields to come near what an unset one should give.
+            found = self._set_more(direct, cost) or self._set_more(best, cost)
             if found is None:
                 return None, self._problems(best)
-            data, cost = found, self._cost(self.builder.build(found).model)
-            best = data
-            if cost:
-                best, cost = self._search(data, self._fields())
+            direct, cost = found, self._cost(self.builder.build(found).model)
+            best = found
+            if cost and (searched := self._search(found, fields))[1] < cost:
+                best, cost = searched
         return self._trimmed(best), []
 
     def alternatives(self, solved: Data) -> dict[Path, int]:
@@ -205,11 +208,13 @@ class _Solver:
         found: dict[Path, int] = {}
         values = dict(integers(solved))
         for path, options in self._fields().items():
-            if values.get(path) not in options:
-                attempt = self.builder.build(edited(solved, {path: options[0]})).model
-                if attempt is not None and attempt.shapes == built.shapes:
-                    if attempt.attributes != built.attributes:
-                        found[path] = options[0]
+            if values.get(path) in options:
+                continue
+            model = self.builder.build(edited(solved, {path: options[0]})).model
+            if model is None or model.shapes != built.shapes:
+                continue
+            if model.attributes != built.attributes:
+                found[path] = options[0]
         return found
 
     def _cost(self, built: Built | None) -> int:
@@ -235,14 +240,17 @@ class _Solver:
                 fields[path] = options
         return fields
 
+    def _is_direct(self, path: Path) -> bool:
+        """Whether a field is one of the sizes that changed."""
+        return dict(integers(self.data))[path] in {old for old, _ in self.pairs}
+
     def _search(self, data: Data, fields: Mapping[Path, Sequence[int]]) -> tuple[Data, int]:
         """Choose values for fields; those that equal a changed size change at first."""
-        values = dict(integers(data))
-        direct = {old for old, _ in self.pairs}
-        choices: list[list[int]] = []
-        for path, options in fields.items():
-            own = values[path]
-            choices.append([*options, own] if own in direct else [own, *options])
+        values = dict(integers(self.data))
+        choices = [
+            [*options, values[path]] if self._is_direct(path) else [values[path], *options]
+            for path, options in fields.items()
+        ]
         paths = list(fields)
 
         def apply(state: State) -> Data:
@@ -264,14 +272,13 @@ class _Solver:
             return data, self._cost(self.builder.build(data).model)
         return best, self._cost(model)
 
-    def _set_more(self, data: Data) -> Data | None:
-        """Set a field that was left to its default, if that helps.
+    def _set_more(self, data: Data, cost: int) -> Data | None:
+        """Set a field that was left to its default, if that gives a lower cost.
 
         Its value is what a module has derived and calls by the same name (a head size), or a size
         that is still wrong.
         """
-        built = self.builder.build(data).built()
-        cost = self._cost(built)
+        built = self.builder.build(data).model or self.base
         wrong = mismatches(built.shapes, self.wanted)
         sizes = Counter(
             self.wanted[name][dim] for name, dims in wrong.items() for dim in dims
@@ -316,5 +323,5 @@ class _Solver:
         name = self.builder.config_class.__name__
         problems = describe(built.shapes, self.wanted, follows, name)
         if self.refusal:
-            problems.append(f"{name} or its model refuses the direct way: {self.refusal}")
+            problems.insert(0, f"{name} or its model refuses the direct way: {self.refusal}")
         return problems

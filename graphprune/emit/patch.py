@@ -142,7 +142,8 @@ def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ())
     """Compute the patch that makes `base` like `slim`, two instances of the same class.
 
     Args:
-        base: The module that the patch is for, on any device.
+        base: The module that the patch is for. Unless it is on the meta device, the values of
+            its non-persistent buffers count as well.
         slim: A resized module with the same submodules.
         persistent: Buffers to store, in addition to those whose shapes differ.
     """
@@ -152,7 +153,6 @@ def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ())
         for name, tensor in named_tensors(base)
         if tensor.shape != target[name].shape
     }
-    stored = base.state_dict().keys()
     attributes = {}
     for path, module in base.named_modules():
         new = plain_attributes(slim.get_submodule(path))
@@ -160,9 +160,19 @@ def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ())
         edits = {n: new[n] for n in old if n in new and new[n] != old[n]}
         if edits:
             attributes[path] = edits
-    computed = {name for name, _ in base.named_buffers()} - stored
-    keep = sorted(computed & {*shapes, *persistent})
-    return Patch(shapes=shapes, attributes=attributes, persistent=keep)
+    computed = {
+        name: buffer for name, buffer in base.named_buffers() if name not in base.state_dict()
+    }
+    keep = {
+        name
+        for name, buffer in computed.items()
+        if name in shapes or name in persistent or _differ(buffer, target[name])
+    }
+    return Patch(shapes=shapes, attributes=attributes, persistent=sorted(keep))
+
+
+def _differ(base: torch.Tensor, slim: torch.Tensor) -> bool:
+    return not base.is_meta and not torch.equal(base, slim)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _places(names: Mapping[str, object]) -> dict[str, list[str]]:
 
 
 def _by_shape(names: Sequence[str], shapes: Mapping[str, Shape]) -> str:
-    """ "(64, 48)" if all are alike, else "layers 0, 2: (64, 48), layer 1: (64, 32)"."""
+    """Write "wanted (64, 48)" if all are alike, else "layers 0, 2: (64, 48), layer 1: …"."""
     by_shape: dict[Shape, list[str]] = {}
     for name in names:
         numbers = ".".join(part for part in name.split(".") if part.isdigit())

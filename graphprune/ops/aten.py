@@ -36,7 +36,7 @@ for _name in (
     ATEN.add(f"aten.{_name}", pointwise.same)
 
 for _name in (
-    "rsub floor_divide polar copy_ copy complex true_divide heaviside __and__ __or__ __xor__"
+    "rsub floor_divide polar copy_ copy complex true_divide heaviside where __and__ __or__ __xor__"
 ).split():
     ATEN.add(f"aten.{_name}", pointwise.elementwise)
 

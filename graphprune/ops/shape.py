@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graphprune.axes import UNIT, Atom, Dims, Expr, atoms, concat, product, split_at
+from graphprune.axes import UNIT, Atom, Dims, Expr, Sum, atoms, concat, product, split_at
 from graphprune.ops.context import Context, RuleError, Size, Sizes
 from graphprune.ops.pointwise import wrap
 
@@ -98,6 +98,8 @@ def slice_(ctx: Context, dims: Dims, dim: int, start: int, end: int, step: int, 
     e = dims[dim]
     if (start, end, step) == (0, e.size, 1):
         return dims
+    if not out.size:
+        return replace(dims, dim, Sum(()))
     if step == 1:
         before, after = Size(start), Size(e.size - end)
         if out.dynamic:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from graphprune.axes import count
+from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
 from graphprune.plan import Selection
 from graphprune.program import Program
@@ -27,7 +31,7 @@ def rewrite_graph(program: Program, selection: Selection) -> fx.Graph:
     Returns:
         A new graph whose nodes have the original names. Values of removed layers are gone, and
         so are placeholders of removed parameters. Metadata ("val") is the dense model's for
-        everything but shapes: see `propagate_shapes`.
+        everything but shapes: see `propagate_metadata`.
     """
     source = program.exported.graph
     replaced = {b.exit: b.entry for blocks in selection.cuts.values() for b in blocks}
@@ -107,62 +111,110 @@ def _drop_dead_code(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def propagate_shapes(
+def check_shapes(
     graph_module: fx.GraphModule,
     program: Program,
     selection: Selection,
-    state: dict[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Recompute the metadata of every value with fake tensors, and compare it with the axes.
+    """Run the slim graph on meta tensors of the example's sizes; compare all shapes with the axes.
 
     Args:
-        graph_module: the slim graph; its nodes' metadata is replaced.
+        graph_module: the slim graph.
         program: the dense program.
         selection: what stays.
-        state: placeholder name to a tensor of the slim shape (fake or meta) for parameters.
+        shapes: shape of every parameter placeholder, by its name in the graph.
 
     Raises:
-        GraphPruneError: a shape differs from what the axes say (a fault of ours).
+        GraphPruneError: an operator fails, or a shape differs from what the axes say (a fault of
+            ours).
     """
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-
-    mode = next(
-        n.meta["val"].fake_mode
-        for n in program.exported.graph.nodes
-        if isinstance(n.meta.get("val"), torch._subclasses.FakeTensor)
-    )
     inputs = []
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
             continue
-        value = state.get(node.name)
-        if value is None:
-            inputs.append(node.meta.get("val"))
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            inputs.append(value)
             continue
-        with mode:
-            old = node.meta["val"]
-            fake = torch.empty(value.shape, dtype=old.dtype, device=old.device)
-            inputs.append(fake)
+        shape = shapes.get(node.name)
+        if shape is None:
+            shape = tuple(d.size for d in program.typing.values[node.name][0])
+        inputs.append(torch.empty(shape, dtype=value.dtype, device="meta"))
+    # An operator without a meta kernel ends the check here; `verify` runs it for real.
+    with torch.no_grad(), contextlib.suppress(NotImplementedError):
+        _ShapeCheck(graph_module, program, selection.keep).run(*inputs)
+
+
+class _ShapeCheck(fx.Interpreter):
+    """Interprets a graph on the meta device, where tensors have shapes but no data."""
+
+    def __init__(self, module: fx.GraphModule, program: Program, keep: Keep) -> None:
+        super().__init__(module)
+        self._values = program.typing.values
+        self._keep = keep
+        self._counts: dict[int, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            raise _wrong_shape(n, str(error).strip().splitlines()[0][:200]) from error
+        dims = self._values.get(n.name)
+        if dims is not None and n.op != "output":
+            values = result if isinstance(result, list | tuple) else (result,)
+            for value, known in zip(values, dims, strict=False):
+                if isinstance(value, torch.Tensor) and value.shape != self._shape(known):
+                    raise _wrong_shape(
+                        n, f"its axes say {self._shape(known)}, the graph {tuple(value.shape)}"
+                    )
+        return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        move = lambda x: torch.device("meta") if isinstance(x, torch.device) else x  # noqa: E731
+        return super().call_function(
+            target, fx.node.map_aggregate(args, move), fx.node.map_aggregate(kwargs, move)
+        )
+
+    def _shape(self, dims: Dims) -> tuple[int, ...]:
+        for e in dims:
+            if id(e) not in self._counts:
+                self._counts[id(e)] = count(e, self._keep)
+        return tuple(self._counts[id(e)] for e in dims)
+
+
+def _wrong_shape(node: fx.Node, why: str) -> GraphPruneError:
+    return GraphPruneError(
+        "the rewritten graph has a wrong shape",
+        where=node.name,
+        why=why,
+        hint="please report this; leaving the structure whole (`exclude`) avoids it",
+    )
+
+
+def propagate_metadata(
+    graph_module: fx.GraphModule, program: Program, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Recompute the symbolic metadata of every value, as `torch.export` files need it.
+
+    Args:
+        graph_module: the slim graph; its nodes' "val" is replaced.
+        program: the dense program.
+        shapes: shape of every parameter placeholder, by its name in the graph.
+    """
+    values = (n.meta.get("val") for n in program.exported.graph.nodes)
+    mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+    inputs = []
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if node.name in shapes:
+            with mode:
+                shape = shapes[node.name]
+                value = torch.empty(shape, dtype=value.dtype, device=value.device)
+        inputs.append(value)
     with torch.no_grad():
         FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*inputs)
-    for node in graph_module.graph.nodes:
-        _compare(node, program, selection)
-
-
-def _compare(node: fx.Node, program: Program, selection: Selection) -> None:
-    values = node.meta.get("val")
-    known = program.typing.values.get(node.name)
-    if known is None or node.op == "output":
-        return
-    values = values if isinstance(values, list | tuple) else (values,)
-    for value, dims in zip(values, known, strict=False):
-        if not isinstance(value, torch.Tensor):
-            continue
-        for size, e in zip(value.shape, dims, strict=True):
-            if isinstance(size, int) and size != count(e, selection.keep):
-                raise GraphPruneError(
-                    "the rewritten graph has a wrong shape",
-                    where=node.name,
-                    why=f"axis {e!r} should keep {count(e, selection.keep)}, the graph has {size}",
-                    hint="please report this; leaving the structure whole (`exclude`) avoids it",
-                )

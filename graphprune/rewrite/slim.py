@@ -19,7 +19,7 @@ from graphprune.axes.expr import atoms
 from graphprune.errors import EmitError
 from graphprune.plan import Plan, Selection
 from graphprune.program import Program
-from graphprune.rewrite.graph import propagate_shapes, rewrite_graph
+from graphprune.rewrite.graph import check_shapes, propagate_metadata, rewrite_graph
 from graphprune.rewrite.weights import SlicedWeights
 
 Format = Literal["hf", "pt2", "onnx"]
@@ -95,13 +95,16 @@ class Slim:
         """The slim graph with parameters as placeholders, its shapes checked."""
         graph = rewrite_graph(self.program, self.selection)
         module = fx.GraphModule(torch.nn.Module(), graph)
-        state = {
-            spec.arg.name: torch.empty(self.shapes[self.renamed[spec.target]], device="meta")
+        check_shapes(module, self.program, self.selection, self._placeholder_shapes)
+        return module
+
+    @property
+    def _placeholder_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            spec.arg.name: self.shapes[self.renamed[spec.target]]
             for spec in self._specs
             if spec.target is not None and isinstance(spec.arg, TensorArgument)
         }
-        propagate_shapes(module, self.program, self.selection, state)
-        return module
 
     @property
     def _specs(self) -> list[InputSpec]:
@@ -133,6 +136,7 @@ class Slim:
                 constants[s.target] = tensor
         gone = {s.target for s in dense.graph_signature.input_specs} - {s.target for s in specs}
         constants = {n: c for n, c in constants.items() if n not in gone}
+        propagate_metadata(self.graph_module, self.program, self._placeholder_shapes)
         exported = ExportedProgram(
             root=self.graph_module,
             graph=self.graph_module.graph,

@@ -1,0 +1,129 @@
+"""Checking what was written: the masked oracle again, from the files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from graphprune.errors import LoadError, VerifyError
+from graphprune.evaluate import onnx_session
+from graphprune.frontends import load
+from graphprune.masked import output_names, run_masked
+from graphprune.plan import Plan
+from graphprune.program import Program
+from graphprune.target import beside
+from graphprune.verify import compare, random_inputs, verify
+
+ONNX_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A model that was read back, as `graphprune.verify` wants it."""
+
+    exported: ExportedProgram
+    weights: Mapping[str, torch.Tensor]
+
+
+def verify_output(
+    output: Path, source: str | None = None, *, progress: Callable[[str], None]
+) -> dict[str, float]:
+    """Compare every model that `graphprune.compile` wrote with the masked dense one.
+
+    Args:
+        output: the directory, or the ``.pt2`` or ``.onnx`` file.
+        source: the dense model; None takes the one that the report names.
+        progress: told of each stage.
+
+    Returns:
+        File name to the largest absolute difference.
+
+    Raises:
+        LoadError: there is no plan, no model, or no dense model.
+        PlanError: the plan doesn't belong to the dense model.
+        VerifyError: a written model computes something else.
+    """
+    models = _models(output)
+    plan = Plan.load(beside(output, "plan"))
+    progress("loading the dense model")
+    program = load(source if source is not None else _source(output))
+    plan.bind(program)
+    errors = {}
+    for path in models:
+        progress(f"checking {path.name}")
+        if path.suffix == ".onnx":
+            errors[path.name] = _verify_onnx(program, plan, path)
+            continue
+        written = load(path)
+        certificate = verify(program, plan, _Written(written.exported, _weights(written)))
+        certificate.raise_if_failed()
+        errors[path.name] = certificate.max_abs_error
+    return errors
+
+
+def _models(output: Path) -> list[Path]:
+    if output.is_file() and output.suffix in (".pt2", ".onnx"):
+        return [output]
+    if not output.is_dir():
+        raise LoadError("there is no such output", where=str(output))
+    files = [output / name for name in ("model.pt2", "model.onnx")]
+    found = [output] if (output / "config.json").is_file() else []
+    found += [file for file in files if file.is_file()]
+    if not found:
+        raise LoadError(
+            "the output holds no model",
+            where=str(output),
+            why="it has no config.json, model.pt2 or model.onnx",
+        )
+    return found
+
+
+def _source(output: Path) -> str:
+    path = beside(output, "report")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            "the report doesn't say what the dense model was",
+            where=str(path),
+            why=str(error),
+            hint="give it with --source",
+        ) from None
+
+
+def _weights(program: Program) -> dict[str, torch.Tensor]:
+    """All tensors by name, tied ones under each of theirs."""
+    tied = {a: program.weights[c] for a, c in program.aliases.items() if c in program.weights}
+    return {**tied, **program.weights}
+
+
+def _verify_onnx(program: Program, plan: Plan, path: Path) -> float:
+    """Compare an ONNX file, run by ONNX Runtime, with the masked model in float32."""
+    session, _ = onnx_session(path)
+    inputs = random_inputs(program)
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(leaves):
+        raise VerifyError("the ONNX file has other inputs than the dense model", where=str(path))
+    found = session.run(None, {n: x.numpy() for n, x in zip(names, leaves, strict=True)})
+    expected = run_masked(program, plan.bind(program), inputs, torch.float32)
+    differences = compare(
+        output_names(program.exported),
+        expected,
+        [torch.from_numpy(value) for value in found],
+        ONNX_TOLERANCE,
+    )
+    for one in differences:
+        if one.problem is not None:
+            raise VerifyError(
+                "the ONNX file does not compute what the masked model computes",
+                where=f"{path}, output {one.output}",
+                why=one.problem,
+            )
+    return max((one.error for one in differences), default=0.0)

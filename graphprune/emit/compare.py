@@ -1,0 +1,70 @@
+"""Running two forms of one model on the same inputs, and comparing what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from graphprune.emit.reload import outputs
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+Outputs = Mapping[str, torch.Tensor]
+
+TOLERANCE = 1e-4
+"""Largest difference that passes, relative to the largest output; more for short floats."""
+
+
+def probe(example: Example, seed: int = 0) -> Example:
+    """Return inputs like the example ones: floats drawn anew, since examples are often constant.
+
+    Integers (token ids, masks) keep their values, whose range only the model knows. Those without
+    values, on the meta device, become ones and twos, valid as token ids and as masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        device = "cpu" if value.is_meta else value.device
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+        if value.is_meta:
+            return torch.randint(1, 3, value.shape, generator=generator).to(value.dtype)
+        return value
+
+    return pytree.tree_map(draw, example)  # type: ignore[no-any-return]
+
+
+def run(model: Callable[..., Any], inputs: Example) -> dict[str, torch.Tensor]:
+    """Run a model and return its floating-point outputs by name."""
+    args, kwargs = inputs
+    with torch.no_grad():
+        return outputs(model(*args, **kwargs))
+
+
+def deviation(found: Outputs, expected: Outputs) -> str | None:
+    """Say how outputs differ from those expected.
+
+    Returns:
+        None if all the expected ones are there and equal within the tolerance.
+    """
+    if not expected:
+        return "there are no floating-point outputs to compare"
+    for name, want in expected.items():
+        got = found.get(name)
+        if got is None or got.shape != want.shape:
+            shape = None if got is None else tuple(got.shape)
+            return f"output '{name}' has shape {shape} instead of {tuple(want.shape)}"
+        wide, narrow = want.detach().double().cpu(), got.detach().double().cpu()
+        if not torch.equal(wide.isfinite(), narrow.isfinite()):
+            return f"output '{name}' is infinite or NaN in other places"
+        finite = wide.isfinite()
+        scale = float(wide[finite].abs().max()) if finite.any() else 1.0
+        error = float((wide - narrow)[finite].abs().max()) if finite.any() else 0.0
+        tolerance = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
+        if error > tolerance * max(scale, 1e-6):
+            return f"output '{name}' differs by {error:.3g} where the largest value is {scale:.3g}"
+    return None

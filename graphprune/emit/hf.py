@@ -1,0 +1,297 @@
+"""Writing a slim model as a Hugging Face checkpoint.
+
+The native form is an ordinary checkpoint of the original class with another config. Where no
+config can express the slim model, the self-contained form brings its code along (see `pruned`).
+Either counts only after a fresh process has opened it and computed the same outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PretrainedConfig
+
+from graphprune.emit import pruned, reload
+from graphprune.emit.builds import build_on_meta, quiet
+from graphprune.emit.checkpoint import write_weights
+from graphprune.emit.compare import Example, deviation, probe, run
+from graphprune.emit.config import SolvedConfig, solve_config
+from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
+from graphprune.errors import EmitError
+from graphprune.files import replacing
+
+PLAN = "graphprune_plan.json"
+
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "chat_template*",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files of a checkpoint that don't depend on the size of its model."""
+
+
+@quiet()
+def precheck(slim: Any) -> list[str]:
+    """Say why the slim model cannot have the native form; needs no weights.
+
+    Returns:
+        Nothing if its config can express all shapes. The outputs may still differ, where a class
+        computes a factor from a size; `save` notices that.
+
+    Raises:
+        EmitError: The program doesn't come from a Hugging Face model.
+    """
+    return list(_solve(slim).problems)
+
+
+@quiet()
+def save(slim: Any, path: str | Path) -> None:
+    """Write a slim model as a Hugging Face checkpoint; a directory at `path` is replaced.
+
+    Args:
+        slim: A :class:`graphprune.rewrite.slim.Slim` whose program has a source.
+        path: The directory.
+
+    Raises:
+        EmitError: Neither form gives the slim model's outputs, or writing failed. Nothing is left
+            behind then.
+    """
+    solved = _solve(slim)
+    inputs = probe(slim.program.example)
+    with replacing(Path(path)) as directory:
+        job = _Job(slim, solved, directory, inputs, _expected(slim.module, inputs))
+        _write(job)
+        if slim.program.source.path is not None:
+            _copy_files(Path(slim.program.source.path), directory)
+        (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be written.
+
+    Attributes:
+        slim: The slim model.
+        solved: Its native config, if there is one.
+        directory: Where the checkpoint is built.
+        inputs: What to try it on.
+        expected: The slim module's outputs for these inputs.
+    """
+
+    slim: Any
+    solved: SolvedConfig
+    directory: Path
+    inputs: Example
+    expected: Mapping[str, torch.Tensor]
+
+    @property
+    def model_class(self) -> type[nn.Module]:
+        """The transformers class, not resized."""
+        return pruned.original_class(self.slim.program.source.model_class)
+
+    @property
+    def attention(self) -> str | None:
+        """The attention implementation of the slim module, which decides about rounding."""
+        found: str | None = self.slim.program.source.config._attn_implementation
+        return found
+
+
+def _solve(slim: Any) -> SolvedConfig:
+    source = slim.program.source
+    if source is None:
+        raise EmitError(
+            "There is no Hugging Face form of this model.",
+            why="it was not loaded from a Hugging Face checkpoint",
+            hint='ask for format "pt2" or "onnx"',
+        )
+    return solve_config(
+        pruned.plain(source.config, source.model_class),
+        pruned.original_class(source.model_class),
+        slim.shapes,
+        slim.dropped_layers(),
+        slim.size_hints(),
+    )
+
+
+def _expected(module: nn.Module, inputs: Example) -> dict[str, torch.Tensor]:
+    """The outputs in evaluation mode, in which a loaded model is."""
+    training = [m for m in module.modules() if m.training]
+    for part in training:
+        part.training = False
+    try:
+        return run(module, inputs)
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _write(job: _Job) -> None:
+    """Write the first form that gives the right outputs.
+
+    Raises:
+        EmitError: There is none.
+    """
+    reasons: list[str] = []
+    for form in (_write_native, _write_self_contained):
+        shutil.rmtree(job.directory, ignore_errors=True)
+        job.directory.mkdir()
+        trouble = form(job)
+        if not trouble:
+            return
+        reasons += [f"{form.__name__.removeprefix('_write_')} form: {text}" for text in trouble]
+    raise EmitError(
+        "No Hugging Face checkpoint gives the outputs of the slim model.",
+        where=str(job.slim.program.source.path or job.model_class.__name__),
+        why="\n    ".join(reasons),
+        hint='ask for format "pt2" or "onnx", or for uniform sizes over the layers',
+    )
+
+
+def _write_native(job: _Job) -> list[str]:
+    """Write config and weights; return what is wrong with them."""
+    if job.solved.problems:
+        return list(job.solved.problems)
+    _write_weights(job, build_on_meta(job.model_class, job.solved.config))
+    trouble = ""
+    candidates = list(job.solved.candidates())
+    for config in candidates:
+        config.save_pretrained(job.directory)
+        if len(candidates) > 1:  # only the one that is right is worth a process of its own
+            found = _expected(_load(job), job.inputs)
+            trouble = trouble or deviation(found, job.expected) or ""
+            if deviation(found, job.expected) is not None:
+                continue
+        return _reopen(job, job.model_class.__module__, job.model_class.__name__, trust=False)
+    return [trouble]
+
+
+def _write_self_contained(job: _Job) -> list[str]:
+    """Write config with patch, modelling file and weights; return what is wrong with them."""
+    if not isinstance(job.slim.module, job.model_class):
+        return ["the slim module is a graph, not a resized instance of the original class"]
+    config, patch = _patched(job)
+    blank = build_on_meta(job.model_class, config)
+    apply_patch(blank, patch)
+    shutil.rmtree(job.directory)
+    job.directory.mkdir()
+    _write_weights(job, blank)
+    annotated = pruned.annotate(config, job.model_class, patch)
+    annotated.save_pretrained(job.directory)
+    source = pruned.modelling_source(job.model_class)
+    (job.directory / f"{pruned.FILE}.py").write_text(source, encoding="utf-8")
+    return _reopen(job, "transformers", next(iter(annotated.auto_map)), trust=True)
+
+
+def _patched(job: _Job) -> tuple[PretrainedConfig, Patch]:
+    """Return the config to build the original class from, and what to change then.
+
+    A config that gives the right shapes and wrong outputs is the better start: the patch holds
+    only the factors and buffers that the class computes otherwise.
+    """
+    if not job.solved.problems:
+        config = job.solved.config
+        _write_weights(job, build_on_meta(job.model_class, config))
+        config.save_pretrained(job.directory)
+        return config, difference(_load(job), job.slim.module)
+    blank = build_on_meta(job.model_class, job.solved.config)
+    apply_patch(blank, Patch(dropped=job.solved.dropped))
+    patch = difference(blank, job.slim.module, pruned.changed_buffers(job.slim))
+    return job.solved.config, replace(patch, dropped=job.solved.dropped)
+
+
+def _load(job: _Job) -> nn.Module:
+    """Open the native form in this process."""
+    options = {"attn_implementation": job.attention} if job.attention else {}
+    model: nn.Module = job.model_class.from_pretrained(  # type: ignore[attr-defined]
+        job.directory, dtype="auto", local_files_only=True, **options
+    )
+    return model
+
+
+def _write_weights(job: _Job, blank: nn.Module) -> None:
+    """Write every tensor that transformers stores for a model like `blank`, ties once."""
+    tied = set(getattr(blank, "all_tied_weights_keys", None) or {})
+    ignored = set(getattr(blank, "_keys_to_ignore_on_save", None) or ())
+    names = [name for name in blank.state_dict() if name not in tied | ignored]
+    own = dict(named_tensors(job.slim.module))
+
+    def tensor(name: str) -> torch.Tensor:
+        # Buffers that no graph reads are known to the module only.
+        found: torch.Tensor = job.slim.weights[name] if name in job.slim.weights else own[name]
+        return found
+
+    write_weights(job.directory, names, tensor)
+
+
+def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
+    """Open the checkpoint in a fresh process and return what is wrong with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        inputs, found = scratch / "inputs.pt", scratch / "outputs.safetensors"
+        request = {
+            "directory": str(job.directory.resolve()),
+            "module": module,
+            "class": name,
+            "trust_remote_code": trust,
+            "attention": job.attention,
+            "inputs": str(inputs),
+            "outputs": str(found),
+        }
+        torch.save(job.inputs, inputs)
+        (scratch / "request.json").write_text(json.dumps(request))
+        # -P keeps the working directory off the path; modelling code is cached, and then gone.
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(scratch / "modules"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-P", reload.__file__, str(scratch / "request.json")],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            return [f"transformers cannot open it: {lines[-1]}"]
+        answer = json.loads((scratch / "answer.json").read_text())
+        trouble = [
+            f"transformers finds {kind} weights: {', '.join(answer[kind])}"
+            for kind in ("missing", "unexpected", "mismatched")
+            if answer[kind]
+        ]
+        wrong = deviation(load_file(found), job.expected)
+    return trouble + ([wrong] if wrong else [])
+
+
+def _copy_files(source: Path, directory: Path) -> None:
+    """Copy what a checkpoint holds beside its model: tokenizer, processor, licence."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in COPIED):
+            shutil.copyfile(file, directory / file.name)

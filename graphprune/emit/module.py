@@ -1,0 +1,141 @@
+"""The slim model as a module of the original class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphprune.emit.attributes import find_patch
+from graphprune.emit.compare import deviation, probe, run
+from graphprune.emit.patch import apply_patch, named_tensors, skeleton, slim_name
+from graphprune.errors import EmitError
+
+
+def build(slim: Any) -> nn.Module:
+    """Build the slim model as a module.
+
+    Args:
+        slim: A :class:`graphprune.rewrite.slim.Slim`.
+
+    Returns:
+        A resized copy of the source module, with its class and signature. Where there is none
+        (the source is a graph) or none can be found (with a warning): the slim graph as a module.
+    """
+    if slim.program.module is not None:
+        try:
+            return _resized(slim)
+        except EmitError as error:
+            warnings.warn(
+                f"the slim module is the exported graph instead of the original class: {error}",
+                stacklevel=2,
+            )
+    module: nn.Module = slim.exported.module()
+    return module
+
+
+def _resized(slim: Any) -> nn.Module:
+    """Find the patch, running candidates against the slim graph, and apply it.
+
+    Raises:
+        EmitError: There is no such patch.
+    """
+    program = slim.program
+    dropped = slim.dropped_layers()
+    blank = skeleton(program.module)
+    _refill(blank, program)
+    buffers = {
+        name: buffer
+        for old, buffer in program.module.named_buffers(remove_duplicate=False)
+        if (name := slim_name(old, dropped)) is not None
+    }
+    inputs = probe(program.example)
+    expected = run(slim.exported.module(), inputs)
+
+    def check(candidate: nn.Module) -> bool:
+        if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
+            assign(candidate, slim.weights, buffers)
+        return deviation(run(candidate, inputs), expected) is None
+
+    config = {}
+    if dropped and program.source is not None:
+        # transformers is needed for its own models only, and slow to import.
+        from graphprune.emit.config import cut_layers
+        from graphprune.emit.pruned import original_class, plain
+
+        config = cut_layers(
+            plain(program.source.config, program.source.model_class),
+            original_class(program.source.model_class),
+            dropped,
+        )
+    patch = find_patch(blank, slim.shapes, dropped, slim.size_hints(), check, config)
+    apply_patch(blank, patch)
+    dense = {
+        t.untyped_storage().data_ptr() for _, t in named_tensors(program.module) if not t.is_meta
+    }
+    assign(blank, slim.weights, buffers, dense)
+    return blank
+
+
+def assign(
+    module: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    buffers: Mapping[str, torch.Tensor],
+    shared: Collection[int] = (),
+) -> None:
+    """Give a module on the meta device its tensors. Ties stay ties.
+
+    Args:
+        module: The module, of the right shapes.
+        weights: Name to tensor.
+        buffers: The buffers that no graph reads, and which are hence not among the weights.
+        shared: Addresses of storages that others use: tensors in these are copied.
+
+    Raises:
+        EmitError: A tensor is missing or has another shape.
+    """
+    names: dict[int, list[str]] = {}
+    tensors = dict(named_tensors(module))
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    for tied in names.values():
+        old = tensors[tied[0]]
+        source = next((s for s in (weights, buffers) for n in tied if n in s), None)
+        if source is None:
+            raise EmitError("The slim model lacks a tensor of the module.", where=tied[0])
+        value = source[next(n for n in tied if n in source)].detach()
+        if value.shape != old.shape:
+            raise EmitError(
+                "A tensor of the slim model doesn't fit the module.",
+                where=tied[0],
+                why=f"it has shape {tuple(value.shape)} instead of {tuple(old.shape)}",
+            )
+        if source is buffers or value.untyped_storage().data_ptr() in shared:
+            value = value.clone()
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad)
+        for name in tied:
+            path, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(path), leaf, value)
+
+
+def _refill(blank: nn.Module, program: Any) -> None:
+    """Put empty tensors back where the dense weights were let go of while they were cut."""
+    made: dict[str, torch.Tensor] = {}
+    for name, shape in program.parameters.items():
+        path, _, leaf = name.rpartition(".")
+        try:
+            owner = blank.get_submodule(path)
+        except AttributeError:  # a constant of the graph
+            continue
+        key = program.aliases.get(name, name)
+        empty = made.setdefault(key, torch.empty(shape, device="meta"))
+        if owner._parameters.get(leaf, owner) is None:
+            if not isinstance(empty, nn.Parameter):
+                empty = made[key] = nn.Parameter(empty)
+            owner._parameters[leaf] = empty
+        elif owner._buffers.get(leaf, owner) is None:
+            owner._buffers[leaf] = empty

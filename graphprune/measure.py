@@ -1,0 +1,193 @@
+"""Measuring models side by side: a compilation's dense and slim one, or any that are on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from graphprune import evaluate
+from graphprune.calibration import BUILTIN, load_tokenizer, read_text, windows
+from graphprune.errors import EvaluationError, LoadError
+from graphprune.frontends import load
+from graphprune.plan import Plan
+from graphprune.program import Program
+from graphprune.recipe import Recipe
+from graphprune.report import Measures, Report
+from graphprune.rewrite.slim import Slim, apply
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def token_windows(recipe: Recipe, program: Program) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of the recipe's text: (to evaluate on, to calibrate on), without a common one.
+
+    Raises:
+        LoadError: the model has no tokenizer, or the text is too short.
+    """
+    wanted = recipe.calibration
+    tokenizer = tokenizer_of(program)
+    if tokenizer is None:
+        raise LoadError(
+            "text needs a tokenizer, and the model has none",
+            where=str(program.source.path) if program.source else None,
+            hint="save the tokenizer with the checkpoint",
+        )
+    count = wanted.windows * (2 if recipe.needs_data else 1)
+    drawn = windows(
+        tokenizer, read_text(wanted.text), length=wanted.length, count=count, seed=recipe.seed
+    )
+    return drawn[: wanted.windows], drawn[wanted.windows :]
+
+
+def tokenizer_of(program: Program) -> Any | None:
+    """The tokenizer of the checkpoint behind a program, if there is one."""
+    if program.source is None or program.source.path is None:
+        return None
+    return load_tokenizer(program.source.path)
+
+
+def measured(
+    report: Report, recipe: Recipe, slim: Slim, onnx: Path | None, scratch: Path
+) -> Report:
+    """Add latencies, and perplexities where there is text, to a report.
+
+    Args:
+        report: with the costs of both models.
+        recipe: names the text.
+        slim: the slim model, and through it the dense one.
+        onnx: the slim model's file, if it was written.
+        scratch: a directory for the dense model's ONNX file.
+    """
+    program = slim.program
+    dense = program.module if program.module is not None else program.exported.module()
+    texts, notes = _evaluation_windows(recipe, program)
+    inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
+    before = _in_torch(report.before, dense, inputs, texts)
+    after = _in_torch(report.after, slim.module, inputs, texts)
+    if onnx is not None and find_spec("onnxruntime") is not None:
+        after = replace(after, onnxruntime=_in_onnxruntime(onnx, inputs))
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            whole = Path(folder) / "dense.onnx"
+            apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
+            before = replace(before, onnxruntime=_in_onnxruntime(whole, inputs))
+    return replace(report, before=before, after=after, notes=(*report.notes, *notes))
+
+
+def measure_sources(
+    sources: Sequence[str],
+    text: str | None,
+    length: int,
+    count: int | None,
+    progress: Callable[[str], None],
+) -> list[Measures]:
+    """Measure models on disk, all on the same windows.
+
+    Args:
+        sources: checkpoints, hub ids or ``.onnx`` files (of which only latency and size).
+        text: where to take text from; None uses the built-in one for models that text suits.
+        length: tokens in a window.
+        count: number of windows; None takes all.
+        progress: told of each stage.
+
+    Raises:
+        LoadError: a model or the text can't be opened, or no model has a tokenizer.
+        EvaluationError: a text was given, and a model is no causal language model.
+    """
+    programs: dict[str, Program] = {}
+    for source in sources:
+        if not source.endswith(".onnx"):
+            progress(f"loading {source}")
+            programs[source] = load(source)
+    texts = _shared_windows(list(programs.values()), text, length, count)
+    found = []
+    for source in sources:
+        progress(f"measuring {source}")
+        if source.endswith(".onnx"):
+            measures = Measures(
+                parameters=evaluate.onnx_parameters(source),
+                onnxruntime=evaluate.onnx_latency(source, length=length),
+            )
+        else:
+            measures = _of_program(programs[source], texts, text is not None)
+        size = evaluate.size_on_disk(_path_of(source, programs.get(source)))
+        found.append(replace(measures, bytes=size))
+    return found
+
+
+def _of_program(program: Program, texts: torch.Tensor | None, insist: bool) -> Measures:
+    module = program.module if program.module is not None else program.exported.module()
+    if not _is_causal(program) and not insist:
+        texts = None
+    inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
+    cost = program.costs.total()
+    measures = Measures(parameters=cost.params, macs=cost.macs)
+    return _in_torch(measures, module, inputs, texts)
+
+
+def _shared_windows(
+    programs: Sequence[Program], text: str | None, length: int, count: int | None
+) -> torch.Tensor | None:
+    if text is None and not any(map(_is_causal, programs)):
+        return None
+    tokenizer = next((t for p in programs if (t := tokenizer_of(p)) is not None), None)
+    if tokenizer is None:
+        if text is None or not programs:
+            return None
+        raise LoadError("text needs a tokenizer, and the model has none")
+    return windows(tokenizer, read_text(text or BUILTIN), length=length, count=count)
+
+
+def _path_of(source: str, program: Program | None) -> Path:
+    """Where a source lies on disk; a hub id in the cache."""
+    if program is not None and program.source is not None and program.source.path is not None:
+        return program.source.path
+    return Path(source)
+
+
+def _is_causal(program: Program) -> bool:
+    """Whether the model reads token ids and nothing else, as causal language models do."""
+    args, kwargs = program.example
+    return not args and set(kwargs) == {"input_ids"}
+
+
+def _evaluation_windows(
+    recipe: Recipe, program: Program
+) -> tuple[torch.Tensor | None, tuple[str, ...]]:
+    """Windows to evaluate on, or why there are none."""
+    asked = "text" in recipe.calibration.model_fields_set
+    if not _is_causal(program):
+        if asked and not recipe.needs_data:
+            return None, ("no perplexity: not a causal language model",)
+        return None, ()
+    if not asked and tokenizer_of(program) is None:
+        return None, ("no perplexity: the checkpoint has no tokenizer",)
+    return token_windows(recipe, program)[0], ()
+
+
+def _in_torch(
+    measures: Measures, module: Callable[..., Any], inputs: Example, texts: torch.Tensor | None
+) -> Measures:
+    latency = evaluate.torch_latency(module, *inputs)
+    perplexity = None if texts is None else evaluate.perplexity(module, texts)
+    return replace(measures, torch=latency, perplexity=perplexity)
+
+
+def _in_onnxruntime(path: Path, inputs: Example) -> evaluate.Latency:
+    session, _ = evaluate.onnx_session(path)
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(leaves):
+        raise EvaluationError(
+            "the ONNX file has other inputs than the model",
+            where=str(path),
+            why=f"{', '.join(names)} instead of {len(leaves)} tensors",
+        )
+    feeds = {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
+    return evaluate.onnx_latency(path, feeds)

@@ -1,0 +1,142 @@
+"""Budgets: the widest model that fits a number of parameters, multiply-accumulates or bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from graphprune.analysis.cost import Cost
+from graphprune.errors import PlanError
+from graphprune.passes.levers import Counts, Lever
+from graphprune.passes.scope import Scope
+
+RESOURCES: dict[str, Callable[[Cost], int]] = {
+    "params": lambda cost: cost.params,
+    "macs": lambda cost: cost.macs,
+    "bytes": lambda cost: cost.bytes,
+}
+DEFAULT_ROLES = ("ffn", "heads", "channels", "experts")
+KEPT_BY_DEFAULT = ("hidden", "layers", "qk_dim", "v_dim", "query_heads")
+TOLERANCE = 0.005  # of the budget
+RESOLUTION = 1 << 20  # common fractions that bisection tells apart
+
+Measure = Callable[[Counts], int]
+
+
+def budget_roles(scope: Scope, roles: Sequence[str] | None) -> list[str]:
+    """The model's roles that take part in a budget.
+
+    By default those that cost the least quality per parameter; in a model that has none of them
+    every width but the residual stream's and the head dimensions'.
+    """
+    if roles is not None:
+        return list(dict.fromkeys(map(scope.role, roles)))
+    prunable = scope.prunable_roles()
+    usual = [r for r in map(scope.role, DEFAULT_ROLES) if r in prunable]
+    found = usual or [r for r in prunable if r not in KEPT_BY_DEFAULT]
+    if not found:
+        raise PlanError(
+            "there is nothing that a budget usually takes from",
+            why=f"the model has {', '.join(prunable) or 'nothing to prune'}",
+            hint="name the roles with roles=",
+        )
+    return found
+
+
+def parse_target(target: Mapping[str, int | float], dense: Cost) -> tuple[str, int]:
+    """The resource that a target names, and how much of it.
+
+    Args:
+        target: one resource to a fraction of the dense model (at most 1), or a whole number.
+        dense: the cost of the dense model.
+
+    Raises:
+        PlanError: it is not one known resource with a sensible amount.
+    """
+    if len(target) != 1 or not target.keys() <= RESOURCES.keys():
+        raise PlanError("a target names one of params, macs, bytes", where=f"target {dict(target)}")
+    ((resource, amount),) = target.items()
+    if not amount > 0 or (amount > 1 and amount != int(amount)):
+        raise PlanError(
+            f"{amount!r} is not a budget",
+            where=f"target {resource}",
+            hint="give a fraction of the dense model (at most 1), or a whole number",
+        )
+    return resource, int(amount if amount > 1 else amount * RESOURCES[resource](dense))
+
+
+def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") -> Counts:
+    """Counts whose cost is at most the budget and at most 0.5 % below it.
+
+    All levers are first pulled by the largest common fraction that fits, found by bisection. What
+    is left of the budget is then given back, in the coarsest steps that fit and then in finer
+    ones, so that the result falls short by less than one step of the finest lever.
+
+    Args:
+        levers: what may shrink; cost falls with every step of any of them.
+        measure: cost of given counts.
+        budget: what the cost may be.
+        what: the resource, for messages.
+
+    Raises:
+        PlanError: the budget can't be reached; the message states the reachable range.
+    """
+
+    def cost(position: Sequence[int]) -> int:
+        return measure(_counts(levers, position))
+
+    least, dense = cost([lever.steps for lever in levers]), measure({})
+    if not least <= budget <= dense:
+        raise PlanError(
+            f"the budget of {budget:,} {what} is not reachable",
+            why=f"with these roles, exclusions and floors {least:,} to {dense:,} are, "
+            f"{least / dense:.1%} to 100% of the dense model",
+            hint="choose a budget in that range, or let more roles take part",
+        )
+
+    def at(step: int) -> list[int]:
+        return [lever.nearest(step / RESOLUTION) for lever in levers]
+
+    pulled = _first(RESOLUTION, lambda step: cost(at(step)) <= budget)
+    position = at(pulled)
+    here = cost(position)
+    gains = {
+        i: cost([k - (i == j) for j, k in enumerate(position)]) - here
+        for i, at_step in enumerate(position)
+        if at_step
+    }
+    for i in sorted(gains, key=lambda i: -gains[i]):
+        before, after = position[:i], position[i + 1 :]
+
+        def fits(k: int, before: list[int] = before, after: list[int] = after) -> bool:
+            return cost([*before, k, *after]) <= budget
+
+        position[i] = _first(position[i], fits)
+    reached = cost(position)
+    if reached < budget * (1 - TOLERANCE):
+        finest = min(gains.values(), default=0)
+        raise PlanError(
+            f"the budget of {budget:,} {what} is not reachable within {TOLERANCE:.1%}",
+            why=f"the nearest below is {reached:,}, and the finest step is {finest:,}",
+            hint=f"ask for {reached:,}, or allow finer steps: a smaller align, uniform=False, "
+            "or more roles",
+        )
+    return _counts(levers, position)
+
+
+def _counts(levers: Sequence[Lever], position: Sequence[int]) -> Counts:
+    counts: Counts = {}
+    for lever, k in zip(levers, position, strict=True):
+        counts |= lever.at(k)
+    return counts
+
+
+def _first(last: int, holds: Callable[[int], bool]) -> int:
+    """The least number of 0 to `last` for which `holds`; it does for `last` and all above it."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high

@@ -1,0 +1,230 @@
+"""Which structures a selection may touch, and down to what: roles, globs, floors, alignment."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+
+from graphprune.analysis.roles import ROLES
+from graphprune.axes import Atom, Expr, atoms
+from graphprune.axes.expr import IntArray
+from graphprune.errors import PlanError
+from graphprune.passes.units import NONE, owners
+from graphprune.program import Program, Structure
+
+HEADS = "heads"
+ALL = "*"
+COUNTED = frozenset({"layers", "experts"})  # numbers of things, not sizes of a matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A structure that may lose units.
+
+    Attributes:
+        structure: it.
+        removable: the units that may go, ascending.
+        ladder: kept counts that are allowed, descending from all units to the floor.
+    """
+
+    structure: Structure
+    removable: IntArray
+    ladder: IntArray
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a selection may touch.
+
+    Attributes:
+        program: the program.
+        exclude: globs of parameter names; a structure that touches one stays whole.
+        include: if there are any, only structures that touch one of these are pruned.
+        minimum: units that stay in every structure, or the fraction of it (below 1).
+        align: kept sizes are multiples of this, by role or for all roles but layers and experts.
+    """
+
+    program: Program
+    exclude: Sequence[str] = ()
+    include: Sequence[str] = ()
+    minimum: int | float = 1
+    align: int | Mapping[str, int] = 1
+    _known: dict[str, Candidate] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.minimum <= 0 or (self.minimum > 1 and self.minimum != int(self.minimum)):
+            raise PlanError(
+                f"minimum {self.minimum} is neither a number of units nor a fraction below 1"
+            )
+        for role, step in self._steps.items():
+            if role not in (*ROLES, HEADS, ALL):
+                raise PlanError(f"unknown role {role!r}", where="align", hint=_listed(ROLES))
+            if step < 1 or step != int(step):
+                raise PlanError(f"align {step} is not a whole number of at least 1", where=role)
+
+    def role(self, name: str) -> str:
+        """The model's own name for role `name`: heads are kv_heads, or query_heads without them."""
+        if name != HEADS:
+            return name
+        return "kv_heads" if "kv_heads" in self.by_role else "query_heads"
+
+    @cached_property
+    def by_role(self) -> dict[str, list[Structure]]:
+        """All structures of each role."""
+        found: dict[str, list[Structure]] = {}
+        for structure in self.program.structures:
+            found.setdefault(structure.role, []).append(structure)
+        return found
+
+    def prunable_roles(self) -> list[str]:
+        """Roles with at least one structure that may lose a unit."""
+        return [role for role in self.by_role if self._find(role)]
+
+    def candidates(self, role: str) -> list[Candidate]:
+        """The structures of a role that may lose units.
+
+        Raises:
+            PlanError: there are none; the message says why.
+        """
+        role = self.role(role)
+        found = self._find(role)
+        if not found:
+            raise self._nothing(role)
+        return found
+
+    def _find(self, role: str) -> list[Candidate]:
+        structures = (s for s in self.by_role.get(role, ()) if s.prunable and s.size > 1)
+        return [c for s in structures if len((c := self.candidate(s)).removable)]
+
+    def candidate(self, structure: Structure) -> Candidate:
+        """What of a structure may go."""
+        if structure.name not in self._known:
+            self._known[structure.name] = self._examine(structure)
+        return self._known[structure.name]
+
+    def _examine(self, structure: Structure) -> Candidate:
+        if structure.blocks:
+            names = {b.index: b.parameters for b in structure.blocks}
+            units = [i for i, parameters in sorted(names.items()) if self._touchable(parameters)]
+        else:
+            touchable = self._touchable(p for p, _ in structure.members)
+            units = list(range(structure.size)) if touchable else []
+        removable = np.array(units, dtype=np.int64)
+        return Candidate(structure, removable, self._ladder(structure, len(units)))
+
+    def _touchable(self, parameters: Iterable[str]) -> bool:
+        names = set(parameters)
+        if names & self._excluded:
+            return False
+        return not self.include or bool(names & self._included)
+
+    @cached_property
+    def _excluded(self) -> frozenset[str]:
+        return self._matching(self.exclude, "exclude")
+
+    @cached_property
+    def _included(self) -> frozenset[str]:
+        return self._matching(self.include, "include")
+
+    def _matching(self, globs: Sequence[str], where: str) -> frozenset[str]:
+        """Canonical names of the parameters that any glob matches."""
+        names = self.program.parameters
+        found: set[str] = set()
+        for glob in globs:
+            matched = [n for n in names if fnmatchcase(n, glob)]
+            if not matched:
+                raise PlanError(
+                    f"no parameter matches {glob!r}",
+                    where=where,
+                    hint=f"globs are of parameter names, such as {next(iter(names), '')!r}",
+                )
+            found.update(self.program.aliases.get(n, n) for n in matched)
+        return frozenset(found)
+
+    def _ladder(self, structure: Structure, removable: int) -> IntArray:
+        size = structure.size
+        least = self.minimum if self.minimum >= 1 else math.ceil(self.minimum * size)
+        floor = max(min(int(least), size), size - removable)
+        step = self._granule(structure)
+        lowest = -(-floor // step) * step
+        return np.array([size, *range((size - 1) // step * step, lowest - 1, -step)])
+
+    def _granule(self, structure: Structure) -> int:
+        """Units that make up one step of the alignment."""
+        align = self._steps.get(structure.role)
+        if align is None:
+            align = 1 if structure.role in COUNTED else self._steps.get(ALL, 1)
+        return align // math.gcd(align, self.width(structure)) if align > 1 else 1
+
+    @cached_property
+    def _steps(self) -> dict[str, int]:
+        if not isinstance(self.align, Mapping):
+            return {ALL: self.align}
+        return {self.role(name): step for name, step in self.align.items()}
+
+    def width(self, structure: Structure) -> int:
+        """Positions of one unit in a dimension, such as head_dim for a head of k_proj.
+
+        Dimensions that an operator uses in the structure's role count (queries for qk_dim), or
+        else those of its matrices. Where they differ (a query projection has more than a key
+        projection) the most common number does, the smaller of equally common ones. Layers have
+        no positions, which is 1.
+        """
+        atom = structure.atom
+        if atom is None:
+            return 1
+        dims = ((self.program.typing.parameters[p], d) for p, d in structure.members)
+        exprs = self._used_as.get((atom, structure.role)) or [e[d] for e, d in dims if len(e) > 1]
+        owned = (np.count_nonzero(owners(e, atom) != NONE) for e in exprs)
+        widths = Counter(max(1, int(n) // structure.size) for n in owned)
+        return min(widths, key=lambda w: (-widths[w], w), default=1)
+
+    @cached_property
+    def _used_as(self) -> dict[tuple[Atom, str], list[Expr]]:
+        found: dict[tuple[Atom, str], list[Expr]] = {}
+        for e, role in self.program.typing.hints:
+            for atom in dict.fromkeys(atoms(e)):
+                found.setdefault((atom, role), []).append(e)
+        return found
+
+    def _nothing(self, role: str) -> PlanError:
+        structures = self.by_role.get(role, [])
+        frozen = [s for s in structures if not s.prunable]
+        what = f"nothing with role {role!r} can be pruned"
+        if not structures:
+            unnamed = [s for s in self.by_role.get("", ()) if not s.prunable]
+            has = sorted(r for r, found in self.by_role.items() if r and _open(found))
+            return PlanError(
+                f"the model has no role {role!r}",
+                why=f"frozen axes have no role: {_reasons(unnamed)}" if unnamed else None,
+                hint=f"it has {', '.join(has)}" if has else "it has nothing to prune",
+            )
+        if len(frozen) == len(structures):
+            return PlanError(what, why=f"all are frozen: {_reasons(frozen)}")
+        if all(s.size == 1 for s in structures if s.prunable):
+            return PlanError(what, why="every structure of it has one unit, and one has to stay")
+        return PlanError(
+            what,
+            why="exclude and include leave no structure of it",
+            hint=f"for example {structures[0].name} touches {structures[0].members[0][0]}",
+        )
+
+
+def _open(structures: Sequence[Structure]) -> bool:
+    return any(s.prunable for s in structures)
+
+
+def _reasons(structures: Sequence[Structure], most: int = 3) -> str:
+    reasons = Counter(s.reason or "frozen" for s in structures)
+    told = [f"{n} x {reason}" for reason, n in reasons.most_common(most)]
+    return "; ".join([*told, *(["..."] if len(reasons) > most else [])])
+
+
+def _listed(roles: Iterable[str]) -> str:
+    return f"the roles are {', '.join(roles)}, {HEADS}"

@@ -1,0 +1,207 @@
+"""Selection: from a goal and a score to a plan."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphprune.errors import PlanError
+from graphprune.passes import Inputs, Score, get_score
+from graphprune.passes.budget import RESOURCES, budget_roles, fit, parse_target
+from graphprune.passes.levers import Counts, Lever, levers
+from graphprune.passes.random_score import Random
+from graphprune.passes.rank import AGGREGATES, SCALES, Ranked, check_option, rank
+from graphprune.passes.scope import ALL, Candidate, Scope
+from graphprune.passes.score import Loss
+from graphprune.passes.shape import shape_counts
+from graphprune.plan import Plan
+from graphprune.program import Block, Program, Structure
+
+
+def select(
+    program: Program,
+    remove: Mapping[str, float] | None = None,
+    target: Mapping[str, int | float] | None = None,
+    shape: Mapping[str, int] | None = None,
+    score: str | Mapping[str, Any] | Score = "magnitude",
+    *,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    uniform: bool = True,
+    align: int | Mapping[str, int] = 1,
+    minimum: int | float = 1,
+    aggregate: str = "sum",
+    normalize: str = "mean",
+    seed: int = 0,
+    calibration: Any = None,
+    loss: Loss | None = None,
+    ragged: bool = True,
+    roles: Sequence[str] | None = None,
+) -> Plan:
+    """Choose which units stay. Exactly one of `remove`, `target` and `shape` is given.
+
+    Args:
+        program: the program.
+        remove: role to the fraction of its units to remove; counts round to nearest, half up.
+            ``*`` stands for every prunable role that is not named; ``heads`` for kv_heads, or for
+            query_heads in a model without them.
+        target: ``{"params": x}``, ``{"macs": x}`` or ``{"bytes": x}``, x a fraction of the dense
+            model (at most 1) or a whole number; reached within 0.5 % and never exceeded.
+        shape: role to exact size; see `graphprune.passes.shape.shape_counts`.
+        score: a name, a mapping of ``name`` and options, or a score.
+        exclude: structures that touch a parameter matched by one of these globs stay whole; in a
+            stack of layers, the layers that do.
+        include: if given, only structures (layers) that touch a matched parameter are pruned.
+        uniform: True removes the same fraction from every structure of a role. False ranks their
+            units together, by normalised scores.
+        align: kept sizes are multiples of this, in positions of a dimension, by role or for all
+            roles but layers and experts; the nearest multiple is taken, or the whole.
+        minimum: units that stay in every structure, or the fraction of them (below 1).
+        aggregate: how the scores of a unit's members are joined: sum, mean, max, prod.
+        normalize: what a structure's scores are divided by: none, or their mean, max, sum.
+        seed: of score random.
+        calibration: data for scores that need it; see `graphprune.passes.score.Inputs`.
+        loss: see `graphprune.passes.score.Inputs`.
+        ragged: let every outer unit keep its own inner units, in equal numbers, where the model
+            allows it (query heads of a key-value head).
+        roles: those that take part in a `target`. None takes ffn, heads, channels and experts, or
+            whatever widths a model without these has.
+
+    Raises:
+        PlanError: the goal is unknown, contradictory or out of reach; the message says what is.
+    """
+    check_option("aggregate", aggregate, AGGREGATES)
+    check_option("normalize", normalize, SCALES)
+    goals = {"remove": remove, "target": target, "shape": shape}
+    given = [name for name, goal in goals.items() if goal is not None]
+    if len(given) != 1:
+        raise PlanError(
+            "a selection has exactly one of remove, target, shape",
+            why=f"this one has {' and '.join(given) or 'none'}",
+        )
+    if roles is not None and target is None:
+        raise PlanError("roles= belongs to a target", hint="name roles as keys of remove or shape")
+    scope = Scope(program, exclude, include, minimum, 1 if shape is not None else align)
+    options = {"aggregate": aggregate, "normalize": normalize, "ragged": ragged}
+    ranking = _Ranking(scope, get_score(score), Inputs(calibration, loss, seed), options)
+    if shape is not None:
+        counts = shape_counts(scope, shape)
+    elif remove is not None:
+        counts = _removed(scope, ranking, remove, uniform)
+    else:
+        counts = _budgeted(scope, ranking, target or {}, roles, uniform)
+    shrunk = [s for s in program.structures if counts.get(s.name, s.size) < s.size]
+    ranked = ranking.of(scope.candidate(s) for s in shrunk)
+    if shrunk and _without_values(program, ranking.score):
+        # Sizes and costs don't depend on which units stay, so that planning on shapes is useful.
+        warnings.warn("the weights have no values (meta device): units tie, the first ones stay",
+                      stacklevel=2)  # fmt: skip
+    return Plan(
+        program.fingerprint,
+        {s.name: ranked[s.name].kept(counts[s.name]) for s in shrunk},
+        {s.name: s.size for s in shrunk},
+    )
+
+
+def _without_values(program: Program, score: Score) -> bool:
+    names = (n for n in program.parameters if n in program.trainable)
+    return not isinstance(score, Random) and program.weights[next(names)].is_meta
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Ranks structures when they are asked for, each once."""
+
+    scope: Scope
+    score: Score
+    inputs: Inputs
+    options: Mapping[str, Any]
+    known: dict[str, Ranked] = field(default_factory=dict)
+
+    def of(self, candidates: Iterable[Candidate]) -> dict[str, Ranked]:
+        """The units of `candidates` in the order in which they go, by structure name."""
+        new = [c for c in candidates if c.structure.name not in self.known]
+        if new:
+            program = self.scope.program
+            scores = self.score.score(program, [c.structure for c in new], self.inputs)
+            for c in new:
+                name = c.structure.name
+                self.known[name] = rank(
+                    c.structure, scores[name], removable=c.removable, **self.options
+                )
+        return self.known
+
+
+def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool) -> Counts:
+    """Kept counts for a fraction per role."""
+    fractions: dict[str, float] = {}
+    for name, fraction in remove.items():
+        if not 0 <= fraction < 1:
+            raise PlanError(
+                f"{fraction!r} is not a fraction to remove",
+                where=f"remove {name}",
+                hint="give a number of at least 0 and below 1",
+            )
+        role = scope.role(name)
+        if role in fractions:
+            raise PlanError(f"{name!r} and {role!r} are the same role", where="remove")
+        fractions[role] = fraction
+    everything = fractions.pop(ALL, None)
+    counts: Counts = {}
+    for role, fraction in fractions.items():
+        pulled = _levers(scope, ranking, [role], uniform)
+        if fraction and not any(lever.steps for lever in pulled):
+            raise PlanError(
+                f"nothing with role {role!r} can be smaller",
+                why="align and minimum leave no size below the whole",
+                hint="lower them, or leave the role out",
+            )
+        for lever in pulled:
+            counts |= lever.at(lever.nearest(fraction))
+    if everything is not None:
+        others = [r for r in scope.prunable_roles() if r not in fractions]
+        for lever in _levers(scope, ranking, others, uniform):
+            counts |= lever.at(lever.nearest(everything))
+    return counts
+
+
+def _budgeted(
+    scope: Scope,
+    ranking: _Ranking,
+    target: Mapping[str, int | float],
+    roles: Sequence[str] | None,
+    uniform: bool,
+) -> Counts:
+    """Kept counts for a budget."""
+    program = scope.program
+    resource, budget = parse_target(target, program.costs.total())
+    names = budget_roles(scope, roles)
+    stacks = [c for role in names for c in scope.candidates(role) if c.structure.blocks]
+    ranked = ranking.of(stacks)
+
+    def measure(counts: Counts) -> int:
+        kept = {program.by_name[n]: count for n, count in counts.items()}
+        gone = [b for s, count in kept.items() for b in _cut(s, count, ranked)]
+        atoms = {s.atom: count for s, count in kept.items() if s.atom is not None}
+        return RESOURCES[resource](program.costs.total(atoms, gone))
+
+    return fit(_levers(scope, ranking, names, uniform), measure, budget, resource)
+
+
+def _cut(structure: Structure, count: int, ranked: Mapping[str, Ranked]) -> list[Block]:
+    """The blocks that go when a stack keeps `count` layers; none of another structure."""
+    if not structure.blocks:
+        return []
+    gone = set(ranked[structure.name].order[: structure.size - count].tolist())
+    return [b for b in structure.blocks if b.index in gone]
+
+
+def _levers(scope: Scope, ranking: _Ranking, roles: Sequence[str], uniform: bool) -> list[Lever]:
+    found: list[Lever] = []
+    for role in roles:
+        candidates = scope.candidates(role)
+        ranked = {} if uniform else ranking.of(candidates)
+        found += levers(candidates, uniform=uniform, ranked=ranked)
+    return found
