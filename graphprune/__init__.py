@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from graphprune.recipe import Recipe
     from graphprune.report import Report
     from graphprune.rewrite.slim import Slim, apply
-    from graphprune.verify import Certificate, verify
+    from graphprune.verification import Certificate, verify
 
 # Loaded on first use: `graphprune --version` must not wait for torch.
 _HOMES = {
@@ -44,12 +44,12 @@ _HOMES = {
     "trace": "graphprune.frontends.module",
     "select": "graphprune.passes.select",
     "apply": "graphprune.rewrite.slim",
-    "verify": "graphprune.verify",
+    "verify": "graphprune.verification",
     "Plan": "graphprune.plan",
     "Program": "graphprune.program",
     "Structure": "graphprune.program",
     "Slim": "graphprune.rewrite.slim",
-    "Certificate": "graphprune.verify",
+    "Certificate": "graphprune.verification",
     "Recipe": "graphprune.recipe",
     "Report": "graphprune.report",
     **dict.fromkeys(

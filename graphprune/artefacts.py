@@ -18,14 +18,14 @@ from graphprune.masked import output_names, run_masked
 from graphprune.plan import Plan
 from graphprune.program import Program
 from graphprune.target import beside
-from graphprune.verify import compare, random_inputs, verify
+from graphprune.verification import compare, random_inputs, verify
 
 ONNX_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A model that was read back, as `graphprune.verify` wants it."""
+    """A model that was read back, as `graphprune.verification` wants it."""
 
     exported: ExportedProgram
     weights: Mapping[str, torch.Tensor]
@@ -105,7 +105,7 @@ def _weights(program: Program) -> dict[str, torch.Tensor]:
 
 def _verify_onnx(program: Program, plan: Plan, path: Path) -> float:
     """Compare an ONNX file, run by ONNX Runtime, with the masked model in float32."""
-    session, _ = onnx_session(path)
+    session = onnx_session(path)
     inputs = random_inputs(program)
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     names = [entry.name for entry in session.get_inputs()]

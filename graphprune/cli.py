@@ -230,6 +230,16 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM unwind the stack: its default action would leave a half-written output."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep libraries' warnings, logs and progress bars off the terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -247,10 +257,8 @@ def _quiet() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
-    # The default action of SIGTERM would leave a half-written output behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with contextlib.nullcontext() if debug else _quiet():
+        with _orderly_end(), contextlib.nullcontext() if debug else _quiet():
             app(list(arguments) if arguments is not None else None, prog_name="graphprune")
     except GraphPruneError as error:
         if debug:

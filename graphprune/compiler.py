@@ -31,7 +31,7 @@ from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
 from graphprune.rounds import interim_goal, retrace
 from graphprune.target import Target
-from graphprune.verify import Certificate, verify
+from graphprune.verification import Certificate, verify
 
 Progress = Callable[[str], None]
 

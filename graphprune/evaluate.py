@@ -10,19 +10,20 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import EvaluationError, LoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import torch
 
 _BATCH_TOKENS = 1024
-_SECONDS_PER_MEASUREMENT = 5.0
+_SECONDS_PER_MEASUREMENT = 10.0
 
 
 @dataclass(frozen=True)
@@ -102,50 +103,60 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
     return Perplexity(math.exp(min(mean, 700.0)), length, count, vocabulary)
 
 
-def torch_latency(
-    module: Callable[..., object],
+def torch_latencies(
+    modules: Sequence[Callable[..., object]],
     args: tuple[object, ...] = (),
     kwargs: Mapping[str, object] | None = None,
     *,
     repeats: int = 9,
-) -> Latency:
-    """Measures a module in PyTorch, without gradients."""
+) -> list[Latency]:
+    """Measures modules in PyTorch on the same inputs, in turns, without gradients."""
     import torch
 
     keywords = dict(kwargs or {})
+    calls = [partial(module, *args, **keywords) for module in modules]
     with torch.inference_mode():
-        median, measured = _median(lambda: module(*args, **keywords), repeats)
-    return Latency(median, measured, torch.get_num_threads(), "torch")
+        return _in_turns(calls, repeats, torch.get_num_threads(), "torch")
 
 
-def onnx_latency(
-    path: str | Path,
+def onnx_latencies(
+    paths: Sequence[str | Path],
     feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
     *,
     length: int = 128,
     repeats: int = 9,
     threads: int | None = None,
-) -> Latency:
-    """Measures an ONNX file in ONNX Runtime on the CPU.
+) -> list[Latency]:
+    """Measures ONNX files in ONNX Runtime on the CPU, in turns.
 
     Args:
-        path: The ``.onnx`` file.
+        paths: The ``.onnx`` files.
         feeds: Inputs by name; None makes a batch of one from the declared shapes.
         length: What made-up inputs have where a dimension after the first is dynamic.
         repeats: Calls to measure.
         threads: Threads within an operator; None uses as many as PyTorch does.
 
     Raises:
-        LoadError: The file is missing or not ONNX, or ONNX Runtime is not installed.
+        LoadError: A file is missing or not ONNX, or ONNX Runtime is not installed.
     """
-    session, threads = onnx_session(path, threads)
-    inputs = dict(feeds) if feeds is not None else example_feeds(session, length)
-    median, measured = _median(lambda: session.run(None, inputs), repeats)
-    return Latency(median, measured, threads, "onnxruntime")
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    calls = []
+    for path in paths:
+        session = onnx_session(path, threads)
+        inputs = dict(feeds) if feeds is not None else example_feeds(session, length)
+        calls.append(partial(session.run, None, inputs))
+    return _in_turns(calls, repeats, threads, "onnxruntime")
 
 
-def onnx_session(path: str | Path, threads: int | None = None) -> tuple[Any, int]:
-    """Opens an ONNX file in ONNX Runtime on the CPU; returns the session and its threads.
+def onnx_session(path: str | Path, threads: int = 0) -> Any:
+    """Opens an ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        path: The ``.onnx`` file.
+        threads: Threads within an operator; 0 leaves it to ONNX Runtime.
 
     Raises:
         LoadError: The file is missing or not ONNX, or ONNX Runtime is not installed.
@@ -158,21 +169,16 @@ def onnx_session(path: str | Path, threads: int | None = None) -> tuple[Any, int
         ) from None
     if not Path(path).is_file():
         raise LoadError("the ONNX file does not exist", where=str(path))
-    if threads is None:
-        import torch
-
-        threads = torch.get_num_threads()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Idle threads that spin would take the processor from whatever is measured next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code.
         why = " ".join(str(error).split())
         raise LoadError("ONNX Runtime can't open the file", where=str(path), why=why) from error
-    return session, threads
 
 
 def example_feeds(
@@ -287,17 +293,24 @@ def _logits(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _median(call: Callable[[], object], repeats: int) -> tuple[float, int]:
-    """Returns the median in milliseconds and how many calls it is over.
+def _in_turns(
+    calls: Sequence[Callable[[], object]], repeats: int, threads: int, runtime: str
+) -> list[Latency]:
+    """Times calls in turns, so that whatever else the machine does disturbs them alike.
 
-    One call warms up. A slow model gets fewer repeats, though never fewer than three.
+    One call of each warms up. Slow models get fewer repeats, though never fewer than three.
     """
-    call()
-    times: list[float] = []
-    while len(times) < repeats:
-        if len(times) >= 3 and sum(times) > _SECONDS_PER_MEASUREMENT:
-            break
-        start = time.perf_counter()
+    for call in calls:
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000, len(times)
+    times: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
+    for number in range(repeats):
+        if number >= 3 and time.perf_counter() - began > _SECONDS_PER_MEASUREMENT:
+            break
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return [
+        Latency(statistics.median(taken) * 1000, len(taken), threads, runtime) for taken in times
+    ]

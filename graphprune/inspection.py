@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from graphprune.axes import normal
 from graphprune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def explain(program: Program, parameter: str) -> list[dict[str, Any]]:
             "parameter": parameter,
             "dimension": dim,
             "size": size,
-            "axis": repr(program.axis(parameter, dim)),
+            "axis": repr(normal(program.axis(parameter, dim))),
             "structures": [s.name for s in touching if s.prunable],
             "frozen": [s.reason for s in touching if not s.prunable],
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,17 +66,23 @@ def measured(
         scratch: a directory for the dense model's ONNX file.
     """
     program = slim.program
-    dense = program.module if program.module is not None else program.exported.module()
+    dense = _module(program)
     texts, notes = _evaluation_windows(recipe, program)
     inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
-    before = _in_torch(report.before, dense, inputs, texts)
-    after = _in_torch(report.after, slim.module, inputs, texts)
+    latencies = evaluate.torch_latencies([dense, slim.module], *inputs)
+    before = replace(report.before, torch=latencies[0])
+    after = replace(report.after, torch=latencies[1])
+    if texts is not None:
+        before = replace(before, perplexity=evaluate.perplexity(dense, texts))
+        after = replace(after, perplexity=evaluate.perplexity(slim.module, texts))
     if onnx is not None and find_spec("onnxruntime") is not None:
-        after = replace(after, onnxruntime=_in_onnxruntime(onnx, inputs))
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             whole = Path(folder) / "dense.onnx"
             apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
-            before = replace(before, onnxruntime=_in_onnxruntime(whole, inputs))
+            feeds = _feeds(onnx, inputs)
+            latencies = evaluate.onnx_latencies([whole, onnx], feeds)
+        before = replace(before, onnxruntime=latencies[0])
+        after = replace(after, onnxruntime=latencies[1])
     return replace(report, before=before, after=after, notes=(*report.notes, *notes))
 
 
@@ -106,29 +112,47 @@ def measure_sources(
             progress(f"loading {source}")
             programs[source] = load(source)
     texts = _shared_windows(list(programs.values()), text, length, count)
-    found = []
-    for source in sources:
+    modules = {source: _module(program) for source, program in programs.items()}
+    suited = {s: texts is not None and (text is not None or _is_causal(p)) for s, p in
+              programs.items()}  # fmt: skip
+    progress("measuring latency")
+    latencies = _latencies(programs, modules, texts if all(suited.values()) else None)
+    files = [source for source in sources if source not in programs]
+    found: dict[str, Measures] = {}
+    for source, latency in zip(files, evaluate.onnx_latencies(files, length=length), strict=True):
+        found[source] = Measures(evaluate.onnx_parameters(source), onnxruntime=latency)
+    for source, program in programs.items():
         progress(f"measuring {source}")
-        if source.endswith(".onnx"):
-            measures = Measures(
-                parameters=evaluate.onnx_parameters(source),
-                onnxruntime=evaluate.onnx_latency(source, length=length),
-            )
-        else:
-            measures = _of_program(programs[source], texts, text is not None)
-        size = evaluate.size_on_disk(_path_of(source, programs.get(source)))
-        found.append(replace(measures, bytes=size))
-    return found
+        cost = program.costs.total()
+        perplexity = None
+        if texts is not None and suited[source]:
+            perplexity = evaluate.perplexity(modules[source], texts)
+        found[source] = Measures(
+            cost.params, cost.macs, torch=latencies[source], perplexity=perplexity
+        )
+    return [
+        replace(found[s], bytes=evaluate.size_on_disk(_path_of(s, programs.get(s))))
+        for s in sources
+    ]
 
 
-def _of_program(program: Program, texts: torch.Tensor | None, insist: bool) -> Measures:
-    module = program.module if program.module is not None else program.exported.module()
-    if not _is_causal(program) and not insist:
-        texts = None
-    inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
-    cost = program.costs.total()
-    measures = Measures(parameters=cost.params, macs=cost.macs)
-    return _in_torch(measures, module, inputs, texts)
+def _latencies(
+    programs: Mapping[str, Program],
+    modules: Mapping[str, Callable[..., Any]],
+    texts: torch.Tensor | None,
+) -> dict[str, evaluate.Latency]:
+    """Latencies of models: on text in turns, or of each on its own example."""
+    if texts is not None:
+        found = evaluate.torch_latencies(list(modules.values()), (), {"input_ids": texts[:2]})
+        return dict(zip(modules, found, strict=True))
+    return {
+        source: evaluate.torch_latencies([modules[source]], *program.example)[0]
+        for source, program in programs.items()
+    }
+
+
+def _module(program: Program) -> Callable[..., Any]:
+    return program.module if program.module is not None else program.exported.module()
 
 
 def _shared_windows(
@@ -171,23 +195,14 @@ def _evaluation_windows(
     return token_windows(recipe, program)[0], ()
 
 
-def _in_torch(
-    measures: Measures, module: Callable[..., Any], inputs: Example, texts: torch.Tensor | None
-) -> Measures:
-    latency = evaluate.torch_latency(module, *inputs)
-    perplexity = None if texts is None else evaluate.perplexity(module, texts)
-    return replace(measures, torch=latency, perplexity=perplexity)
-
-
-def _in_onnxruntime(path: Path, inputs: Example) -> evaluate.Latency:
-    session, _ = evaluate.onnx_session(path)
+def _feeds(path: Path, inputs: Example) -> dict[str, Any]:
+    """A model's inputs by the names that its ONNX file has for them."""
+    names = [entry.name for entry in evaluate.onnx_session(path).get_inputs()]
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    names = [entry.name for entry in session.get_inputs()]
     if len(names) != len(leaves):
         raise EvaluationError(
             "the ONNX file has other inputs than the model",
             where=str(path),
             why=f"{', '.join(names)} instead of {len(leaves)} tensors",
         )
-    feeds = {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
-    return evaluate.onnx_latency(path, feeds)
+    return {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}

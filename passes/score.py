@@ -92,7 +92,7 @@ def member_sums(
             for parameter in block.parameters:
                 if parameter in program.trainable:
                     owners[parameter].append((structure, block.index))
-    rows: dict[str, list[FloatArray]] = {s.name: [] for s in structures}
+    rows: dict[tuple[str, str, int], FloatArray] = {}
     layers = {s.name: np.zeros(s.size) for s in structures if s.blocks}
     for parameter in dict.fromkeys([*wanted, *owners]):
         by_dim = wanted.get(parameter, {})
@@ -101,17 +101,23 @@ def member_sums(
             continue
         for dim, users in by_dim.items():
             for structure in users:
-                rows[structure.name].append(_distribute(program, structure, parameter, dim, sums))
+                row = _distribute(program, structure, parameter, dim, sums)
+                rows[structure.name, parameter, dim] = row
         for structure, index in owners.get(parameter, ()):
             layers[structure.name][index] += next(iter(sums.values())).sum()
-    result = {name: total[None] for name, total in layers.items()}
-    for structure in structures:
-        if not structure.blocks:
-            shape = (structure.within.size,) if structure.within else ()
-            empty = np.zeros((0, *shape, structure.size))
-            found = rows[structure.name]
-            result[structure.name] = np.stack(found) if found else empty
-    return result
+    return {
+        s.name: layers[s.name][None] if s.blocks else _stacked(program, s, rows) for s in structures
+    }
+
+
+def _stacked(
+    program: Program, structure: Structure, rows: Mapping[tuple[str, str, int], FloatArray]
+) -> FloatArray:
+    """The rows of a structure in the order of its members."""
+    keys = [(structure.name, *member) for member in _contributing(program, structure)]
+    found = [rows[key] for key in keys if key in rows]
+    outer = (structure.within.size,) if structure.within else ()
+    return np.stack(found) if found else np.zeros((0, *outer, structure.size))
 
 
 def _contributing(program: Program, structure: Structure) -> list[tuple[str, int]]:

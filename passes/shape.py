@@ -57,7 +57,7 @@ def _units(scope: Scope, candidate: Candidate, size: int) -> int:
 
 
 def _heads(scope: Scope, heads: int) -> Counts:
-    """Whole key-value heads where that is possible, else fewer query heads for each."""
+    """Whole groups where that is possible, else as many key-value heads as can be, thinner."""
     counts: Counts = {}
     hinted = _head_atoms(scope.program)
     has_queries = "query_heads" in scope.prunable_roles()
@@ -68,9 +68,10 @@ def _heads(scope: Scope, heads: int) -> Counts:
         per_group = math.prod(a.size for a in inner)
         queries = by_atom.get(inner[0]) if len(inner) == 1 else None
         kept_queries = queries.ladder.tolist() if queries is not None else [per_group]
-        grid: dict[int, tuple[int, int]] = {}
-        for q in kept_queries:  # descending: whole groups come before thinner ones
-            for kv in range(int(candidate.ladder[-1]), structure.size + 1):
+        groups = range(structure.size, int(candidate.ladder[-1]) - 1, -1)
+        grid = {kv * per_group: (kv, per_group) for kv in groups}
+        for kv in groups:
+            for q in kept_queries:
                 grid.setdefault(kv * q, (kv, q))
         if heads not in grid:
             raise _unreachable(f"heads {heads}", structure.name, ", ".join(map(str, sorted(grid))))

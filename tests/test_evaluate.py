@@ -115,7 +115,7 @@ def test_too_few_tokens(shape: tuple[int, int]) -> None:
 
 def test_latency_is_a_median_that_ignores_the_warm_up() -> None:
     pauses = iter([0.2, 0.02, 0.02, 0.3, 0.02, 0.02])
-    latency = evaluate.torch_latency(lambda: time.sleep(next(pauses)), repeats=5)
+    (latency,) = evaluate.torch_latencies([lambda: time.sleep(next(pauses))], repeats=5)
     assert 20 <= latency.milliseconds < 100
     assert (latency.repeats, latency.runtime) == (5, "torch")
     assert latency.threads == torch.get_num_threads()
@@ -123,7 +123,15 @@ def test_latency_is_a_median_that_ignores_the_warm_up() -> None:
 
 def test_a_slow_model_gets_three_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "_SECONDS_PER_MEASUREMENT", 0.001)
-    assert evaluate.torch_latency(lambda: time.sleep(0.001)).repeats == 3
+    (latency,) = evaluate.torch_latencies([lambda: time.sleep(0.001)])
+    assert latency.repeats == 3
+
+
+def test_models_are_measured_in_turns() -> None:
+    calls: list[str] = []
+    models = [lambda: calls.append("a"), lambda: calls.append("b")]
+    assert len(evaluate.torch_latencies(models, repeats=3)) == 2
+    assert calls == ["a", "b"] * 4
 
 
 def test_parameters_count_tied_ones_once(llama: LlamaForCausalLM) -> None:
@@ -163,10 +171,10 @@ def gemm(tmp_path: Path) -> Path:
 
 
 def test_onnx_latency_and_made_up_inputs(gemm: Path) -> None:
-    latency = evaluate.onnx_latency(gemm, length=5, repeats=3, threads=1)
+    (latency,) = evaluate.onnx_latencies([gemm], length=5, repeats=3, threads=1)
     assert latency.milliseconds > 0
     assert (latency.repeats, latency.threads, latency.runtime) == (3, 1, "onnxruntime")
-    session, _ = evaluate.onnx_session(gemm, 1)
+    session = evaluate.onnx_session(gemm)
     feeds = evaluate.example_feeds(session, 5)
     assert feeds["x"].shape == (1, 5, 8)
     assert feeds["x"].std() > 0.5
@@ -192,11 +200,11 @@ def test_size_of_a_checkpoint_is_that_of_its_weights(
 
 def test_onnx_files_that_are_not_there_or_not_onnx(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="does not exist"):
-        evaluate.onnx_latency(tmp_path / "none.onnx")
+        evaluate.onnx_latencies([tmp_path / "none.onnx"])
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x08\x07garbage")
     with pytest.raises(LoadError, match="can't open"):
-        evaluate.onnx_latency(broken)
+        evaluate.onnx_latencies([broken])
     with pytest.raises(LoadError, match="can't be read"):
         evaluate.onnx_parameters(broken)
     with pytest.raises(LoadError, match="does not exist"):

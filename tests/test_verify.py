@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-import graphprune.verify as verify_module
-from graphprune.verify import affordable_dtype, compare, random_inputs, verify
+import graphprune.verification as verify_module
+from graphprune.verification import affordable_dtype, compare, random_inputs, verify
 
 KEPT = [0, 3, 4, 7, 9]
 

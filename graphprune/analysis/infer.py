@@ -57,6 +57,7 @@ class _Inference:
             elif node.op == "call_function":
                 self._call(ctx, node)
         self._freeze_outputs()
+        self._freeze_unread()
         return self.typing
 
     def _placeholder(self, ctx: Context, node: fx.Node) -> None:
@@ -147,6 +148,19 @@ class _Inference:
             for dims in self.typing.values.get(name, ()):
                 for d in dims:
                     ctx.freeze(d, why)
+
+
+    def _freeze_unread(self) -> None:
+        """Freeze the state that no operator reads: nothing ties its sizes to the model."""
+        unread: dict[str, bool] = {}
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder" and self.specs[node.name].kind in _STATE:
+                target = self.specs[node.name].target or ""
+                name = self.aliases.get(target, target)
+                unread[name] = unread.get(name, True) and not node.users
+        for name in (n for n, nobody in unread.items() if nobody):
+            for d in self.typing.parameters.get(name, ()):
+                Context(self.typing, name).freeze(d, "no operator reads it")
 
 
 def _bind(node: fx.Node) -> dict[str, Any]:

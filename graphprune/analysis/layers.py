@@ -88,8 +88,9 @@ def _block(
     targets: dict[str, str],
     skips: nx.DiGraph[str],
 ) -> Block | None:
-    exits = [n for n in nodes if any(u not in nodes for u in n.users) and _is_tensor(n)]
-    if len(exits) != 1:
+    nodes = _without_outer_sizes(nodes)
+    exits = [n for n in nodes if any(u not in nodes for u in n.users)]
+    if len(exits) != 1 or not _is_tensor(exits[0]):
         return None
     last = exits[0]
     outside = {i for n in nodes for i in n.all_input_nodes if i not in nodes}
@@ -108,6 +109,19 @@ def _block(
         return None
     names = frozenset(n.name for n in nodes)
     return Block(index, entries[0].name, last.name, names, parameters)
+
+
+def _without_outer_sizes(nodes: set[fx.Node]) -> set[fx.Node]:
+    """`nodes` less the sizes that are computed in a block but not from its tensors.
+
+    Export makes the node of a size where it is first asked for; later blocks share it.
+    """
+    inside: set[fx.Node] = set()
+    for node in sorted(nodes):
+        is_size = isinstance(node.meta.get("val"), int | float | bool | torch.SymInt)
+        if not is_size or any(i in inside for i in node.all_input_nodes):
+            inside.add(node)
+    return inside
 
 
 def _is_tensor(node: fx.Node) -> bool:

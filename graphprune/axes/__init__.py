@@ -22,7 +22,6 @@ from graphprune.axes.keep import (
     count,
     evaluate,
     indices,
-    joint_mask,
     mask,
     touched,
 )
@@ -46,7 +45,6 @@ __all__ = [
     "evaluate",
     "freeze",
     "indices",
-    "joint_mask",
     "mask",
     "normal",
     "path_to",

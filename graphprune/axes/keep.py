@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.axes.expr import (
-    UNIT,
     Atom,
     Expr,
     IntArray,
@@ -72,21 +71,6 @@ def indices(e: Expr, keep: Keep) -> IntArray:
 def touched(e: Expr, keep: Keep) -> bool:
     """Whether any atom of `e` has a mask in `keep`."""
     return any(a in keep for a in atoms(e))
-
-
-def joint_mask(dims: tuple[Expr, ...], keep: Keep) -> BoolArray | None:
-    """The mask of a whole tensor, of a shape that broadcasts to ``[d.size for d in dims]``.
-
-    A tensor may hold a ragged atom and its outer atom in two dimensions, so that its mask is no
-    product of one mask per dimension.
-
-    Returns:
-        None where everything stays.
-    """
-    pruned = tuple(d if touched(d, keep) else UNIT for d in dims)
-    if all(d is UNIT for d in pruned):
-        return None
-    return _mask(product(pruned), keep, {}).reshape([d.size for d in pruned])
 
 
 def evaluate(e: Expr, size_of: Callable[[Atom], int]) -> int:

@@ -60,7 +60,7 @@ def find_patch(
     apply_patch(resized, layers)
     wanted = _new_shapes(resized, shapes)
     scopes = _scopes(module, resized, dropped, hints)
-    choices = list(_choices(resized, wanted, scopes, renumbered))
+    choices = list(_choices(resized, wanted, scopes))
     fixed = merge([renumbered, *(choice.certain for choice in choices)])
     patch = replace(layers, shapes=wanted, attributes=fixed)
     apply_patch(resized, Patch(shapes=wanted, attributes=fixed))
@@ -155,7 +155,6 @@ def _choices(
     module: nn.Module,
     wanted: Mapping[str, Shape],
     scopes: Mapping[str, Pairs],
-    renumbered: Mapping[str, Edits],
 ) -> Iterator[Choice]:
     """Yield one choice for every attribute at every place."""
     places: dict[tuple[str, str], dict[str, dict[str, Edits]]] = {}
@@ -176,7 +175,7 @@ def _choices(
             numbered = {f"{label} {i}": option for i, option in enumerate(options)}
             places.setdefault((place(path), label), {})[path] = numbered
         for name, value in vars(inner).items():
-            if name not in known.names and name not in renumbered.get(path, {}):
+            if name not in known.names and not INDEX.search(name):
                 derived = not type(inner).__module__.startswith("torch.nn")
                 labelled = _by_value(name, value, pairs, derived)
                 if labelled:

@@ -38,8 +38,8 @@ class Patch:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the patch as plain JSON data."""
-        return asdict(self)
+        """Return the patch as plain JSON data, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Patch:

@@ -102,7 +102,7 @@ def annotate(
     copy = type(config).from_dict(config.to_dict())
     setattr(copy, KEY, {"base": model_class.__name__, "patch": patch.to_json()})
     copy.architectures = [name]
-    autos = [*auto_classes(type(config), model_class), "AutoModel"][:1]
+    autos = auto_classes(type(config), model_class) or ["AutoModel"]
     copy.auto_map = {auto: f"{FILE}.{name}" for auto in autos}
     return copy
 
@@ -122,6 +122,8 @@ def auto_classes(config_class: type[PretrainedConfig], model_class: type[nn.Modu
 
     names = []
     for name, auto in vars(modeling_auto).items():
+        if not (isinstance(auto, type) and name.startswith("AutoModel")):
+            continue
         mapping = getattr(auto, "_model_mapping", None)
         if mapping is None or config_class not in list(mapping.keys()):
             continue

@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind
 from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
+from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
 
 
@@ -67,7 +68,7 @@ def assemble(
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Program:
     """Analyse an exported program."""
-    exported = _functional(exported)
+    exported = functional(exported)
     specs = exported.graph_signature.input_specs
     names = [s.target for s in specs if s.target is not None]
     if weights is None:
@@ -149,16 +150,6 @@ def _by_name_or_position(mapped: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     if kwargs and args:
         return None
     return kwargs or args
-
-
-def _functional(exported: ExportedProgram) -> ExportedProgram:
-    """`exported` without in-place operators, otherwise undecomposed."""
-    for node in exported.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            functional: ExportedProgram = exported.run_decompositions({})
-            return functional
-    return exported
 
 
 def _tied(module: torch.nn.Module) -> dict[str, str]:

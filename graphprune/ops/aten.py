@@ -40,16 +40,19 @@ for _name in (
 ).split():
     ATEN.add(f"aten.{_name}", pointwise.elementwise)
 
-for _name in "mean sum amax amin var std logsumexp linalg_vector_norm norm any all nansum".split():
+for _name in (
+    "mean sum amax amin var std logsumexp linalg_vector_norm norm any all nansum "
+    "prod var_mean std_mean"
+).split():
     ATEN.add(f"aten.{_name}", pointwise.reduction)
 
-for _name in "argmax argmin prod median mode kthvalue aminmax var_mean std_mean".split():
+for _name in "median mode kthvalue aminmax".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_reduction)
 
 for _name in "softmax log_softmax _softmax _log_softmax cumsum _safe_softmax softmin".split():
     ATEN.add(f"aten.{_name}", pointwise.along)
 
-for _name in "sort cumprod flip roll logcumsumexp cummax cummin argsort".split():
+for _name in "cumprod flip roll logcumsumexp cummax cummin".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_along)
 
 for _name in "tril triu".split():
@@ -58,17 +61,45 @@ for _name in "tril triu".split():
 for _name in "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor".split():
     ATEN.add(f"aten.{_name}", pointwise.uniform)
 
-for _name in "arange eye linspace logspace randn rand randint randperm one_hot".split():
-    ATEN.add(f"aten.{_name}", pointwise.enumerated)
+for _name in "randn rand randint randperm".split():
+    ATEN.add(f"aten.{_name}", pointwise.drawn)
 
-ATEN.add("aten.topk", pointwise.top_k)
+for _name in "eye linspace logspace".split():
+    ATEN.add(f"aten.{_name}", indexing.constant)
+
+for _name in "eq ne lt le gt ge".split():
+    ATEN.add(f"aten.{_name}", indexing.compared)
+
+for _name in "sort argsort".split():
+    ATEN.add(f"aten.{_name}", indexing.ordered)
+
+for _name in "argmax argmin".split():
+    ATEN.add(f"aten.{_name}", indexing.extreme)
+
+ATEN.add("aten.arange", indexing.counted)
+ATEN.add("aten.topk", indexing.top_k)
+ATEN.add("aten.one_hot", indexing.one_hot)
+ATEN.add("aten.histc", indexing.histogram)
+
+# The values of their results are values of their first operand, in whatever places.
+CARRIERS = frozenset(
+    f"aten.{_name}"
+    for _name in (
+        "view reshape _unsafe_view view_as reshape_as flatten unflatten permute transpose t mT "
+        "swapaxes swapdims movedim numpy_T squeeze unsqueeze expand expand_as broadcast_to "
+        "expand_copy repeat tile repeat_interleave slice narrow slice_copy select select_copy "
+        "split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split unbind to _to_copy "
+        "contiguous clone detach alias lift_fresh_copy lift_fresh lift cpu cuda float double "
+        "type_as"
+    ).split()
+)
 
 
 @rule("max", "min")
 def _extreme(ctx: Context, op: Operator) -> Dims | list[Dims]:
     if operand(op, "other") is not None:
         return pointwise.elementwise(ctx, op)
-    return pointwise.frozen_reduction(ctx, op)
+    return indexing.extreme(ctx, op)
 
 
 @rule("prelu")
@@ -208,7 +239,12 @@ def _select(ctx: Context, op: Operator) -> Dims:
 def _slice(ctx: Context, op: Operator) -> Dims:
     x = _dims(op, "self")
     dim = wrap(op.get("dim", 0), len(x))
-    size = x[dim].size
+    start, end = _bounds(op, x[dim].size)
+    return shape.slice_(ctx, x, dim, start, end, op.get("step", 1), op.out[dim])
+
+
+def _bounds(op: Operator, size: int) -> tuple[int, int]:
+    """Where a slice of a dimension of `size` begins and ends, counted from the front."""
     start = op.get("start") or 0
     if not isinstance(start, int):
         raise RuleError("a slice from a place in a tensor")
@@ -217,7 +253,7 @@ def _slice(ctx: Context, op: Operator) -> Dims:
         end = start + op["length"]
     end = size if end is None else min(wrap(end, size), size)
     start = max(wrap(start, size), 0)
-    return shape.slice_(ctx, x, dim, start, max(end, start), op.get("step", 1), op.out[dim])
+    return start, max(end, start)
 
 
 @rule("pad", "constant_pad_nd")
@@ -257,6 +293,13 @@ def _linear(ctx: Context, op: Operator) -> Dims:
 def _matmul(ctx: Context, op: Operator) -> Dims:
     operands = op.operands
     return contraction.matmul(ctx, operands[0].dims, operands[1].dims)
+
+
+@rule("outer", "ger")
+def _outer(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    a, b = op.operands
+    return (*a.dims, *b.dims)
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm")
@@ -368,37 +411,67 @@ def _spatial(ctx: Context, op: Operator) -> list[Dims]:
 
 @rule("embedding")
 def _embedding(ctx: Context, op: Operator) -> Dims:
-    return indexing.embedding(ctx, _dims(op, "weight"), _dims(op, "indices"))
+    return indexing.embedding(ctx, op["weight"], op["indices"])
 
 
 @rule("index")
 def _index(ctx: Context, op: Operator) -> Dims:
-    given = [i.dims if isinstance(i, Operand) else None for i in op["indices"]]
-    return indexing.take(ctx, _dims(op, "self"), given, op.out)
+    given = [i if isinstance(i, Operand) else None for i in op["indices"]]
+    return indexing.take(ctx, op["self"], given, op.out)
 
 
 @rule("gather")
 def _gather(ctx: Context, op: Operator) -> Dims:
-    x = _dims(op, "self")
-    return indexing.along(ctx, x, wrap(op["dim"], len(x)), _dims(op, "index"))
+    x = op["self"]
+    return indexing.along(ctx, x, wrap(op["dim"], len(x.dims)), op["index"])
 
 
 @rule("index_select")
 def _index_select(ctx: Context, op: Operator) -> Dims:
+    x = op["self"]
+    return indexing.select_rows(ctx, x, wrap(op["dim"], len(x.dims)), op["index"])
+
+
+@rule("index_put", "index_put_", "_unsafe_index_put")
+def _index_put(ctx: Context, op: Operator) -> Dims:
+    given = [i if isinstance(i, Operand) else None for i in op["indices"]]
+    return indexing.put(ctx, op["self"], given, _dims(op, "values"))
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_reduce")
+def _scatter(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    return indexing.scattered(ctx, x, wrap(op["dim"], len(x)), op["index"], _maybe(op, "src"))
+
+
+@rule("index_add", "index_copy", "index_fill")
+def _rows_written(ctx: Context, op: Operator) -> Dims:
     x = _dims(op, "self")
     dim = wrap(op["dim"], len(x))
-    return indexing.select_rows(ctx, x, dim, op.out[dim])
+    return indexing.rows_written(ctx, x, dim, op["index"], _maybe(op, "source"))
 
 
-@rule("index_put", "index_put_", "scatter", "scatter_", "scatter_add", "index_copy", "index_add")
-def _write(ctx: Context, op: Operator) -> Dims:
+@rule("slice_scatter")
+def _slice_scatter(ctx: Context, op: Operator) -> Dims:
     x = _dims(op, "self")
-    others = [o.dims for o in op.operands[1:]]
-    if "indices" in op.arguments:
-        places = [i for i, index in enumerate(op["indices"]) if isinstance(index, Operand)]
-    else:
-        places = list(range(len(x)))
-    return indexing.written(ctx, x, places, others)
+    dim = wrap(op.get("dim", 0), len(x))
+    start, end = _bounds(op, x[dim].size)
+    source = _dims(op, "src")
+    size = Size(source[dim].size, dynamic="start" in op.dynamic or "end" in op.dynamic)
+    piece = shape.slice_(ctx, x, dim, start, end, op.get("step", 1), size)
+    for a, b in zip(piece, source, strict=True):
+        ctx.unify(a, b)
+    return x
+
+
+@rule("select_scatter")
+def _select_scatter(ctx: Context, op: Operator) -> Dims:
+    x = _dims(op, "self")
+    dim = wrap(op["dim"], len(x))
+    ctx.freeze(x[dim], "a single index is written")
+    for a, b in zip((*x[:dim], *x[dim + 1 :]), _dims(op, "src"), strict=True):
+        ctx.unify(a, b)
+    return x
 
 
 @rule("view_as_complex")

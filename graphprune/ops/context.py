@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from graphprune.axes import UNIT, Atom, Dims, Expr, Reason, freeze, unify
+from graphprune.ops.points import Points
 
 
 class Size(NamedTuple):
@@ -25,9 +26,11 @@ class Operand:
 
     Attributes:
         dims: one axis expression per dimension.
+        points: the axis that its values point into, where they are places along one.
     """
 
     dims: Dims
+    points: Points | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,6 +101,8 @@ class Typing:
         contractions: value name to the axes that its multiply-accumulates range over.
         hints: axes that an operator recognised, with a role's name.
         opaque: value name to the reason for operators that no rule could type.
+        points: value name to what the values of its tensors point into, None where they don't.
+        minima: axes with the number of indices that an operator needs (k of a top-k).
     """
 
     values: dict[str, tuple[Dims, ...]] = field(default_factory=dict)
@@ -105,6 +110,8 @@ class Typing:
     contractions: list[tuple[str, Dims]] = field(default_factory=list)
     hints: list[tuple[Expr, str]] = field(default_factory=list)
     opaque: dict[str, Reason] = field(default_factory=dict)
+    points: dict[str, tuple[Points | None, ...]] = field(default_factory=dict)
+    minima: list[tuple[Expr, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -115,11 +122,16 @@ class Context:
         typing: collects the results.
         node: name of the graph value.
         line: the model's source line, or "".
+        given: result number to what its values point into; set by the rule.
+        taken: what the rule has understood of the operands' points. Those of other operands are
+            taken for numbers.
     """
 
     typing: Typing
     node: str = ""
     line: str = ""
+    given: dict[int, Points] = field(default_factory=dict)
+    taken: list[Points] = field(default_factory=list)
 
     def reason(self, why: str) -> Reason:
         """`why`, at this operator."""
@@ -158,3 +170,27 @@ class Context:
     def hint(self, e: Expr, role: str) -> None:
         """Record that the operator uses `e` as `role`."""
         self.typing.hints.append((e, role))
+
+    def look_up(self, e: Expr, index: Operand, why: str) -> None:
+        """The values of `index` are places along `e`; `why` freezes it where they come from outside."""
+        points = index.points
+        if points is None:
+            self.freeze(e, why)
+            return
+        self.taken.append(points)
+        points.as_places(self.reason("its indices are used both as places and as numbers"))
+        self.unify(e, points.axis)
+        if not points.counted:
+            self.hint(e, "experts")
+
+    def carry(self, source: Operand, *results: int) -> None:
+        """The values of `results` (or of the first result) are values of `source`."""
+        if source.points is not None:
+            self.taken.append(source.points)
+            self.given.update(dict.fromkeys(results or (0,), source.points))
+
+    def choose(self, e: Expr, result: int, least: int = 1) -> None:
+        """The values of a result are places along `e`, which needs `least` of them."""
+        self.given[result] = Points(e)
+        if least > 1:
+            self.typing.minima.append((e, least))

@@ -62,16 +62,17 @@ def reduce_axes(dims: Dims, axes: Sequence[int], keepdim: bool) -> Dims:
     return tuple(kept)
 
 
-def reduction(ctx: Context, op: Operator) -> Dims:
+def reduction(ctx: Context, op: Operator) -> list[Dims]:
     """A reduction taken over the kept indices: sum, mean, amax, var, logsumexp, norms."""
     del ctx
     x = op.operands[0]
     axes = axes_of(op.get("dim", op.get("dims")), len(x.dims))
-    return reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
+    dims = reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
+    return [dims for _ in op.results]
 
 
 def frozen_reduction(ctx: Context, op: Operator) -> list[Dims]:
-    """A reduction whose result names or depends on places: argmax, max with indices, prod."""
+    """A reduction whose result depends on ranks: median, mode."""
     x = op.operands[0]
     axes = axes_of(op.get("dim"), len(x.dims))
     for axis in axes:
@@ -87,26 +88,12 @@ def along(ctx: Context, op: Operator) -> Dims:
 
 
 def frozen_along(ctx: Context, op: Operator) -> list[Dims]:
-    """Works along a dimension whose places matter: sort, cumprod, flip, roll, tril."""
+    """Works along a dimension whose places matter: cumprod, flip, roll."""
     x = op.operands[0]
     dim = op.get("dim", op.get("dims"))
     for axis in axes_of(dim, len(x.dims)):
         ctx.freeze(x.dims[axis], f"{op.name} depends on the places along it")
     return [x.dims for _ in op.results]
-
-
-def top_k(ctx: Context, op: Operator) -> list[Dims]:
-    """The k largest: a new axis of size k in place of a frozen one."""
-    x = op.operands[0]
-    axis = wrap(op.get("dim", -1), len(x.dims))
-    ctx.freeze(x.dims[axis], f"{op.name} depends on the places along it")
-    results: list[Dims] = []
-    for sizes in op.results:
-        size = sizes[axis] if sizes else 1
-        dims = list(x.dims)
-        dims[axis] = ctx.fresh(size, "a choice of indices")
-        results.append(tuple(dims))
-    return results
 
 
 def matrix_shaped(ctx: Context, op: Operator) -> Dims:
@@ -122,9 +109,9 @@ def uniform(ctx: Context, op: Operator) -> Dims:
     return tuple(ctx.fresh(size) for size in op.out)
 
 
-def enumerated(ctx: Context, op: Operator) -> Dims:
-    """A new tensor whose values depend on the place: arange, eye, linspace."""
-    return tuple(ctx.fresh(size, "its values count its places") for size in op.out)
+def drawn(ctx: Context, op: Operator) -> Dims:
+    """A new tensor of random numbers: those at the places that stay would be others."""
+    return tuple(ctx.fresh(size, "random numbers") for size in op.out)
 
 
 def opaque(ctx: Context, op: Operator, why: str) -> list[Dims]:

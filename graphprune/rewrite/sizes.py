@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.axes import BoolArray, Dims, Expr, Keep, count, mask, touched
+from graphprune.axes import BoolArray, Dims, Expr, Keep, Ragged, atoms, count, mask, touched
 from graphprune.ops import Typing
 
 Arguments = dict[str, Any]
@@ -55,8 +55,17 @@ class Call:
         return count(e, self.keep)
 
     def mask(self, e: Expr) -> BoolArray:
-        """Which indices of `e` stay."""
-        return mask(e, self.keep)
+        """Which indices of `e` stay.
+
+        Where that differs between the indices of an axis in another dimension, those of its first
+        index; the places of boundaries are the same for all.
+        """
+        around = set(atoms(e))
+        keep = dict(self.keep)
+        for atom, kept in self.keep.items():
+            if isinstance(kept, Ragged) and kept.outer not in around:
+                keep[atom] = kept.mask[0]
+        return mask(e, keep)
 
     def touched(self, e: Expr) -> bool:
         """Whether `e` loses indices."""

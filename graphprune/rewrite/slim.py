@@ -10,7 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputSpec,
+    TensorArgument,
+)
 
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
@@ -115,6 +121,16 @@ class Slim:
             if s.target is None or s.target in self.renamed
         ]
 
+    def _output_specs(self) -> list[OutputSpec]:
+        """The dense program's output specs, named after what the slim graph returns."""
+        specs = list(self.program.exported.graph_signature.output_specs)
+        returned = self.graph_module.graph.output_node().args[0]
+        for i, (spec, value) in enumerate(zip(specs, returned, strict=True)):
+            if isinstance(spec.arg, TensorArgument) and spec.arg.name != value.name:
+                arg = TensorArgument(name=value.name)
+                specs[i] = OutputSpec(kind=spec.kind, arg=arg, target=spec.target)
+        return specs
+
     @cached_property
     def exported(self) -> ExportedProgram:
         """The slim model as a valid exported program."""
@@ -140,7 +156,7 @@ class Slim:
         exported = ExportedProgram(
             root=self.graph_module,
             graph=self.graph_module.graph,
-            graph_signature=ExportGraphSignature(specs, list(dense.graph_signature.output_specs)),
+            graph_signature=ExportGraphSignature(specs, self._output_specs()),
             state_dict=state,
             range_constraints=dense.range_constraints,
             module_call_graph=dense.module_call_graph,

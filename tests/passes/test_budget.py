@@ -1,0 +1,150 @@
+"""Budgets: reached within half a percent, never exceeded, or refused with the range."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphprune.analysis.cost import Cost
+from graphprune.axes import Ragged
+from graphprune.errors import PlanError
+from graphprune.passes.budget import RESOURCES, fit
+from graphprune.passes.select import select
+from graphprune.plan import Plan
+from graphprune.program import Program
+
+DENSE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def wide(make_llama) -> Program:
+    """Wide enough that one unit of every layer is less than half a percent."""
+    return make_llama(hidden=64, ffn=1024, heads=8, kv=4, layers=3)
+
+
+def cost_of(program: Program, plan: Plan) -> Cost:
+    selection = plan.bind(program)
+    counts = {
+        atom: kept.count if isinstance(kept, Ragged) else int(kept.sum())
+        for atom, kept in selection.keep.items()
+    }
+    return program.costs.total(counts, [b for cut in selection.cuts.values() for b in cut])
+
+
+@pytest.mark.parametrize("resource", sorted(RESOURCES))
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.77, 0.9])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_budgets(wide: Program, resource: str, fraction: float, uniform: bool) -> None:
+    plan = select(wide, target={resource: fraction}, uniform=uniform)
+    dense = RESOURCES[resource](wide.costs.total())
+    reached = RESOURCES[resource](cost_of(wide, plan))
+    assert 0.995 * fraction * dense <= reached <= fraction * dense
+    kept = {
+        role: {len(plan.kept_units[s.name]) for s in wide.structures
+               if s.role == role and s.name in plan.kept_units}
+        for role in ("ffn", "kv_heads")
+    }  # fmt: skip
+    if uniform:
+        assert len(kept["ffn"]) == 1
+    assert {s.role for s in wide.structures if s.name in plan.kept_units} <= {"ffn", "kv_heads"}
+
+
+def test_an_absolute_budget(wide: Program) -> None:
+    budget = int(0.6 * wide.costs.total().params)
+    plan = select(wide, target={"params": budget})
+    assert 0.995 * budget <= cost_of(wide, plan).params <= budget
+
+
+def test_the_whole_is_reached_by_removing_nothing(wide: Program) -> None:
+    assert select(wide, target={"params": 1.0}).kept_units == {}
+
+
+def test_budget_with_alignment(wide: Program) -> None:
+    plan = select(wide, target={"params": 0.6}, align={"ffn": 8}, uniform=False)
+    assert 0.995 * 0.6 <= cost_of(wide, plan).params / wide.costs.total().params <= 0.6
+    for s in wide.structures:
+        if s.role == "ffn":
+            assert len(plan.kept_units[s.name]) % 8 == 0
+
+
+def test_named_roles_take_part(wide: Program) -> None:
+    plan = select(wide, target={"params": 0.6}, roles=["layers", "ffn"], score="random")
+    roles = {s.role for s in wide.structures if s.name in plan.kept_units}
+    assert roles == {"layers", "ffn"}
+    assert 0.995 * 0.6 <= cost_of(wide, plan).params / wide.costs.total().params <= 0.6
+    plan = select(wide, target={"macs": 0.9}, roles=["heads", "ffn", "hidden"])
+    assert {s.role for s in wide.structures if s.name in plan.kept_units} <= {
+        "kv_heads", "ffn", "hidden",
+    }  # fmt: skip
+
+
+def test_excluded_structures_take_no_part(wide: Program) -> None:
+    plan = select(wide, target={"params": 0.8}, exclude=["model.layers.1.*"])
+    assert not any(".layers.1." in name for name in plan.kept_units)
+    assert 0.995 * 0.8 <= cost_of(wide, plan).params / wide.costs.total().params <= 0.8
+
+
+def test_convolutions(convs: Program) -> None:
+    plan = select(convs, target={"macs": 0.5})
+    assert 0.99 * 0.5 <= cost_of(convs, plan).macs / convs.costs.total().macs <= 0.5
+
+
+def test_an_impossible_budget_states_the_range(wide: Program) -> None:
+    least = cost_of(wide, select(wide, remove={"ffn": 0.9999, "heads": 0.9999})).params
+    with pytest.raises(PlanError, match="not reachable") as caught:
+        select(wide, target={"params": 0.05})
+    assert f"{least:,} to {wide.costs.total().params:,}" in str(caught.value)
+    with pytest.raises(PlanError, match="not reachable"):
+        select(wide, target={"params": 10**9})
+
+
+def test_a_budget_between_two_steps_states_the_nearest(gqa: Program) -> None:
+    with pytest.raises(PlanError, match="not reachable within") as caught:
+        select(gqa, target={"params": 0.8}, roles=["heads"])
+    plan = select(gqa, remove={"heads": 0.5})
+    assert f"{cost_of(gqa, plan).params:,}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target", [{}, {"params": 0.5, "macs": 0.5}, {"flops": 0.5}, {"params": 0}, {"params": -1},
+               {"params": 1.5}, {"params": float("nan")}]
+)  # fmt: skip
+def test_what_is_no_target(gqa: Program, target: dict) -> None:
+    with pytest.raises(PlanError):
+        select(gqa, target=target)
+
+
+class Fake:
+    """A lever of one structure: `steps` units, each of the given cost."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps = name, steps
+
+    def at(self, k: int) -> dict[str, int]:
+        return {self.name: self.steps - k}
+
+    def nearest(self, fraction: float) -> int:
+        return round(fraction * self.steps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30_000)), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+def test_the_fit_is_within_a_step_of_the_finest_lever(
+    coarse: list[tuple[int, int]], where: float
+) -> None:
+    """One lever is fine enough for any budget that it can make up for; none is exceeded."""
+    prices = {"fine": 50, **{f"c{i}": price for i, (_, price) in enumerate(coarse)}}
+    levers = [Fake("fine", 20_000), *(Fake(f"c{i}", steps) for i, (steps, _) in enumerate(coarse))]
+    full = {lever.name: lever.steps for lever in levers}
+
+    def measure(counts: dict[str, int]) -> int:
+        return DENSE + sum(prices[n] * k for n, k in {**full, **counts}.items())
+
+    budget = DENSE + int(where * (measure({}) - DENSE))
+    counts = fit(levers, measure, budget)
+    assert 0.995 * budget <= measure(counts) <= budget
+    assert all(0 <= k <= full[n] for n, k in counts.items())

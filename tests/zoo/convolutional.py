@@ -1,0 +1,669 @@
+"""Convolutional families, small and with random weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Basic(nn.Module):
+    """Residual block of two convolutions; "pad" shortcuts have no parameters."""
+
+    def __init__(self, inside, outside, stride=1, shortcut="conv", groups=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False, groups=groups)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.relu = nn.ReLU(inplace=True)
+        self.extra = (outside - inside) // 2
+        self.downsample = None
+        if inside != outside and shortcut == "conv":
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.extra:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra, self.extra))
+        y += x
+        return self.relu(y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (grouped for ResNeXt), 1x1."""
+
+    def __init__(self, inside, width, outside, groups=1, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False, groups=groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outside, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outside)
+        self.downsample = None
+        if inside != outside:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """Stem, two stages, pooled classifier."""
+
+    def __init__(self, *blocks, stem=8, width=16):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        self.layers = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.layers(self.stem(x))), 1))
+
+
+def resnet_basic():
+    return ResNet(Basic(8, 8), Basic(8, 16, 2), Basic(16, 16))
+
+
+def resnet_padded():
+    return ResNet(Basic(8, 8), Basic(8, 16, 2, "pad"), Basic(16, 16))
+
+
+def resnet_bottleneck():
+    return ResNet(Bottleneck(8, 4, 16), Bottleneck(16, 6, 16))
+
+
+def resnext():
+    return ResNet(Bottleneck(8, 12, 16, groups=4), Bottleneck(16, 12, 16, groups=4))
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gates from pooled channels."""
+
+    def __init__(self, channels, squeezed):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x):
+        gate = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
+        return x * F.hardsigmoid(gate)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, squeeze-excitation, project; a skip where shapes allow."""
+
+    def __init__(self, inside, expanded, outside, stride, act, squeezed):
+        super().__init__()
+        self.expand = nn.Sequential(
+            nn.Conv2d(inside, expanded, 1, bias=False), nn.BatchNorm2d(expanded), act()
+        )
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(expanded, expanded, 3, stride, 1, groups=expanded, bias=False),
+            nn.BatchNorm2d(expanded),
+            act(),
+        )
+        self.se = SqueezeExcitation(expanded, squeezed) if squeezed else nn.Identity()
+        self.project = nn.Sequential(
+            nn.Conv2d(expanded, outside, 1, bias=False), nn.BatchNorm2d(outside)
+        )
+        self.skip = stride == 1 and inside == outside
+
+    def forward(self, x):
+        y = self.project(self.se(self.depthwise(self.expand(x))))
+        return x + y if self.skip else y
+
+
+class Mobile(nn.Module):
+    """MobileNetV3 / EfficientNet shape."""
+
+    def __init__(self, act, squeezed):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), act()
+        )
+        self.blocks = nn.Sequential(
+            InvertedResidual(8, 16, 8, 1, act, squeezed),
+            InvertedResidual(8, 24, 12, 2, act, squeezed),
+            InvertedResidual(12, 24, 12, 1, act, squeezed),
+        )
+        self.head = nn.Sequential(nn.Linear(12, 20), act(), nn.Dropout(0.2), nn.Linear(20, 5))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def mobilenet():
+    return Mobile(nn.Hardswish, 6)
+
+
+def efficientnet():
+    return Mobile(nn.SiLU, 4)
+
+
+def mobilenet_v2():
+    return Mobile(lambda: nn.ReLU6(inplace=True), 0)
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, inside, growth):
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inside), nn.Conv2d(inside, 2 * growth, 1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(2 * growth), nn.Conv2d(2 * growth, growth, 3, 1, 1)
+
+    def forward(self, features):
+        x = torch.cat(features, 1)
+        return self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+
+
+class DenseNet(nn.Module):
+    """Each layer reads all earlier ones; a transition halves the channels."""
+
+    def __init__(self, growth=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.one = nn.ModuleList([DenseLayer(8 + i * growth, growth) for i in range(3)])
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(26), nn.ReLU(inplace=True), nn.Conv2d(26, 12, 1), nn.AvgPool2d(2, 2)
+        )
+        self.two = nn.ModuleList([DenseLayer(12 + i * growth, growth) for i in range(2)])
+        self.norm, self.fc = nn.BatchNorm2d(24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        features = [self.stem(x)]
+        for layer in self.one:
+            features.append(layer(features))
+        features = [self.transition(torch.cat(features, 1))]
+        for layer in self.two:
+            features.append(layer(features))
+        x = F.relu(self.norm(torch.cat(features, 1)))
+        return self.fc(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))
+
+
+def densenet():
+    return DenseNet()
+
+
+class UNet(nn.Module):
+    """Two levels; skips are concatenated, the way up is a transposed convolution or bilinear."""
+
+    def __init__(self, norm, up):
+        super().__init__()
+
+        def double(inside, outside):
+            return nn.Sequential(
+                nn.Conv2d(inside, outside, 3, 1, 1), norm(outside), nn.ReLU(inplace=True),
+                nn.Conv2d(outside, outside, 3, 1, 1), norm(outside), nn.ReLU(inplace=True),
+            )  # fmt: skip
+
+        self.down1, self.down2, self.middle = double(3, 8), double(8, 12), double(12, 16)
+        self.up = up
+        if up == "transposed":
+            self.up2 = nn.ConvTranspose2d(16, 12, 2, 2)
+            self.up1 = nn.ConvTranspose2d(12, 8, 2, 2)
+        else:
+            self.up2, self.up1 = nn.Conv2d(16, 12, 1), nn.Conv2d(12, 8, 1)
+        self.merge2, self.merge1 = double(24, 12), double(16, 8)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def _up(self, layer, x):
+        if self.up == "transposed":
+            return layer(x)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return layer(x)
+
+    def forward(self, x):
+        a = self.down1(x)
+        b = self.down2(F.max_pool2d(a, 2))
+        c = self.middle(F.max_pool2d(b, 2))
+        y = self.merge2(torch.cat([self._up(self.up2, c), b], dim=1))
+        return self.out(self.merge1(torch.cat([a, self._up(self.up1, y)], dim=1)))
+
+
+def unet_batch_norm():
+    return UNet(nn.BatchNorm2d, "transposed")
+
+
+def unet_group_norm():
+    return UNet(lambda c: nn.GroupNorm(4, c), "bilinear")
+
+
+def shuffle(x, groups):
+    """ShuffleNet's channel shuffle."""
+    b, c, h, w = x.shape
+    x = x.view(b, groups, c // groups, h, w)
+    return torch.transpose(x, 1, 2).contiguous().view(b, c, h, w)
+
+
+class ShuffleUnit(nn.Module):
+    """Half of the channels pass, half are convolved; the halves are shuffled together."""
+
+    def __init__(self, channels, stride):
+        super().__init__()
+        half = channels // 2
+        inside = channels if stride > 1 else half
+        self.stride = stride
+        self.one = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, stride, 1, groups=channels),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, half, 1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+        )
+        self.two = nn.Sequential(
+            nn.Conv2d(inside, half, 1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, half, 3, stride, 1, groups=half),
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x):
+        if self.stride == 1:
+            first, second = x.chunk(2, dim=1)
+            x = torch.cat((first, self.two(second)), dim=1)
+        else:
+            x = torch.cat((self.one(x), self.two(x)), dim=1)
+        return shuffle(x, 2)
+
+
+class ShuffleNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1)
+        self.stage = nn.Sequential(ShuffleUnit(16, 2), ShuffleUnit(16, 1), ShuffleUnit(16, 1))
+        self.last = nn.Conv2d(16, 20, 1)
+        self.fc = nn.Linear(20, 5)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.last(self.stage(self.stem(x)))).mean([2, 3]))
+
+
+def shufflenet():
+    return ShuffleNet()
+
+
+class GroupedShuffle(nn.Module):
+    """ShuffleNet v1: grouped 1x1, shuffle, depthwise, grouped 1x1."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, 1, 1)
+        self.one = nn.Conv2d(12, 24, 1, groups=3)
+        self.depth = nn.Conv2d(24, 24, 3, 1, 1, groups=24)
+        self.two = nn.Conv2d(24, 12, 1, groups=3)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.depth(shuffle(F.relu(self.one(x)), 3))
+        return self.fc(F.relu(x + self.two(y)).mean((2, 3)))
+
+
+def shufflenet_grouped():
+    return GroupedShuffle()
+
+
+class Inception(nn.Module):
+    """Parallel branches of different kernels, concatenated, twice; factorised 1x7 and 7x1."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.a = self._block(8)
+        self.b = self._block(20)
+        self.fc = nn.Linear(20, 5)
+
+    def _block(self, inside):
+        return nn.ModuleList([
+            nn.Conv2d(inside, 4, 1),
+            nn.Sequential(nn.Conv2d(inside, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 1, 1)),
+            nn.Sequential(
+                nn.Conv2d(inside, 4, 1), nn.Conv2d(4, 4, (1, 5), 1, (0, 2)),
+                nn.Conv2d(4, 4, (5, 1), 1, (2, 0)),
+            ),
+            nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(inside, 4, 1)),
+        ])  # fmt: skip
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(torch.cat([branch(x) for branch in self.a], 1))
+        x = F.relu(torch.cat([branch(x) for branch in self.b], 1))
+        return self.fc(x.mean((2, 3)))
+
+
+def inception():
+    return Inception()
+
+
+class ConvUnit(nn.Module):
+    def __init__(self, inside, outside, kernel=1, groups=1):
+        super().__init__()
+        self.conv = nn.Conv2d(inside, outside, kernel, 1, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outside)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class DarkBottleneck(nn.Module):
+    def __init__(self, channels, skip):
+        super().__init__()
+        self.cv1, self.cv2 = ConvUnit(channels, channels, 3), ConvUnit(channels, channels, 3)
+        self.skip = skip
+
+    def forward(self, x):
+        return x + self.cv2(self.cv1(x)) if self.skip else self.cv2(self.cv1(x))
+
+
+class C2f(nn.Module):
+    """YOLOv8's block, as published."""
+
+    def __init__(self, inside, outside, n=2, skip=True):
+        super().__init__()
+        self.c = outside // 2
+        self.cv1 = ConvUnit(inside, 2 * self.c)
+        self.cv2 = ConvUnit((2 + n) * self.c, outside)
+        self.m = nn.ModuleList(DarkBottleneck(self.c, skip) for _ in range(n))
+
+    def forward(self, x):
+        y = list(self.cv1(x).chunk(2, 1))
+        y.extend(m(y[-1]) for m in self.m)
+        return self.cv2(torch.cat(y, 1))
+
+
+class Sppf(nn.Module):
+    """Three poolings of the same channels, concatenated."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.cv1, self.cv2 = ConvUnit(channels, channels // 2), ConvUnit(channels * 2, channels)
+        self.m = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x):
+        x = self.cv1(x)
+        a = self.m(x)
+        b = self.m(a)
+        return self.cv2(torch.cat((x, a, b, self.m(b)), 1))
+
+
+class Yolo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = ConvUnit(3, 8, 3)
+        self.one, self.two = C2f(8, 12, 2, True), C2f(12, 12, 1, False)
+        self.spp = Sppf(12)
+        self.detect = nn.ModuleList([nn.Conv2d(12, 6, 1), nn.Conv2d(12, 6, 1)])
+
+    def forward(self, x):
+        a = self.one(self.stem(x))
+        b = self.spp(self.two(F.max_pool2d(a, 2)))
+        return [d(v) for d, v in zip(self.detect, (a, b), strict=True)]
+
+
+def yolo_c2f():
+    return Yolo()
+
+
+class Implicit(nn.Module):
+    """YOLOv7's ImplicitA and ImplicitM: raw parameters added to and multiplied with channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = ConvUnit(3, 12, 3)
+        self.conv = ConvUnit(12, 10, 3)
+        self.add = nn.Parameter(torch.zeros(1, 10, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, 6, 1, 1))
+        self.head = nn.Conv2d(10, 6, 1)
+
+    def forward(self, x):
+        return self.head(self.conv(self.stem(x)) + self.add) * self.scale
+
+
+def yolo_implicit():
+    return Implicit()
+
+
+def pixel_shuffle():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(4, 12, 3, 1, 1),
+        nn.PixelUnshuffle(2), nn.Conv2d(48, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1),
+    )  # fmt: skip
+
+
+class SpaceToDepth(nn.Module):
+    """Focus: strided slices of the channels, concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.conv = nn.Conv2d(32, 10, 1)
+        self.out = nn.Conv2d(10, 3, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        parts = [x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.out(F.relu(self.conv(torch.cat(parts, 1))))
+
+
+def space_to_depth():
+    return SpaceToDepth()
+
+
+def depth_multiplier():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 24, 3, 1, 1, groups=8),
+        nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 4, 1),
+    )  # fmt: skip
+
+
+def transposed_grouped():
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, 12, 2, 2), nn.ReLU(), nn.ConvTranspose2d(12, 8, 3, 2, 1, groups=4),
+        nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2, 2, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 3, 1),
+    )  # fmt: skip
+
+
+def instance_norm():
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, 1, 1),
+        nn.InstanceNorm2d(12, affine=True, track_running_stats=True),
+        nn.ReLU(), nn.Conv2d(12, 8, 3, 1, 1), nn.InstanceNorm2d(8), nn.LeakyReLU(0.1),
+        nn.Conv2d(8, 6, 3, 1, 1), nn.InstanceNorm2d(6, affine=True), nn.Conv2d(6, 3, 1),
+    )  # fmt: skip
+
+
+def single_output():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 1, 3, 1, 1), nn.Sigmoid(),
+        nn.Conv2d(1, 6, 3, 1, 1), nn.ReLU(), nn.Conv2d(6, 1, 1),
+    )  # fmt: skip
+
+
+class FrozenBatchNorm(nn.Module):
+    """torchvision's: everything is a buffer."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(n))
+        self.register_buffer("bias", torch.zeros(n))
+        self.register_buffer("running_mean", torch.zeros(n))
+        self.register_buffer("running_var", torch.ones(n))
+
+    def forward(self, x):
+        w = self.weight.reshape(1, -1, 1, 1)
+        b = self.bias.reshape(1, -1, 1, 1)
+        rv = self.running_var.reshape(1, -1, 1, 1)
+        rm = self.running_mean.reshape(1, -1, 1, 1)
+        scale = w * (rv + 1e-5).rsqrt()
+        return x * scale + (b - rm * scale)
+
+
+def frozen_batch_norm():
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, 1, 1), FrozenBatchNorm(12), nn.ReLU(inplace=True),
+        nn.Conv2d(12, 4, 1),
+    )  # fmt: skip
+
+
+def flattened():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(8 * 16, 20), nn.ReLU(), nn.Linear(20, 5),
+    )  # fmt: skip
+
+
+class Decoder(nn.Module):
+    """Linear, view into an image, transposed convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 10 * 4 * 4)
+        self.up1, self.up2 = nn.ConvTranspose2d(10, 8, 2, 2), nn.ConvTranspose2d(8, 3, 2, 2)
+
+    def forward(self, z):
+        x = F.relu(self.fc(z)).view(-1, 10, 4, 4)
+        return torch.tanh(self.up2(F.relu(self.up1(x))))
+
+
+def linear_to_image():
+    return Decoder()
+
+
+class HighResolution(nn.Module):
+    """HRNet: two resolutions that are exchanged by sums, twice, and concatenated at the end."""
+
+    def __init__(self, a=8, b=12):
+        super().__init__()
+        self.stem = ConvUnit(3, a, 3)
+        self.down = nn.Conv2d(a, b, 3, 2, 1)
+        self.high = nn.ModuleList([Basic(a, a), Basic(a, a)])
+        self.low = nn.ModuleList([Basic(b, b), Basic(b, b)])
+        self.to_high = nn.ModuleList([nn.Conv2d(b, a, 1), nn.Conv2d(b, a, 1)])
+        self.to_low = nn.ModuleList([nn.Conv2d(a, b, 3, 2, 1), nn.Conv2d(a, b, 3, 2, 1)])
+        self.head = nn.Sequential(nn.Conv2d(a + b, 10, 1), nn.ReLU(), nn.Conv2d(10, 4, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = F.relu(self.down(x))
+        for i in range(2):
+            x, y = self.high[i](x), self.low[i](y)
+            up = F.interpolate(self.to_high[i](y), size=x.shape[-2:], mode="nearest")
+            x, y = F.relu(x + up), F.relu(y + self.to_low[i](x))
+        y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=True)
+        return self.head(torch.cat([x, y], 1))
+
+
+def hrnet():
+    return HighResolution()
+
+
+class Attention2d(nn.Module):
+    """A transformer block of a diffusion U-Net: group norm, self- and cross-attention, GEGLU."""
+
+    def __init__(self, channels, context, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(4, channels)
+        self.proj_in, self.proj_out = nn.Conv2d(channels, channels, 1), nn.Linear(channels, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.self_attention = nn.ModuleDict(self._projections(channels, channels))
+        self.cross_attention = nn.ModuleDict(self._projections(channels, context))
+        self.gate = nn.Linear(channels, 24 * 2)
+        self.down = nn.Linear(24, channels)
+
+    def _projections(self, channels, context):
+        inner = 16
+        return {
+            "q": nn.Linear(channels, inner, bias=False),
+            "k": nn.Linear(context, inner, bias=False),
+            "v": nn.Linear(context, inner, bias=False),
+            "out": nn.Linear(inner, channels),
+        }
+
+    def attend(self, m, x, context):
+        b = x.shape[0]
+        q, k, v = m["q"](x), m["k"](context), m["v"](context)
+        dim = q.shape[-1] // self.heads
+        q, k, v = (t.view(b, -1, self.heads, dim).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return m["out"](y.transpose(1, 2).reshape(b, -1, self.heads * dim))
+
+    def forward(self, x, context):
+        b, c, h, w = x.shape
+        skip = x
+        x = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        y = self.norm1(x)
+        x = x + self.attend(self.self_attention, y, y)
+        x = x + self.attend(self.cross_attention, self.norm2(x), context)
+        value, gate = self.gate(self.norm3(x)).chunk(2, dim=-1)
+        x = x + self.down(value * F.gelu(gate))
+        x = self.proj_out(x).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        return x + skip
+
+
+class TimeBlock(nn.Module):
+    """Residual block with a scale and a shift from the time embedding."""
+
+    def __init__(self, inside, outside, time):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(4, inside), nn.Conv2d(inside, outside, 3, 1, 1)
+        self.time = nn.Linear(time, 2 * outside)
+        self.norm2, self.conv2 = nn.GroupNorm(4, outside), nn.Conv2d(outside, outside, 3, 1, 1)
+        self.skip = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
+
+    def forward(self, x, t):
+        y = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(F.silu(t))[:, :, None, None].chunk(2, dim=1)
+        y = self.norm2(y) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(y))
+
+
+class DiffusionUNet(nn.Module):
+    def __init__(self, a=8, b=16, time=12, context=10):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(8, time), nn.SiLU(), nn.Linear(time, time))
+        self.stem = nn.Conv2d(3, a, 3, 1, 1)
+        self.down1, self.shrink = TimeBlock(a, a, time), nn.Conv2d(a, a, 3, 2, 1)
+        self.down2, self.attention = TimeBlock(a, b, time), Attention2d(b, context)
+        self.up2, self.grow = TimeBlock(b + a, b, time), nn.Conv2d(b, b, 3, 1, 1)
+        self.up1 = TimeBlock(b + a, a, time)
+        self.norm, self.out = nn.GroupNorm(4, a), nn.Conv2d(a, 3, 3, 1, 1)
+
+    def forward(self, x, t, context):
+        half = 4
+        freqs = torch.exp(-torch.arange(half, dtype=torch.float32) * 2.3 / half)
+        angles = t[:, None] * freqs[None]
+        t = self.embed(torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1))
+        a = self.down1(self.stem(x), t)
+        shrunk = self.shrink(a)
+        b = self.attention(self.down2(shrunk, t), context)
+        b = self.up2(torch.cat([b, shrunk], dim=1), t)
+        b = self.grow(F.interpolate(b, scale_factor=2.0, mode="nearest"))
+        y = self.up1(torch.cat([b, a], dim=1), t)
+        return self.out(F.silu(self.norm(y)))
+
+
+def diffusion_unet():
+    return DiffusionUNet()
