@@ -26,8 +26,6 @@ from graphprune.errors import GraphPruneError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphprune.recipe import Recipe
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -105,10 +103,13 @@ def _compile(
         "uniform": uniform,
         "align": align,
         "formats": formats,
+        "text": text,
         "seed": seed,
     }
-    settled = _recipe(recipe, goals | options, text)
     with _progress() as progress:
+        from graphprune.recipe import Recipe
+
+        settled = Recipe.from_flags(recipe, goals | options)
         from graphprune import compiler
 
         report = compiler.compile(
@@ -191,16 +192,6 @@ def _eval(
         return
     titles = (Path(sources[0]).name, Path(sources[-1]).name)
     _show(comparison(measured[0], measured[1] if against is not None else None, titles))
-
-
-def _recipe(path: Path | None, flags: dict[str, object], text: str | None) -> Recipe:
-    from graphprune.recipe import Recipe, read_yaml
-
-    base = None if path is None else read_yaml(path)
-    if text is not None:
-        section = base.get("calibration") if isinstance(base, dict) else None
-        flags["calibration"] = {**(section if isinstance(section, dict) else {}), "text": text}
-    return Recipe.from_flags(base, flags)
 
 
 def _show(result: RenderableType) -> None:

@@ -84,7 +84,7 @@ def compile(
         source=str(source) if isinstance(source, str | Path) else type(source).__name__,
         before=_measures(program.costs.total()),
         after=_measures(slim.cost),
-        kept=_kept(program, plan),
+        kept=_kept(slim),
         native=native,
         notes=notes,
         seconds=run.seconds,
@@ -284,17 +284,18 @@ def _measures(cost: Cost) -> Measures:
     return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
 
 
-def _kept(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
+def _kept(slim: Slim) -> dict[str, tuple[int, int]]:
     """Units kept and units there were, of every role that loses some."""
+    program, units = slim.program, slim.plan.kept_units
+    gone = slim.selection.removed_parameters
     kept: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
-    touched = {program.by_name[name].role for name in plan.kept_units}
     for structure in program.structures:
-        if structure.role in touched and structure.prunable:
-            rows = plan.kept_units.get(structure.name)
-            count = structure.size
-            if rows is not None:
-                count = len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
-            kept[structure.role or "other"] += count
-            total[structure.role or "other"] += structure.size
-    return {role: (kept[role], total[role]) for role in kept}
+        if structure.prunable:
+            role = structure.role or "other"
+            total[role] += structure.size
+            if structure.blocks or not gone.issuperset(name for name, _ in structure.members):
+                rows = units.get(structure.name, range(structure.size))
+                kept[role] += len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
+    named = {program.by_name[name].role or "other" for name in units}
+    return {role: (kept[role], total[role]) for role in total if role in named}

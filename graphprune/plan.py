@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from graphprune.axes import Keep, Ragged, indices
+from graphprune.axes import Expr, Keep, Ragged, atoms, count, indices, touched
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
 from graphprune.files import write_text
@@ -106,6 +106,14 @@ class Plan:
                 cuts[name] = _cut(structure, units)
             else:
                 keep[structure.atom] = _mask(structure, units)
+        for e, least in program.typing.minima:
+            if touched(e, keep) and count(e, keep) < least:
+                raise PlanError(
+                    f"an operator chooses {least} indices of an axis, and the plan leaves "
+                    f"{count(e, keep)}",
+                    where=", ".join(n for n in structures_of(program, e) if n in self.kept_units),
+                    hint="keep more units of these structures",
+                )
         return Selection(keep, {n: c for n, c in cuts.items() if c})
 
     def kept(self, program: Program) -> dict[str, tuple[IntArray, ...]]:
@@ -203,6 +211,12 @@ class Plan:
             except (IndexError, TypeError) as error:
                 raise PlanError("the second plan doesn't follow the first", where=name) from error
         return Plan(self.fingerprint, kept, sizes)
+
+
+def structures_of(program: Program, e: Expr) -> list[str]:
+    """Names of the structures that make up `e`."""
+    own = set(atoms(e))
+    return [s.name for s in program.structures if s.atom in own]
 
 
 def _check(structure: Structure, units: Units) -> None:

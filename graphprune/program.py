@@ -47,8 +47,7 @@ class Structure:
         name: stable name: the first parameter that carries it, its dimension and the place in
             that dimension's expression, "model.layers.0.mlp.up_proj.weight:0"; for a stack of
             layers the path of the stack, "model.layers".
-        role: ffn, hidden, kv_heads, query_heads, qk_dim, v_dim, channels, experts, layers, or
-            "" where nothing is known about it.
+        role: one of `graphprune.analysis.roles.ROLES`, or "" for a frozen structure.
         size: number of units.
         members: the (parameter, dimension) pairs that carry it; dimension 0 for layers.
         prunable: whether units may be removed.
@@ -59,6 +58,8 @@ class Structure:
         atom: its axis; None for layers.
         within: for a ragged axis, the atom whose every index may keep its own units.
         blocks: for layers, one block per unit.
+        minimum: units that the model can't do without, such as k of a top-k; where several
+            structures make up an axis, enough for every choice of the others.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Structure:
     atom: Atom | None = None
     within: Atom | None = None
     blocks: tuple[Block, ...] = ()
+    minimum: int = 1
 
 
 @dataclass(frozen=True)

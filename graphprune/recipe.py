@@ -299,13 +299,14 @@ class Recipe(_Data):
         return cls.parse(read_yaml(path), where=str(path))
 
     @classmethod
-    def from_flags(cls, base: object | None, flags: Mapping[str, object]) -> Recipe:
-        """Joins a recipe's plain data (or None) with command-line flags; a flag wins.
+    def from_flags(cls, path: str | Path | None, flags: Mapping[str, object]) -> Recipe:
+        """Joins a YAML file, if there is one, with command-line flags; a flag wins.
 
         Args:
-            base: What :func:`read_yaml` returned.
-            flags: Recipe keys; None and empty values count as not given. For ``remove``, ``target``
-                and ``shape`` a list of ``role=number`` words, and a goal replaces the base's goal.
+            path: Of the file.
+            flags: Recipe keys, and ``text`` for the text of the calibration; None and empty values
+                count as not given. ``remove``, ``target`` and ``shape`` are lists of words such as
+                ``ffn=0.25``, and a goal replaces the goal of the file.
 
         Raises:
             RecipeError: A word is not ``key=number``, or the result is not a valid recipe.
@@ -314,13 +315,19 @@ class Recipe(_Data):
         for goal in ("remove", "target", "shape"):
             if goal in given:
                 given[goal] = _pairs(goal, cast("Iterable[str]", given[goal]))
-        if base is None:
-            return cls.parse(given, where="the command line")
+        base: object = {} if path is None else read_yaml(path)
+        where = "the command line" if path is None else str(path)
         if not isinstance(base, Mapping):
-            return cls.parse(base)
-        replaced = GOALS if any(goal in given for goal in GOALS) else ()
-        kept = {key: value for key, value in base.items() if key not in replaced}
-        return cls.parse({**kept, **given})
+            return cls.parse(base, where)
+        if any(goal in given for goal in GOALS):
+            base = {key: value for key, value in base.items() if key not in GOALS}
+        if "text" in given:
+            section = base.get("calibration")
+            given["calibration"] = {
+                **(section if isinstance(section, Mapping) else {}),
+                "text": given.pop("text"),
+            }
+        return cls.parse({**base, **given}, where)
 
     def to_yaml(self) -> str:
         """Renders what differs from the defaults; :meth:`load` reads it back."""

@@ -6,6 +6,7 @@ and scores are taken anew on what the round before left.
 
 from __future__ import annotations
 
+import statistics
 from contextlib import nullcontext
 from typing import Any
 
@@ -51,7 +52,9 @@ def interim_goal(
     assert recipe.shape is not None
     if number == recipe.rounds:
         return {"shape": dict(recipe.shape)}
-    sizes = {role: _size(dense, role, wanted) for role, wanted in recipe.shape.items()}
+    sizes = {
+        role: max(_sizes(dense, role), default=wanted) for role, wanted in recipe.shape.items()
+    }
     shape = {
         role: round(sizes[role] * (wanted / sizes[role]) ** share)
         for role, wanted in recipe.shape.items()
@@ -78,19 +81,14 @@ def _left(
 
     Counted where that is possible, since they were rounded; `*` is several roles at once.
     """
-    before = _units(dense, role)
+    before = _sizes(dense, role)
     if role == "*" or not before:
         return float((1 - removed) ** ((number - 1) / recipe.rounds))
-    return _units(current, role) / before
+    return statistics.mean(_sizes(current, role)) / statistics.mean(before)
 
 
-def _units(program: Program, role: str) -> int:
-    return sum(s.size for s in program.structures if s.prunable and s.role == _own(program, role))
-
-
-def _size(program: Program, role: str, default: int) -> int:
-    sizes = [s.size for s in program.structures if s.prunable and s.role == _own(program, role)]
-    return max(sizes, default=default)
+def _sizes(program: Program, role: str) -> list[int]:
+    return [s.size for s in program.structures if s.prunable and s.role == _own(program, role)]
 
 
 def _own(program: Program, role: str) -> str:

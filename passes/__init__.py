@@ -46,7 +46,8 @@ def get_score(spec: str | Mapping[str, Any] | Score) -> Score:
     """The score that `spec` describes.
 
     Args:
-        spec: a name, a mapping of ``name`` and the score's options, or a score.
+        spec: a name, a mapping of ``name`` and the score's options (None leaves an option at its
+            default), or a score.
 
     Raises:
         PlanError: no score has that name or that option.
@@ -55,7 +56,7 @@ def get_score(spec: str | Mapping[str, Any] | Score) -> Score:
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
         return spec
-    options = dict(spec)
+    options = {key: value for key, value in spec.items() if value is not None}
     name = options.pop("name", None)
     plugins = _plugins()
     if name not in _SCORES and name not in plugins:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from graphprune.analysis.cost import Cost
 from graphprune.errors import PlanError
@@ -18,6 +21,7 @@ DEFAULT_ROLES = ("ffn", "heads", "channels", "experts")
 KEPT_BY_DEFAULT = ("hidden", "layers", "qk_dim", "v_dim", "query_heads")
 TOLERANCE = 0.005  # of the budget
 RESOLUTION = 1 << 20  # common fractions that bisection tells apart
+TRIALS = 64  # neighbours looked at where steps are coarse
 
 Measure = Callable[[Counts], int]
 
@@ -69,7 +73,9 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
 
     All levers are first pulled by the largest common fraction that fits, found by bisection. What
     is left of the budget is then given back, in the coarsest steps that fit and then in finer
-    ones, so that the result falls short by less than one step of the finest lever.
+    ones, so that the result falls short by less than one step of the finest lever. Where that is
+    not enough, some neighbours are tried: a lever is pulled a few steps further, and the others
+    give back.
 
     Args:
         levers: what may shrink; cost falls with every step of any of them.
@@ -80,11 +86,8 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
     Raises:
         PlanError: the budget can't be reached; the message states the reachable range.
     """
-
-    def cost(position: Sequence[int]) -> int:
-        return measure(_counts(levers, position))
-
-    least, dense = cost([lever.steps for lever in levers]), measure({})
+    search = _Search(tuple(levers), measure, budget)
+    least, dense = search.cost([lever.steps for lever in levers]), measure({})
     if not least <= budget <= dense:
         raise PlanError(
             f"the budget of {budget:,} {what} is not reachable",
@@ -92,42 +95,75 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
             f"{least / dense:.1%} to 100% of the dense model",
             hint="choose a budget in that range, or let more roles take part",
         )
-
-    def at(step: int) -> list[int]:
-        return [lever.nearest(step / RESOLUTION) for lever in levers]
-
-    pulled = _first(RESOLUTION, lambda step: cost(at(step)) <= budget)
-    position = at(pulled)
-    here = cost(position)
-    gains = {
-        i: cost([k - (i == j) for j, k in enumerate(position)]) - here
-        for i, at_step in enumerate(position)
-        if at_step
-    }
-    for i in sorted(gains, key=lambda i: -gains[i]):
-        before, after = position[:i], position[i + 1 :]
-
-        def fits(k: int, before: list[int] = before, after: list[int] = after) -> bool:
-            return cost([*before, k, *after]) <= budget
-
-        position[i] = _first(position[i], fits)
-    reached = cost(position)
-    if reached < budget * (1 - TOLERANCE):
-        finest = min(gains.values(), default=0)
+    best = start = search.given_back(search.common())
+    enough = budget * (1 - TOLERANCE)
+    for trial in itertools.islice(search.neighbours(start), TRIALS):
+        if search.cost(best) >= enough:
+            break
+        best = max(best, trial, key=search.cost)
+    reached = search.cost(best)
+    if reached < enough:
         raise PlanError(
             f"the budget of {budget:,} {what} is not reachable within {TOLERANCE:.1%}",
-            why=f"the nearest below is {reached:,}, and the finest step is {finest:,}",
+            why=f"the nearest found below it is {reached:,}",
             hint=f"ask for {reached:,}, or allow finer steps: a smaller align, uniform=False, "
             "or more roles",
         )
-    return _counts(levers, position)
+    return search.counts(best)
 
 
-def _counts(levers: Sequence[Lever], position: Sequence[int]) -> Counts:
-    counts: Counts = {}
-    for lever, k in zip(levers, position, strict=True):
-        counts |= lever.at(k)
-    return counts
+@dataclass(frozen=True)
+class _Search:
+    """Positions of levers, and what they cost."""
+
+    levers: tuple[Lever, ...]
+    measure: Measure
+    budget: int
+
+    def counts(self, position: Sequence[int]) -> Counts:
+        """Kept counts of all structures."""
+        counts: Counts = {}
+        for lever, k in zip(self.levers, position, strict=True):
+            counts |= lever.at(k)
+        return counts
+
+    def cost(self, position: Sequence[int]) -> int:
+        """Cost of a position."""
+        return self.measure(self.counts(position))
+
+    def common(self) -> list[int]:
+        """All levers pulled by the least common fraction that fits."""
+
+        def at(step: int) -> list[int]:
+            return [lever.nearest(step / RESOLUTION) for lever in self.levers]
+
+        return at(_first(RESOLUTION, lambda step: self.cost(at(step)) <= self.budget))
+
+    def given_back(self, position: Sequence[int], but: int | None = None) -> list[int]:
+        """`position`, which fits, with every lever but one let go as far as the budget allows."""
+        result = list(position)
+        free = [i for i, k in enumerate(result) if k and i != but]
+        gain = {i: self.cost(_with(result, i, result[i] - 1)) for i in free}
+        for i in sorted(free, key=lambda i: -gain[i]):
+            fits = partial(self._fits, tuple(result), i)
+            result[i] = _first(result[i], fits)
+        return result
+
+    def neighbours(self, position: Sequence[int]) -> Iterator[list[int]]:
+        """Positions with one lever pulled a little further and the others given back."""
+        for more in itertools.count(1):
+            able = [i for i, k in enumerate(position) if k + more <= self.levers[i].steps]
+            if not able:
+                return
+            for i in able:
+                yield self.given_back(_with(position, i, position[i] + more), but=i)
+
+    def _fits(self, position: Sequence[int], lever: int, k: int) -> bool:
+        return self.cost(_with(position, lever, k)) <= self.budget
+
+
+def _with(position: Sequence[int], lever: int, k: int) -> list[int]:
+    return [k if i == lever else other for i, other in enumerate(position)]
 
 
 def _first(last: int, holds: Callable[[int], bool]) -> int:

@@ -150,7 +150,7 @@ class Scope:
     def _ladder(self, structure: Structure, removable: int) -> IntArray:
         size = structure.size
         least = self.minimum if self.minimum >= 1 else math.ceil(self.minimum * size)
-        floor = max(min(int(least), size), size - removable)
+        floor = max(min(int(least), size), size - removable, structure.minimum)
         step = self._granule(structure)
         lowest = -(-floor // step) * step
         return np.array([size, *range((size - 1) // step * step, lowest - 1, -step)])

@@ -156,9 +156,9 @@ def _with_tokens(example: tuple[Any, Any], tokens: torch.Tensor) -> tuple[Any, A
             where="the example inputs of the trace",
             hint="pass loss=, a function of (model, batch) that calls the model as it should be",
         )
-    return tree_unflatten(
-        [tokens if i == first else others.get(i, x) for i, x in enumerate(leaves)], spec
-    )
+    filled = [tokens if i == first else others.get(i, x) for i, x in enumerate(leaves)]
+    args, kwargs = tree_unflatten(filled, spec)
+    return args, kwargs
 
 
 def _is_tokens(value: torch.Tensor) -> bool:

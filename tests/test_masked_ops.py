@@ -79,7 +79,9 @@ def check_formula(target, arguments, x, kept, dim, cut_arguments):
         torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize(("target", "arguments"), ALONG, ids=str)
+@pytest.mark.parametrize(
+    ("target", "arguments"), ALONG, ids=lambda v: str(v)[:40].split("tensor")[0]
+)
 @pytest.mark.parametrize("shift", [-5.0, 0.0, 5.0])
 def test_formula(target, arguments, shift):
     kept = torch.zeros(1, 8, 1, dtype=torch.bool)
@@ -91,7 +93,9 @@ def test_formula(target, arguments, shift):
     check_formula(target, arguments, X + shift, kept, 1, arguments)
 
 
-@pytest.mark.parametrize(("target", "arguments"), NORMS, ids=str)
+@pytest.mark.parametrize(
+    ("target", "arguments"), NORMS, ids=lambda v: str(v)[:40].split("tensor")[0]
+)
 def test_norm_formula(target, arguments):
     kept = torch.zeros(8, dtype=torch.bool)
     kept[MIDDLE] = True

@@ -196,11 +196,23 @@ def test_flags_alone() -> None:
     assert recipe.seed == 3
 
 
-def test_a_flag_wins_over_the_file_and_a_goal_replaces_the_goal() -> None:
-    base = {"remove": {"ffn": 0.25}, "seed": 1, "rounds": 2}
-    recipe = Recipe.from_flags(base, {"target": ["params=100M"], "seed": 5, "exclude": []})
+def test_a_flag_wins_over_the_file_and_a_goal_replaces_the_goal(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{remove: {ffn: 0.25}, seed: 1, rounds: 2, calibration: {windows: 3}}")
+    flags = {"target": ["params=100M"], "seed": 5, "exclude": [], "text": "a.txt"}
+    recipe = Recipe.from_flags(path, flags)
     assert (recipe.remove, recipe.target) == (None, {"params": 100_000_000})
     assert (recipe.seed, recipe.rounds, recipe.exclude) == (5, 2, ())
+    assert (recipe.calibration.text, recipe.calibration.windows) == ("a.txt", 3)
+
+
+def test_mistakes_in_a_file_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for content in ("", "[1]", "remov: {ffn: 0.1}"):
+        path.write_text(content)
+        with pytest.raises(RecipeError) as caught:
+            Recipe.from_flags(path, {"seed": 1})
+        assert caught.value.where == str(path)
 
 
 @pytest.mark.parametrize("word", ["ffn", "=0.5", "ffn=", "", "ffn=0.1,ffn=0.2"])

@@ -7,17 +7,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphprune.analysis.sizes import ExampleSizes
-from graphprune.axes import UNIT, Atom, Dims
+from graphprune.axes import UNIT, Atom, Dims, Select
+from graphprune.axes.expr import IntArray
 from graphprune.ops import ATEN, Context, Operand, Operator, RuleError, Sizes, Typing
-from graphprune.ops.pointwise import elementwise, opaque
+from graphprune.ops.aten import CARRIERS
+from graphprune.ops.points import Points
+from graphprune.ops.pointwise import ACTIVATIONS, elementwise, opaque
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_ABOUT_SHAPES = ("aten._assert", "aten.sym_")  # these don't read the values of tensors
+_SAME_VALUES = frozenset(
+    f"aten.{name}"
+    for name in "to _to_copy lift_fresh_copy lift_fresh detach clone alias contiguous".split()
+)
+_INDICES = (torch.int64, torch.int32)
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -47,6 +58,7 @@ class _Inference:
         self.aliases = aliases
         self.sizes = ExampleSizes(exported)
         self.typing = Typing()
+        self.places: dict[str, IntArray] = {}  # constant lists of integers, by value name
         self.specs = {s.arg.name: s for s in exported.graph_signature.input_specs}
 
     def run(self) -> Typing:
@@ -68,13 +80,31 @@ class _Inference:
         sizes = self._sizes(value)
         if spec.kind in _STATE:
             name = self.aliases.get(spec.target or "", spec.target or "")
-            known = self.typing.parameters.get(name)
-            dims = known or tuple(Atom(s.size, name) if s.size != 1 else UNIT for s in sizes)
+            dims = self.typing.parameters.get(name) or self._state(name, sizes)
+            if name in self.typing.stored:
+                self.typing.points[node.name] = (self.typing.stored[name],)
             self.typing.parameters[name] = dims
             self.typing.parameters[spec.target or name] = dims
+            stored = self._stored(name)
+            if len(dims) == 1 and _holds_indices(stored):
+                self.places[node.name] = stored.numpy(force=True).astype(np.int64)
         else:
             dims = tuple(ctx.fresh(s, "a dimension of a model input") for s in sizes)
         self.typing.values[node.name] = (dims,)
+
+    def _state(self, name: str, sizes: Sizes) -> Dims:
+        """New axes for a parameter or buffer; a permutation re-indexes what it points into."""
+        dims = tuple(Atom(s.size, name) if s.size != 1 else UNIT for s in sizes)
+        value = self._stored(name)
+        if len(dims) == 1 and _holds_indices(value):
+            order = Select(dims[0], value.numpy(force=True).astype(np.int64))
+            if order.inverse is not None:
+                self.typing.stored[name] = Points(dims[0], stored=True)
+                return (order,)
+        return dims
+
+    def _stored(self, name: str) -> Any:
+        return self.exported.state_dict.get(name, self.exported.constants.get(name))
 
     def _sizes(self, value: torch.Tensor) -> Sizes:
         return tuple(self.sizes.size(s) for s in value.shape)
@@ -85,11 +115,34 @@ class _Inference:
             source = self.typing.values.get(node.args[0].name)
             if source is not None and isinstance(node.args[1], int):
                 self.typing.values[node.name] = (source[node.args[1]],)
+                points = self.typing.points.get(node.args[0].name)
+                if points is not None:
+                    self.typing.points[node.name] = (points[node.args[1]],)
                 return
-        if not any(r is not None for r in results):
-            return
         op = self._operator(node, results)
-        self.typing.values[node.name] = self._apply(ctx, node, op)
+        if any(r is not None for r in results):
+            self.typing.values[node.name] = self._apply(ctx, node, op)
+        if op.name in ACTIVATIONS and op.operands:
+            for e in op.operands[0].dims:
+                ctx.hint(e, "activation")
+        if not op.name.startswith(_ABOUT_SHAPES):
+            self._note_points(ctx, op)
+        if op.name in _SAME_VALUES and op.operands and op.operands[0].value is not None:
+            self.places[node.name] = op.operands[0].value
+
+    def _note_points(self, ctx: Context, op: Operator) -> None:
+        """Keep what the results point into; points that the rule left alone are numbers."""
+        known = ctx.node not in self.typing.opaque
+        if not known:
+            ctx.given.clear()
+        elif op.name in CARRIERS and op.get("dtype") != torch.bool:
+            ctx.carry(op.operands[0], *range(len(op.results)))
+        for operand in op.operands:
+            points = operand.points
+            if points is not None and not (known and points in ctx.taken):
+                points.as_numbers(ctx.reason(f"{op.name} computes with indices of it"))
+        if ctx.given:
+            self.typing.points[ctx.node] = tuple(ctx.given.get(i) for i in range(len(op.results)))
 
     def _apply(self, ctx: Context, node: fx.Node, op: Operator) -> tuple[Dims, ...]:
         rule = ATEN.find(op.name)
@@ -125,7 +178,8 @@ class _Inference:
         if isinstance(value, fx.Node):
             known = self.typing.values.get(value.name)
             if known is not None:
-                return Operand(known[0])
+                points = self.typing.points.get(value.name, (None,))[0]
+                return Operand(known[0], points, self.places.get(value.name))
             value = value.meta.get("val")
         if isinstance(value, torch.SymInt):
             size = self.sizes.size(value)
@@ -148,7 +202,9 @@ class _Inference:
             for dims in self.typing.values.get(name, ()):
                 for d in dims:
                     ctx.freeze(d, why)
-
+            for points in self.typing.points.get(name, ()):
+                if points is not None:
+                    points.as_numbers(ctx.reason("its indices are a model output"))
 
     def _freeze_unread(self) -> None:
         """Freeze the state that no operator reads: nothing ties its sizes to the model."""
@@ -161,6 +217,11 @@ class _Inference:
         for name in (n for n, nobody in unread.items() if nobody):
             for d in self.typing.parameters.get(name, ()):
                 Context(self.typing, name).freeze(d, "no operator reads it")
+
+
+def _holds_indices(value: Any) -> bool:
+    known = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+    return known and value.dtype in _INDICES and not value.is_meta
 
 
 def _bind(node: fx.Node) -> dict[str, Any]:

@@ -8,7 +8,7 @@ something, so that the input can take its place.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import networkx as nx
 import torch
@@ -35,8 +35,15 @@ def module_path(node: fx.Node) -> str:
     return str(paths[-1]).partition("@")[0] if paths else ""
 
 
-def find_layers(exported: ExportedProgram, typing: Typing) -> dict[str, tuple[int, list[Block]]]:
+def find_layers(
+    exported: ExportedProgram, typing: Typing, aliases: Mapping[str, str]
+) -> dict[str, tuple[int, list[Block]]]:
     """The removable blocks of every stack.
+
+    Args:
+        exported: the program.
+        typing: its axes.
+        aliases: tied parameter name to the name that stands for it.
 
     Returns:
         Path of the stack to its number of blocks and those that can be removed, in order.
@@ -47,13 +54,14 @@ def find_layers(exported: ExportedProgram, typing: Typing) -> dict[str, tuple[in
             for stack, index in _positions(module_path(node)):
                 members[stack][index].add(node)
     targets = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target}
+    readers = _readers(exported.graph, targets, aliases)
     skips = _residual_graph(exported.graph)
     result = {}
     for stack, blocks in members.items():
         found = [
             block
             for index, nodes in sorted(blocks.items())
-            if (block := _block(index, f"{stack}.{index}.", nodes, typing, targets, skips))
+            if (block := _block(index, f"{stack}.{index}.", nodes, typing, targets, readers, skips))
         ]
         if len(blocks) > 1 and found:
             result[stack] = (max(blocks) + 1, found)
@@ -65,6 +73,18 @@ def _positions(path: str) -> Iterator[tuple[str, int]]:
     for i, part in enumerate(parts):
         if i and part.isdigit():
             yield ".".join(parts[:i]), int(part)
+
+
+def _readers(
+    graph: fx.Graph, targets: Mapping[str, str], aliases: Mapping[str, str]
+) -> dict[str, set[fx.Node]]:
+    """Parameter or buffer name to the nodes that read it under any of its names."""
+    shared: dict[str, set[fx.Node]] = defaultdict(set)
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            target = targets[node.name]
+            shared[aliases.get(target, target)].update(node.users)
+    return {t: shared[aliases.get(t, t)] for t in targets.values()}
 
 
 def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
@@ -80,12 +100,39 @@ def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
     return skips
 
 
+def residual_sums(graph: fx.Graph) -> list[str]:
+    """Names of the values ``x + f(x)``."""
+    places = {node: i for i, node in enumerate(graph.nodes)}
+    found = []
+    for node in graph.nodes:
+        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        if name in _ADD and len(node.all_input_nodes) == 2:
+            early, late = sorted(node.all_input_nodes, key=places.__getitem__)
+            if _computed_from(early, late, places):
+                found.append(node.name)
+    return found
+
+
+def _computed_from(early: fx.Node, late: fx.Node, places: Mapping[fx.Node, int]) -> bool:
+    """Whether `late` depends on `early`; only what lies between them is searched."""
+    waiting, seen = [late], {late}
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node is early:
+                return True
+            if node not in seen and places[node] > places[early]:
+                seen.add(node)
+                waiting.append(node)
+    return False
+
+
 def _block(
     index: int,
     prefix: str,
     nodes: set[fx.Node],
     typing: Typing,
-    targets: dict[str, str],
+    targets: Mapping[str, str],
+    readers: Mapping[str, set[fx.Node]],
     skips: nx.DiGraph[str],
 ) -> Block | None:
     nodes = _without_outer_sizes(nodes)
@@ -102,10 +149,12 @@ def _block(
     ]
     if len(entries) != 1:
         return None
-    owned = [targets[n.name] for n in state if n.users and all(u in nodes for u in n.users)]
-    idle = [t for t in targets.values() if t.startswith(prefix)]
-    parameters = tuple(sorted({*owned, *idle}))
+    below = [t for t in targets.values() if t.startswith(prefix)]
+    owned = [targets[n.name] for n in state if readers[targets[n.name]] <= nodes]
+    parameters = tuple(sorted({*owned, *below}))
     if not parameters or any(not p.startswith(prefix) for p in owned):
+        return None
+    if any(not readers[t] <= nodes for t in below):  # tied to a parameter outside
         return None
     names = frozenset(n.name for n in nodes)
     return Block(index, entries[0].name, last.name, names, parameters)

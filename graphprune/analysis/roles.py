@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
+from functools import cache
 
-from graphprune.axes import Atom, atoms
+from graphprune.axes import Atom, atoms, enclosed
 from graphprune.ops import Typing
 
 ROLES = (
@@ -21,6 +22,8 @@ ROLES = (
     "qk_dim",
     "v_dim",
     "channels",
+    "latent",
+    "expert_groups",
     "experts",
     "layers",
 )
@@ -41,18 +44,30 @@ def assign_roles(
         typing: the inference's hints.
     """
     hints: dict[Atom, Counter[str]] = defaultdict(Counter)
-    heads: list[list[Atom]] = []
     for e, role in typing.hints:
-        found = [a for a in dict.fromkeys(atoms(e)) if a in members and not a.frozen]
-        for a in found:
-            hints[a][role] += 1
-        if role == "heads" and found:
-            heads.append(found)
-    queries = _query_heads(heads, members, typing)
-    return {
-        atom: _role(hints[atom], pairs, ranks, atom in stream, atom in queries)
+        for a in dict.fromkeys(atoms(e)):
+            if a in members and not a.frozen:
+                hints[a][role] += 1
+    queries = _query_heads(typing, members, ranks)
+    experts = {
+        atom
         for atom, pairs in members.items()
+        if hints[atom]["experts"]
+        or (hints[atom]["heads"] and any(ranks[p] == 3 and d == 0 for p, d in pairs))
     }
+    outer = _outer_factors(experts, members, typing)
+    banks = {p for a in experts for p, d in members[a] if d == 0 and ranks[p] > 2}
+    roles = {}
+    for atom, pairs in members.items():
+        if atom in experts:
+            roles[atom] = "expert_groups" if atom in outer else "experts"
+            continue
+        own = hints[atom]
+        if any(p in banks for p, _ in pairs):
+            # The product with the weights of chosen experts looks like attention, but isn't.
+            own = Counter({r: n for r, n in own.items() if r not in ("qk_dim", "v_dim")})
+        roles[atom] = _role(own, pairs, ranks, atom in stream, atom in queries)
+    return roles
 
 
 def _role(
@@ -63,33 +78,65 @@ def _role(
     is_query: bool,
 ) -> str:
     if hints["heads"]:
-        if any(ranks[p] == 3 and d == 0 for p, d in pairs):
-            return "experts"
         return "query_heads" if is_query else "kv_heads"
     linear = sum(ranks[p] == 2 for p, _ in pairs)
     if hints["channels"] and hints["channels"] >= linear:
         return "channels"
-    if in_stream or hints["embedding"]:
+    if in_stream or hints["embedding"] or hints["state"]:
         return "hidden"
     if hints["qk_dim"]:
         return "qk_dim"
     if hints["v_dim"]:
         return "v_dim"
-    return "ffn"
+    return "ffn" if hints["activation"] else "latent"
+
+
+def _outer_factors(
+    chosen: set[Atom], members: Mapping[Atom, Collection[tuple[str, int]]], typing: Typing
+) -> set[Atom]:
+    """Those of `chosen` that have another one inside: groups of experts."""
+    found: set[Atom] = set()
+    for atom in chosen:
+        for p, d in members[atom]:
+            inside = [a for a in atoms(typing.parameters[p][d]) if a in chosen]
+            found.update(inside[:-1])
+    return found
 
 
 def _query_heads(
-    heads: list[list[Atom]],
-    members: Mapping[Atom, Collection[tuple[str, int]]],
-    typing: Typing,
+    typing: Typing, members: Mapping[Atom, Collection[tuple[str, int]]], ranks: Mapping[str, int]
 ) -> set[Atom]:
-    """Of the atoms that make up one attention's heads, those that keys and values don't have."""
+    """The heads that keys and values don't have.
 
-    def occurrences(atom: Atom) -> int:
-        return sum(a is atom for p, d in members[atom] for a in atoms(typing.parameters[p][d]))
+    The values of such heads are copies: some matrix holds the values' width (or the keys', where
+    values have none of their own) without the heads around it.
+    """
+    widths: dict[str, dict[Atom, set[Atom]]] = {
+        "v_dim": defaultdict(set),
+        "qk_dim": defaultdict(set),
+    }
+    heads: list[Atom] = []
+    previous = ""
+    for e, role in typing.hints:  # an attention hints at its heads first, then at its widths
+        found = [a for a in atoms(e) if a in members and not a.frozen]
+        if role == "heads":
+            heads = [*heads, *found] if previous == "heads" else found
+        elif role in widths:
+            for head in heads:
+                widths[role][head].update(found)
+        previous = role
+
+    @cache
+    def bare(width: Atom, head: Atom) -> bool:
+        matrices = {p for p, _ in members[width] if ranks[p] > 1}
+        return any(
+            atom is width and head not in outside
+            for p in matrices
+            for atom, outside in enclosed(typing.parameters[p])
+        )
 
     queries: set[Atom] = set()
-    for group in heads:
-        counts = {a: occurrences(a) for a in group}
-        queries.update(a for a, n in counts.items() if n < max(counts.values()))
+    for head in {*widths["v_dim"], *widths["qk_dim"]}:
+        if any(bare(w, head) for w in widths["v_dim"][head] or widths["qk_dim"][head]):
+            queries.add(head)
     return queries

@@ -53,7 +53,7 @@ class ExampleSizes:
             return Size(int(expr))
         for symbol in expr.free_symbols:
             self._values.setdefault(symbol, self._default(symbol))
-        return Size(int(expr.subs(self._values)), dynamic=True)
+        return Size(int(expr.subs(self._values)), True, factor=int(expr.as_coeff_Mul()[0]))
 
     def _default(self, symbol: sympy.Symbol) -> int:
         bounds = self._ranges.get(symbol)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 
 from graphprune.analysis.cost import CostModel
-from graphprune.analysis.layers import find_layers
+from graphprune.analysis.layers import find_layers, residual_sums
 from graphprune.analysis.roles import assign_roles
-from graphprune.axes import Atom, Dims, Expr, Product, Sum, atoms, normal, path_to
+from graphprune.axes import Atom, Dims, Expr, atoms, enclosed, evaluate, path_to
 from graphprune.ops import Typing
 from graphprune.program import Block, Program, Structure
 
@@ -40,18 +40,40 @@ def find_structures(program: Program) -> tuple[Structure, ...]:
     members = {
         a: pairs for a, pairs in members.items() if any(p in program.trainable for p, _ in pairs)
     }
-    stacks = find_layers(program.exported, typing)
+    stacks = find_layers(program.exported, typing, program.aliases)
     ranks = {name: len(dims) for name, dims in typing.parameters.items()}
-    stream = _stream(stacks, typing)
+    stream = _stream(stacks, typing, residual_sums(program.exported.graph))
     roles = assign_roles(members, ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
     costs = CostModel(program)
+    least = _minima(typing)
     found = [
-        _structure(atom, pairs, roles[atom], outer.get(atom), program, costs)
+        _structure(atom, pairs, roles[atom], outer.get(atom), least.get(atom, 1), program, costs)
         for atom, pairs in members.items()
     ]
     found.sort(key=lambda s: (order[s.members[0][0]], s.members[0][1], s.name))
     return (*found, *(_stack(path, n, blocks, costs) for path, (n, blocks) in stacks.items()))
+
+
+def _minima(typing: Typing) -> dict[Atom, int]:
+    """Units that every atom has to keep, so that any plan that respects them leaves enough."""
+    least: dict[Atom, int] = {}
+
+    def size_of(atom: Atom) -> int:
+        return atom.size if atom.frozen else least.get(atom, 1)
+
+    def enough(e: Expr, needed: int) -> bool:
+        try:
+            return evaluate(e, size_of) >= needed
+        except ValueError:  # the size of a re-indexed axis depends on which units go
+            return False
+
+    # An axis of one atom leaves no choice, so it comes first; then the inner atoms give way.
+    for e, needed in sorted(typing.minima, key=lambda pair: len(set(atoms(pair[0])))):
+        for atom in reversed(list(dict.fromkeys(atoms(e)))):
+            while not atom.frozen and size_of(atom) < atom.size and not enough(e, needed):
+                least[atom] = size_of(atom) + 1
+    return least
 
 
 def frozen_dimensions(typing: Typing) -> dict[tuple[str, int], str]:
@@ -80,6 +102,7 @@ def _structure(
     pairs: tuple[tuple[str, int], ...],
     role: str,
     within: Atom | None,
+    minimum: int,
     program: Program,
     costs: CostModel,
 ) -> Structure:
@@ -98,6 +121,7 @@ def _structure(
         scope=scopes.pop() if len(scopes) == 1 else "",
         atom=atom,
         within=within,
+        minimum=minimum,
     )
 
 
@@ -133,8 +157,11 @@ def _stack(path: str, size: int, blocks: list[Block], costs: CostModel) -> Struc
     )
 
 
-def _stream(stacks: Mapping[str, tuple[int, list[Block]]], typing: Typing) -> set[Atom]:
-    values = [b.exit for _, blocks in stacks.values() for b in blocks]
+def _stream(
+    stacks: Mapping[str, tuple[int, list[Block]]], typing: Typing, sums: Sequence[str]
+) -> set[Atom]:
+    """The atoms of what runs along residual paths."""
+    values = [*(b.exit for _, blocks in stacks.values() for b in blocks), *sums]
     return {a for v in values for dims in typing.values[v] for d in dims for a in atoms(d)}
 
 
@@ -148,8 +175,8 @@ def _ragged(
     """
     around: dict[Atom, set[Atom]] = {}
 
-    def note(e: Expr, outside: frozenset[Atom]) -> None:
-        for atom, outer in _enclosing(e, outside):
+    def note(dims: Dims) -> None:
+        for atom, outer in enclosed(dims):
             if atom in members and not atom.frozen:
                 found = around.get(atom)
                 around[atom] = set(outer) if found is None else found & outer
@@ -158,43 +185,16 @@ def _ragged(
     for name, dims in typing.parameters.items():
         if aliases.get(name, name) == name:
             for d in dims:
-                note(d, frozenset())
+                note((d,))
     for value in typing.values.values():
         for dims in value:
             key = tuple(map(id, dims))
             if key not in seen:
                 seen.add(key)
-                _note_tensor(dims, note)
+                note(dims)
     order = {atom: i for i, atom in enumerate(members)}
     return {
         atom: min(outer & members.keys(), key=lambda a: order[a])
         for atom, outer in around.items()
         if outer & members.keys()
     }
-
-
-def _note_tensor(dims: Dims, note: Callable[[Expr, frozenset[Atom]], None]) -> None:
-    outside: frozenset[Atom] = frozenset()
-    for d in dims:
-        note(d, outside)
-        e = normal(d)
-        factors = e.factors if isinstance(e, Product) else (e,)
-        outside |= {f for f in factors if isinstance(f, Atom)}
-
-
-def _enclosing(e: Expr, outside: frozenset[Atom]) -> Iterator[tuple[Atom, frozenset[Atom]]]:
-    """Every atom of `e` with the atoms that are outer factors around it."""
-    match normal(e):
-        case Atom() as a:
-            yield a, outside
-        case Product(factors=factors):
-            for f in factors:
-                yield from _enclosing(f, outside)
-                if isinstance(f, Atom):
-                    outside |= {f}
-        case Sum(terms=terms):
-            for t in terms:
-                yield from _enclosing(t, outside)
-        case other:
-            for a in atoms(other):
-                yield a, frozenset()

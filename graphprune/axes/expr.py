@@ -115,6 +115,15 @@ class Select:
         """Number of positions."""
         return len(self.indices)
 
+    @property
+    def inverse(self) -> IntArray | None:
+        """The permutation that undoes it, or None where it repeats or leaves out an index."""
+        if len(self.indices) != self.base.size:
+            return None
+        order = np.argsort(self.indices, kind="stable")
+        complete = np.array_equal(self.indices[order], np.arange(len(order)))
+        return order if complete else None
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Select)
@@ -175,11 +184,14 @@ def normal(e: Expr) -> Expr:
             if all(isinstance(t, Atom) and t.link is None and t.size > 1 for t in e.terms):
                 return e
             return concat(e.terms)
-        case Select():
-            base = normal(e.base)
+        case Select(base=under, indices=positions):
+            base = normal(under)
             if isinstance(base, Select):
-                return Select(base.base, base.indices[e.indices])
-            return e if base is e.base else Select(base, e.indices)
+                positions = base.indices[positions]
+                base = base.base
+            if np.array_equal(positions, np.arange(base.size)):
+                return base
+            return e if base is under else Select(base, positions)
 
 
 def atoms(e: Expr) -> Iterator[Atom]:
@@ -192,6 +204,36 @@ def atoms(e: Expr) -> Iterator[Atom]:
                 yield from atoms(part)
         case Select(base=base):
             yield from atoms(base)
+
+
+def enclosed(dims: Dims) -> Iterator[tuple[Atom, frozenset[Atom]]]:
+    """Every root atom in a tensor's axes, with the atoms that are outer factors around it.
+
+    The factors of a dimension are around all later dimensions too.
+    """
+    outside: frozenset[Atom] = frozenset()
+    for d in dims:
+        e = normal(d)
+        yield from _enclosed(e, outside)
+        factors = e.factors if isinstance(e, Product) else (e,)
+        outside |= {f for f in factors if isinstance(f, Atom)}
+
+
+def _enclosed(e: Expr, outside: frozenset[Atom]) -> Iterator[tuple[Atom, frozenset[Atom]]]:
+    match normal(e):
+        case Atom() as a:
+            yield a, outside
+        case Product(factors=factors):
+            for f in factors:
+                yield from _enclosed(f, outside)
+                if isinstance(f, Atom):
+                    outside |= {f}
+        case Sum(terms=terms):
+            for t in terms:
+                yield from _enclosed(t, outside)
+        case other:
+            for a in atoms(other):
+                yield a, frozenset()
 
 
 def path_to(e: Expr, atom: Atom) -> tuple[int, ...] | None:

@@ -90,6 +90,8 @@ def evaluate(e: Expr, size_of: Callable[[Atom], int]) -> int:
         case Sum(terms=terms):
             return sum(evaluate(t, size_of) for t in terms)
         case Select() as s:
+            if s.inverse is not None:
+                return evaluate(s.base, size_of)
             if all(size_of(a) == a.size for a in atoms(s.base)):
                 return s.size
             raise ValueError(f"the size of {s!r} depends on the kept indices")

@@ -71,7 +71,8 @@ def unify(a: Expr, b: Expr, reason: Reason) -> None:
         ):
             unify(a.base, b.base, reason)
         case _:
-            _give_up((a, b), reason)
+            if not (_undo(a, b, reason) or _undo(b, a, reason)):
+                _give_up((a, b), reason)
 
 
 def split_at(e: Expr, position: int) -> tuple[Expr, Expr] | None:
@@ -111,7 +112,7 @@ def split_at(e: Expr, position: int) -> tuple[Expr, Expr] | None:
         case Product():
             rest = product(e.factors[1:])
             if position % rest.size:
-                return None
+                return _split_inside(e.factors[0], rest, position)
             cut = split_at(e.factors[0], position // rest.size)
             if cut is None:
                 return None
@@ -121,6 +122,26 @@ def split_at(e: Expr, position: int) -> tuple[Expr, Expr] | None:
             return Select(e.base, e.indices[:position]), Select(e.base, e.indices[position:])
 
 
+def _split_inside(outer: Expr, rest: Expr, position: int) -> tuple[Expr, Expr] | None:
+    """``outer * rest`` cut at a place inside one of the blocks of `rest`.
+
+    That block stays, as a term of its own, and all blocks are divided where it is. A cut with no
+    common divisor would crumble them into single indices, so it isn't made.
+    """
+    before, inside = divmod(position, rest.size)
+    if math.gcd(inside, rest.size) == 1:
+        return None
+    head = split_at(outer, before)
+    tail = split_at(head[1], 1) if head else None
+    block = split_at(rest, inside) if tail else None
+    if head is None or tail is None or block is None:
+        return None
+    rest = normal(rest)
+    return concat([product([head[0], rest]), block[0]]), concat(
+        [block[1], product([tail[1], rest])]
+    )
+
+
 def _bind(atom: Atom, e: Expr, reason: Reason) -> None:
     if any(a is atom for a in atoms(e)):  # a = a[permutation]: only an unpruned axis satisfies it
         _give_up((atom, e), reason)
@@ -128,6 +149,17 @@ def _bind(atom: Atom, e: Expr, reason: Reason) -> None:
     if atom.reason is not None:
         freeze(e, atom.reason)
     atom.link = e
+
+
+def _undo(a: Expr, b: Expr, reason: Reason) -> bool:
+    """Bind the atom of a permutation `a` to what it has to be for `a` to equal `b`."""
+    if not isinstance(a, Select) or not isinstance(a.base, Atom):
+        return False
+    inverse = a.inverse
+    if inverse is None:
+        return False
+    _bind(a.base, normal(Select(b, inverse)), reason)
+    return True
 
 
 def _give_up(exprs: Sequence[Expr], reason: Reason) -> None:

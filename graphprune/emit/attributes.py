@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from graphprune.emit.layers import layer_sizes
-from graphprune.emit.patch import Patch, apply_patch, named_tensors, skeleton, slim_name
+from graphprune.emit.patch import Patch, apply_patch, named_tensors, owner_of, skeleton, slim_name
 from graphprune.emit.search import best_first
 from graphprune.emit.trials import Check, Choice, Edits, Trials, merge, place
 from graphprune.errors import EmitError
@@ -110,12 +111,9 @@ def _new_shapes(module: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Sha
     """The tensors of `module` whose shapes change, under all of their names."""
     tensors = dict(named_tensors(module))
     for name in sorted(shapes.keys() - tensors.keys()):  # constants that are plain attributes
-        path, _, leaf = name.rpartition(".")
-        try:
-            value = getattr(module.get_submodule(path), leaf)
-        except AttributeError:  # a constant of the graph, or a name for a tie in another layer
-            continue
-        if hasattr(value, "shape"):
+        owner, leaf = owner_of(module, name)
+        value = getattr(owner, leaf, None)
+        if isinstance(value, torch.Tensor):
             tensors[name] = value
     by_tensor = {id(tensors[name]): tuple(shapes[name]) for name in tensors if name in shapes}
     changed = {}

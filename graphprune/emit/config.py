@@ -260,7 +260,7 @@ class _Solver:
         def evaluate(state: State) -> Verdict:
             attempt = self.builder.build(apply(state))
             if attempt.model is None:
-                self.refusal = self.refusal or attempt.error
+                self.refusal = self.refusal if any(state) else attempt.error
                 return Verdict(False)
             cost = self._cost(attempt.model)
             return Verdict(not cost, cost)
@@ -285,7 +285,7 @@ class _Solver:
         ).most_common(4)
         news = dict(self.pairs)
         best: tuple[int, Data] | None = None
-        for path in [*unset(data), *self.builder.asked(data)]:
+        for path in [*unset(data), *self.builder.asked(self.data)]:
             known = [
                 value
                 for (_, name), value in self.base.attributes.items()

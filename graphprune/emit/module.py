@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,14 @@ from torch import nn
 
 from graphprune.emit.attributes import find_patch
 from graphprune.emit.compare import deviation, probe, run
-from graphprune.emit.patch import apply_patch, named_tensors, skeleton, slim_name
+from graphprune.emit.patch import (
+    apply_patch,
+    difference,
+    named_tensors,
+    owner_of,
+    skeleton,
+    slim_name,
+)
 from graphprune.errors import EmitError
 
 
@@ -60,24 +67,51 @@ def _resized(slim: Any) -> nn.Module:
             assign(candidate, slim.weights, buffers)
         return deviation(run(candidate, inputs), expected) is None
 
-    config = {}
-    if dropped and program.source is not None:
-        # transformers is needed for its own models only, and slow to import.
-        from graphprune.emit.config import cut_layers
-        from graphprune.emit.pruned import original_class, plain
-
-        config = cut_layers(
-            plain(program.source.config, program.source.model_class),
-            original_class(program.source.model_class),
-            dropped,
-        )
-    patch = find_patch(blank, slim.shapes, dropped, slim.size_hints(), check, config)
-    apply_patch(blank, patch)
+    module: nn.Module | None = None
+    failure: EmitError | None = None
+    for config, native in _configs(slim):
+        try:
+            patch = find_patch(blank, slim.shapes, dropped, slim.size_hints(), check, config)
+        except EmitError as error:
+            failure = failure or error
+            continue
+        module = skeleton(blank)
+        apply_patch(module, patch)
+        if native is None or not difference(native, module).attributes:
+            break
+        # Loading this config would give other factors: better a stale config than a wrong one.
+    if module is None:
+        assert failure is not None
+        raise failure
     dense = {
         t.untyped_storage().data_ptr() for _, t in named_tensors(program.module) if not t.is_meta
     }
-    assign(blank, slim.weights, buffers, dense)
-    return blank
+    assign(module, slim.weights, buffers, dense)
+    return module
+
+
+def _configs(slim: Any) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
+    """Yield the edits of a Hugging Face config to try, each with the model that it gives.
+
+    The native config comes first, since some modules read sizes from their config while they run.
+    Then only those edits that removed layers ask for; these give no model.
+    """
+    source = slim.program.source
+    if source is None:
+        yield {}, None
+        return
+    # transformers is needed for its own models only, and slow to import.
+    from graphprune.emit.builds import build_on_meta
+    from graphprune.emit.config import cut_layers, solve_config
+    from graphprune.emit.pruned import original_class, plain
+
+    config = plain(source.config, source.model_class)
+    model_class = original_class(source.model_class)
+    dropped = slim.dropped_layers()
+    solved = solve_config(config, model_class, slim.shapes, dropped, slim.size_hints())
+    if not solved.problems:
+        yield dict(solved.edits), build_on_meta(model_class, solved.config)
+    yield cut_layers(config, model_class, dropped), None
 
 
 def assign(
@@ -118,18 +152,20 @@ def assign(
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad)
         for name in tied:
-            path, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(path), leaf, value)
+            owner, leaf = owner_of(module, name)
+            setattr(owner, leaf, value)
+    for name in weights.keys() - tensors.keys():  # constants that are plain attributes
+        owner, leaf = owner_of(module, name)
+        if isinstance(getattr(owner, leaf, None), torch.Tensor):
+            setattr(owner, leaf, weights[name].detach().clone())
 
 
 def _refill(blank: nn.Module, program: Any) -> None:
     """Put empty tensors back where the dense weights were let go of while they were cut."""
     made: dict[str, torch.Tensor] = {}
     for name, shape in program.parameters.items():
-        path, _, leaf = name.rpartition(".")
-        try:
-            owner = blank.get_submodule(path)
-        except AttributeError:  # a constant of the graph
+        owner, leaf = owner_of(blank, name)
+        if owner is None:  # a constant of the graph
             continue
         key = program.aliases.get(name, name)
         empty = made.setdefault(key, torch.empty(shape, device="meta"))

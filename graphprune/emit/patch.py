@@ -124,6 +124,15 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def owner_of(module: nn.Module, name: str) -> tuple[nn.Module | None, str]:
+    """Return the submodule that a tensor belongs to and its name there; None for no such module."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return module.get_submodule(path), leaf
+    except AttributeError:
+        return None, leaf
+
+
 def slim_name(name: str, dropped: Mapping[str, Sequence[int]]) -> str | None:
     """Return what a module or tensor is called once layers have left, None if it left as well."""
     parts = name.split(".")

@@ -12,10 +12,12 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig
 
 from graphprune.emit.patch import Patch, apply_patch
+from graphprune.errors import LoadError
 
 KEY = "graphprune"
 """The config entry: `{"base": original class, "patch": ...}`."""
@@ -80,6 +82,25 @@ def pruned_class(model_class: type[nn.Module]) -> type[nn.Module]:
         "original_class": model_class,
     }
     return type(f"Pruned{model_class.__name__}", (model_class,), namespace)
+
+
+def class_of(config: PretrainedConfig) -> type[nn.Module] | None:
+    """Return the class to open a self-contained checkpoint with, None for an ordinary config.
+
+    Raises:
+        LoadError: The original class isn't one of transformers.
+    """
+    entry = getattr(config, KEY, None)
+    if entry is None:
+        return None
+    base = getattr(transformers, str(entry.get("base")), None)
+    if not (isinstance(base, type) and issubclass(base, nn.Module)):
+        raise LoadError(
+            f"transformers has no class {entry.get('base')}",
+            where=f"{KEY}.base in config.json",
+            hint="the pruned model needs the transformers version that it was written with",
+        )
+    return pruned_class(base)
 
 
 def original_class(model_class: type[nn.Module]) -> type[nn.Module]:

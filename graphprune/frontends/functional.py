@@ -16,6 +16,17 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+# Composite operators needn't declare that they may return their input, as einsum and type_as do.
+# These ones compute something new.
+_COMPUTING = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul "
+    "batch_norm layer_norm group_norm instance_norm rms_norm softmax log_softmax prelu square selu "
+    "scaled_dot_product_attention max_pool1d max_pool2d max_pool3d avg_pool1d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d one_hot "
+    "lstm gru rnn_tanh rnn_relu true_divide multiply subtract divide".split()
+)
+
 
 def functional(exported: ExportedProgram) -> ExportedProgram:
     """`exported` without in-place operators.
@@ -37,10 +48,10 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
         return decomposed
     for node, target in zip(mutating, replacements, strict=True):
         old, now = node.args[0], places[node]
-        node.target = target  # type: ignore[assignment]
-        for user in list(old.users):  # type: ignore[union-attr]
+        node.target = target
+        for user in list(old.users):
             if places[user] > now:
-                user.replace_input_with(old, node)  # type: ignore[arg-type]
+                user.replace_input_with(old, node)
     exported.graph_module.recompile()
     return exported
 
@@ -81,11 +92,10 @@ def _may_alias(target: Any) -> bool:
     if schema is None:
         return False
     declared = any(r.alias_info is not None for r in schema.returns)
-    # Composite operators (reshape, contiguous, to) declare nothing and may return their input.
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         target.name(), "CompositeImplicitAutograd"
     )
-    return declared or bool(composite)
+    return declared or (bool(composite) and schema.name.removeprefix("aten::") not in _COMPUTING)
 
 
 def _replacement(node: fx.Node, names: _Names, places: dict[fx.Node, int]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,16 +141,9 @@ def _default_dynamic_shapes(
         ranks = min(value.dim(), 2 if not value.is_floating_point() else 1)
         return {d: Dim.AUTO for d in range(ranks) if value.shape[d] > 1}
 
-    del module
-    mapped = torch.utils._pytree.tree_map(spec, (args, kwargs))
-    return _by_name_or_position(mapped)
-
-
-def _by_name_or_position(mapped: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    args, kwargs = mapped
-    if kwargs and args:
-        return None
-    return kwargs or args
+    # By parameter of `forward`, which is how export matches them, `*args` and `**kwargs` included.
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return torch.utils._pytree.tree_map(spec, dict(given)) or None
 
 
 def _tied(module: torch.nn.Module) -> dict[str, str]:

@@ -52,7 +52,7 @@ for _name in "median mode kthvalue aminmax".split():
 for _name in "softmax log_softmax _softmax _log_softmax cumsum _safe_softmax softmin".split():
     ATEN.add(f"aten.{_name}", pointwise.along)
 
-for _name in "cumprod flip roll logcumsumexp cummax cummin".split():
+for _name in "cumprod logcumsumexp cummax cummin".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_along)
 
 for _name in "tril triu".split():
@@ -254,6 +254,17 @@ def _bounds(op: Operator, size: int) -> tuple[int, int]:
     end = size if end is None else min(wrap(end, size), size)
     start = max(wrap(start, size), 0)
     return start, max(end, start)
+
+
+@rule("flip")
+def _flip(ctx: Context, op: Operator) -> Dims:
+    del ctx
+    return shape.flip(_dims(op, "self"), op["dims"])
+
+
+@rule("roll")
+def _roll(ctx: Context, op: Operator) -> Dims:
+    return shape.roll(ctx, _dims(op, "self"), op["shifts"], op.get("dims") or [])
 
 
 @rule("pad", "constant_pad_nd")

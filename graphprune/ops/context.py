@@ -6,15 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from graphprune.axes import UNIT, Atom, Dims, Expr, Reason, freeze, unify
+from graphprune.axes import UNIT, Atom, Dims, Expr, Reason, atoms, freeze, product, unify
+from graphprune.axes.expr import IntArray
 from graphprune.ops.points import Points
 
 
 class Size(NamedTuple):
-    """One dimension of a result: its size in the example, and whether callers may change it."""
+    """One dimension of a result.
+
+    Attributes:
+        size: in the example.
+        dynamic: whether callers may change it.
+        factor: what a dynamic size is always a multiple of, such as 4 of a batch times 4 heads.
+    """
 
     size: int
     dynamic: bool = False
+    factor: int = 1
 
 
 Sizes: TypeAlias = tuple[Size, ...]
@@ -27,10 +35,12 @@ class Operand:
     Attributes:
         dims: one axis expression per dimension.
         points: the axis that its values point into, where they are places along one.
+        value: its values, where it is a constant list of places.
     """
 
     dims: Dims
     points: Points | None = None
+    value: IntArray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +112,9 @@ class Typing:
         hints: axes that an operator recognised, with a role's name.
         opaque: value name to the reason for operators that no rule could type.
         points: value name to what the values of its tensors point into, None where they don't.
+        stored: buffer or constant name to what its values point into.
         minima: axes with the number of indices that an operator needs (k of a top-k).
+        choices: value name to an axis and the constant places that an operator takes of it.
     """
 
     values: dict[str, tuple[Dims, ...]] = field(default_factory=dict)
@@ -111,7 +123,9 @@ class Typing:
     hints: list[tuple[Expr, str]] = field(default_factory=list)
     opaque: dict[str, Reason] = field(default_factory=dict)
     points: dict[str, tuple[Points | None, ...]] = field(default_factory=dict)
+    stored: dict[str, Points] = field(default_factory=dict)
     minima: list[tuple[Expr, int]] = field(default_factory=list)
+    choices: dict[str, tuple[Expr, IntArray]] = field(default_factory=dict)
 
 
 @dataclass
@@ -156,12 +170,23 @@ class Context:
         size = Size(size) if isinstance(size, int) else size
         if size.size == 1 and not size.dynamic:
             return UNIT
+        if size.dynamic and size.factor not in (1, size.size) and not why_frozen:
+            dynamic = self.fresh(Size(size.size // size.factor, dynamic=True))
+            return product((dynamic, Atom(size.factor, self.node)))
         atom = Atom(size.size, self.node)
         if size.dynamic:
             freeze(atom, self.reason("a dynamic dimension"))
         elif why_frozen:
             freeze(atom, self.reason(why_frozen))
         return atom
+
+    def fresh_like(self, size: Size | int, *frozen: Expr) -> Expr:
+        """A new axis that can't be pruned because `frozen` can't, for the same reason."""
+        reasons = (a.reason for e in frozen for a in atoms(e) if a.reason is not None)
+        e = self.fresh(size, "made of axes that can't be pruned")
+        if isinstance(e, Atom):
+            e.reason = next(reasons, e.reason)
+        return e
 
     def macs(self, loop: Sequence[Expr]) -> None:
         """Record that the operator multiplies and adds once per point of `loop`."""
@@ -172,7 +197,7 @@ class Context:
         self.typing.hints.append((e, role))
 
     def look_up(self, e: Expr, index: Operand, why: str) -> None:
-        """The values of `index` are places along `e`; `why` freezes it where they come from outside."""
+        """The values of `index` are places along `e`, frozen with `why` if they are foreign."""
         points = index.points
         if points is None:
             self.freeze(e, why)
@@ -180,7 +205,7 @@ class Context:
         self.taken.append(points)
         points.as_places(self.reason("its indices are used both as places and as numbers"))
         self.unify(e, points.axis)
-        if not points.counted:
+        if not points.counted and not points.stored:
             self.hint(e, "experts")
 
     def carry(self, source: Operand, *results: int) -> None:

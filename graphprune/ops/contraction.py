@@ -62,9 +62,11 @@ def einsum(ctx: Context, equation: str, operands: Sequence[Dims]) -> Dims:
     if len(terms) > 1:
         ctx.macs(tuple(axes.values()))
         shared = [x for x in axes if all(x in t for t in terms)]
-        if min(map(len, terms)) > 2:
+        if min(map(len, terms)) > 2 and any(x in right for x in shared):  # as in `matmul`
             for x in shared:
                 ctx.hint(axes[x], "qk_dim" if x in summed else "heads")
+            for x in set(right) - set(shared):
+                ctx.hint(axes[x], "v_dim")
     return tuple(axes[x] for x in right)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.axes import UNIT, Dims, Expr, product
+import numpy as np
+
+from graphprune.axes import UNIT, Dims, Expr, Select, product
+from graphprune.axes.expr import IntArray
 from graphprune.ops.context import Context, Operand, Operator, RuleError, Size, Sizes
 from graphprune.ops.points import Points
 from graphprune.ops.pointwise import axes_of, broadcast, elementwise, reduce_axes, wrap
+from graphprune.ops.shape import all_frozen, cut
 
 OUTSIDE = "indexed by values from outside"
 WRITTEN = "written at places from outside"
@@ -38,6 +42,9 @@ def take(
     if not places:
         return x.dims
     given = [index for index in indices if index is not None]
+    if len(given) == 1 and given[0].points is None and given[0].value is not None and out:
+        i = places[0]
+        return (*x.dims[:i], chosen(ctx, x.dims[i], given[0].value), *x.dims[i + 1 :])
     for i, index in zip(places, given, strict=True):
         ctx.look_up(x.dims[i], index, OUTSIDE if out is not None else WRITTEN)
     rank = max(len(index.dims) for index in given)
@@ -60,6 +67,20 @@ def take(
     return (*rest[:at], *looked_up, *rest[at:])
 
 
+def chosen(ctx: Context, e: Expr, places: IntArray) -> Expr:
+    """The axis of constant places of `e`: a piece of it, or it re-indexed."""
+    places = np.where(places < 0, places + e.size, places)
+    if all_frozen(e):
+        return ctx.fresh(len(places), "a choice of indices")
+    ctx.typing.choices[ctx.node] = (e, places)
+    first = int(places[0]) if len(places) else 0
+    if np.array_equal(places, np.arange(first, first + len(places))):
+        sizes = (first, len(places), e.size - first - len(places))
+        pieces = cut(ctx, e, [Size(n) for n in sizes if n])
+        return pieces[1 if first else 0]
+    return Select(e, places)
+
+
 def along(ctx: Context, x: Operand, dim: int, index: Operand) -> Dims:
     """gather: ``x`` at `index` along `dim`; the result has the shape of `index`."""
     ctx.look_up(x.dims[dim], index, OUTSIDE)
@@ -70,6 +91,9 @@ def along(ctx: Context, x: Operand, dim: int, index: Operand) -> Dims:
 
 def select_rows(ctx: Context, x: Operand, dim: int, index: Operand) -> Dims:
     """index_select: a list of places along `dim`."""
+    if index.points is None and index.value is not None:
+        ctx.carry(x)
+        return (*x.dims[:dim], chosen(ctx, x.dims[dim], index.value), *x.dims[dim + 1 :])
     ctx.look_up(x.dims[dim], index, OUTSIDE)
     ctx.carry(x)
     rows = index.dims[0] if index.dims else UNIT
@@ -158,7 +182,7 @@ def one_hot(ctx: Context, op: Operator) -> Dims:
 
 
 def histogram(ctx: Context, op: Operator) -> Dims:
-    """histc with one bin for each place of an axis: how often its values point there."""
+    """Histc with one bin for each place of an axis: how often its values point there."""
     x, bins = op.operands[0], op.out[0]
     whole = x.points is not None and x.points.axis.size == bins.size
     if x.points is None or not whole or (op.get("min"), op.get("max")) != (0, bins.size - 1):
@@ -179,7 +203,7 @@ def compared(ctx: Context, op: Operator) -> Dims:
 
 
 def counted(ctx: Context, op: Operator) -> Dims:
-    """arange over a static size: 0, 1, 2, … along a new axis."""
+    """Arange over a static size: 0, 1, 2, … along a new axis."""
     dims = constant(ctx, op)
     start, step = op.get("start", 0), op.get("step", 1)
     if len(dims) == 1 and not op.dynamic and (start or 0, step or 1) == (0, 1):

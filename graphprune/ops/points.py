@@ -22,12 +22,14 @@ class Points:
         counted: whether the values are 0, 1, 2, … along `axis` itself. These may be taken either
             as places, which a slim model counts anew, or as numbers, of which it has those that
             stay; but not as both.
+        stored: whether the values are stored in the model, which numbers them anew when it is cut.
         places: whether the values are used as places anywhere.
         numbers: whether they are used as numbers anywhere.
     """
 
     axis: Expr
     counted: bool = False
+    stored: bool = False
     places: bool = False
     numbers: bool = False
 

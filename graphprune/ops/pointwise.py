@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from graphprune.axes import UNIT, Dims, Expr
 from graphprune.ops.context import Context, Operand, Operator, Sizes
 
+# Nonlinearities that make a width of features: without one, two linear maps around it are one.
+ACTIVATIONS = frozenset(
+    f"aten.{_name}"
+    for _name in (
+        "relu relu_ relu6 gelu silu silu_ mish sigmoid tanh softplus elu elu_ selu celu leaky_relu "
+        "leaky_relu_ prelu hardswish hardsigmoid hardtanh hardtanh_ logsigmoid erf exp exp2 sin "
+        "cos abs clamp clamp_min clamp_max threshold glu"
+    ).split()
+)
+
 
 def broadcast(ctx: Context, operands: Sequence[Dims], out: Sizes) -> Dims:
     """Elementwise result: dimensions that meet, counted from the right, become one axis.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graphprune.axes import UNIT, Atom, Dims, Expr, Sum, atoms, concat, product, split_at
+import numpy as np
+
+from graphprune.axes import UNIT, Atom, Dims, Expr, Select, Sum, atoms, concat, product, split_at
 from graphprune.ops.context import Context, RuleError, Size, Sizes
 from graphprune.ops.pointwise import wrap
 
@@ -59,7 +61,7 @@ def concatenate(ctx: Context, operands: Sequence[Dims], dim: int) -> Dims:
     parts = [d[dim] for d in operands]
     whole: Expr
     if all(all_frozen(p) for p in parts):
-        whole = ctx.fresh(sum(p.size for p in parts), "a concatenation of frozen axes")
+        whole = ctx.fresh_like(sum(p.size for p in parts), *parts)
     else:
         whole = concat(parts)
     return (*first[:dim], whole, *first[dim + 1 :])
@@ -73,14 +75,14 @@ def cut(ctx: Context, e: Expr, sizes: Sequence[Size]) -> list[Expr]:
     """
     if all_frozen(e) or any(s.dynamic for s in sizes):
         ctx.freeze(e, "cut at a dynamic place")
-        return [ctx.fresh(s, "a piece of a frozen axis") for s in sizes]
+        return [ctx.fresh_like(s, e) for s in sizes]
     pieces: list[Expr] = []
     rest = e
     for size in sizes[:-1]:
         parts = split_at(rest, size.size)
         if parts is None:
             ctx.freeze(e, "cut inside a block of indices that belong together")
-            return [ctx.fresh(s, "a piece of a frozen axis") for s in sizes]
+            return [ctx.fresh_like(s, e) for s in sizes]
         pieces.append(parts[0])
         rest = parts[1]
     if rest.size != sizes[-1].size:
@@ -113,7 +115,31 @@ def slice_(ctx: Context, dims: Dims, dim: int, start: int, end: int, step: int, 
         ctx.unify(e, product((outer, inner)))
         return replace(dims, dim, outer)
     ctx.freeze(e, "single places are taken")
-    return replace(dims, dim, ctx.fresh(out, "a piece of a frozen axis"))
+    return replace(dims, dim, ctx.fresh_like(out, e))
+
+
+def flip(dims: Dims, chosen: Sequence[int]) -> Dims:
+    """Dimensions in reverse order."""
+    places = {wrap(i, len(dims)) for i in chosen}
+    return tuple(
+        Select(e, np.arange(e.size)[::-1]) if i in places and not all_frozen(e) else e
+        for i, e in enumerate(dims)
+    )
+
+
+def roll(ctx: Context, dims: Dims, shifts: Sequence[int], chosen: Sequence[int]) -> Dims:
+    """Rotation: the last `shift` places of a dimension come first."""
+    if not chosen:
+        for e in dims:
+            ctx.freeze(e, "rolled as one")
+    for shift, i in zip(shifts, chosen, strict=False):
+        dim = wrap(i, len(dims))
+        e = dims[dim]
+        last = shift % e.size
+        if last and not all_frozen(e):
+            first, rest = cut(ctx, e, [Size(e.size - last), Size(last)])
+            dims = replace(dims, dim, concat([rest, first]))
+    return dims
 
 
 def pad(ctx: Context, dims: Dims, amounts: Sequence[int], constant: bool, out: Sizes) -> Dims:
@@ -127,7 +153,7 @@ def pad(ctx: Context, dims: Dims, amounts: Sequence[int], constant: bool, out: S
             continue
         if not constant or before < 0 or after < 0 or out[dim].dynamic or all_frozen(e):
             ctx.freeze(e, "padding that depends on the places along it")
-            result[dim] = ctx.fresh(out[dim], "a padded frozen axis")
+            result[dim] = ctx.fresh_like(out[dim], e)
         else:
             sides = [ctx.fresh(n) if n else None for n in (before, after)]
             parts = [sides[0], e, sides[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator as python_operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
 from graphprune.plan import Selection
 from graphprune.program import Program
-from graphprune.rewrite.sizes import RULES, Call
+from graphprune.rewrite.sizes import RULES, Call, Constant, Scaled
+
+CONSTANT = "graphprune_constant"  # in the metadata of placeholders that were operators
 
 # Checks that export leaves behind; they repeat metadata that pruning changes.
 _CHECKS = {"aten::_assert_tensor_metadata"}
@@ -58,17 +61,18 @@ def rewrite_graph(program: Program, selection: Selection) -> fx.Graph:
         new.name = node.name  # a graph of its own would rename what is called like a builtin
         made[node.name] = new
         if node.op == "call_function":
-            _rewrite_call(node, new, program, selection, resolve)
+            made[node.name] = _rewrite_call(node, new, program, selection, resolve)
     _drop_dead_code(graph)
     return graph
 
 
 def _rewrite_call(
     node: fx.Node, new: fx.Node, program: Program, selection: Selection, resolve: Any
-) -> None:
+) -> fx.Node:
+    """Give the copy `new` of `node` its slim arguments; returns what takes its place."""
     rule = RULES.get(_schema_name(node))
     if rule is None or node.name not in program.typing.values:
-        return
+        return new
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
     call = Call(node, {**dict(zip(names, node.args, strict=False)), **node.kwargs},
@@ -87,13 +91,67 @@ def _rewrite_call(
         new.target = torch.ops.aten.reshape.default
         call.arguments["shape"] = call.arguments.pop("size")
         names = [a.name for a in new.target._schema.arguments]
+    if call.constant is not None:
+        made = _constant(new, f"c_{node.name}", call.constant, node, program)
+        new.graph.erase_node(new)
+        return made
     if call.target is not None:
         new.target = call.target
         names = [a.name for a in call.target._schema.arguments]
     positional = [n for n in names if n in call.arguments]
     new.args = ()
-    new.kwargs = {n: fx.map_arg(call.arguments[n], resolve) for n in positional}
+    new.kwargs = {
+        n: _made(fx.map_arg(call.arguments[n], resolve), new, program, resolve) for n in positional
+    }
     _to_positional(new)
+    return new
+
+
+def _made(value: Any, new: fx.Node, program: Program, resolve: Any) -> Any:
+    """`value` with nodes in place of scaled sizes and constants."""
+    if isinstance(value, list | tuple):
+        return [_made(v, new, program, resolve) for v in value]
+    if isinstance(value, Constant):
+        return _constant(new, f"c_{new.name}", value.value, value.instead, program)
+    if not isinstance(value, Scaled):
+        return value
+    size, name = resolve(value.size), "pruned_size"  # a name that no operator has
+    with new.graph.inserting_before(new):
+        for target, number in zip(
+            (python_operator.mul, python_operator.floordiv),
+            value.factor.as_integer_ratio(),
+            strict=False,
+        ):
+            size = new.graph.create_node("call_function", target, (size, number), name=name)
+    return size
+
+
+def _constant(
+    new: fx.Node, name: str, value: torch.Tensor, instead: fx.Node, program: Program
+) -> fx.Node:
+    """Put a constant among the placeholders, before those of the inputs.
+
+    Args:
+        new: a node of the slim graph.
+        name: what to call the placeholder.
+        value: the constant.
+        instead: the dense value whose place it takes.
+        program: the dense program.
+    """
+    graph = new.graph
+    own = {n.name for n in graph.nodes if n.op == "placeholder"}
+    inputs = own.intersection(program.exported.graph_signature.user_inputs)
+    place = next(n for n in graph.nodes if n.op != "placeholder" or n.name in inputs)
+    with graph.inserting_before(place):
+        placeholder = graph.placeholder(name)
+    dense = instead.meta["val"]
+    placeholder.meta = {"val": dense, CONSTANT: value.to(dense.device)}
+    return placeholder
+
+
+def graph_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
+    """What `rewrite_graph` computed instead of leaving it to the graph, by placeholder."""
+    return {n.name: n.meta[CONSTANT] for n in graph.nodes if CONSTANT in n.meta}
 
 
 def _to_positional(node: fx.Node) -> None:

@@ -7,14 +7,30 @@ without a rule keeps its arguments.
 from __future__ import annotations
 
 import math
+import operator as python_operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
-from graphprune.axes import BoolArray, Dims, Expr, Keep, Ragged, atoms, count, mask, touched
+from graphprune.axes import (
+    UNIT,
+    BoolArray,
+    Dims,
+    Expr,
+    Keep,
+    Ragged,
+    Sum,
+    atoms,
+    count,
+    mask,
+    normal,
+    touched,
+)
 from graphprune.ops import Typing
 
 Arguments = dict[str, Any]
@@ -33,6 +49,7 @@ class Call:
         typing: axes of the original graph.
         keep: what stays.
         target: the operator to call instead, if it changes.
+        constant: what takes the place of the call, if it is the same on all inputs.
     """
 
     node: fx.Node
@@ -40,6 +57,7 @@ class Call:
     typing: Typing
     keep: Keep
     target: Any = None
+    constant: torch.Tensor | None = None
 
     def dims(self, name: str) -> Dims:
         """Axes of the tensor argument `name`."""
@@ -77,11 +95,51 @@ class Call:
         for old, e, size in zip(given, dims, result.shape, strict=True):
             if isinstance(size, int):
                 sizes.append(self.kept(e))
+            elif self.touched(e) and isinstance(old, fx.Node):
+                sizes.append(self.dynamic(old, e, free=-1 not in given and -1 not in sizes))
             else:
-                sizes.append(-1 if self.touched(e) else old)
-        if sizes.count(-1) > 1:
-            raise ValueError(f"{self.node.name} merges several dynamic axes with pruned ones")
+                sizes.append(old)
         return sizes
+
+    def dynamic(self, old: fx.Node, e: Expr, *, free: bool) -> Any:
+        """The size of a pruned axis with a dynamic factor; -1 where that is `free`."""
+        if isinstance(normal(e), Sum):
+            raise ValueError(f"{self.node.name} has a dynamic and a pruned part in one dimension")
+        factor = Fraction(self.kept(e), e.size) / self._factor(old)
+        if factor == 1:
+            return old
+        return -1 if free else Scaled(old, factor)
+
+    def _factor(self, size: Any) -> Fraction:
+        """By how much a size that the graph computes changes by itself."""
+        if not isinstance(size, fx.Node):
+            return Fraction(1)
+        if str(getattr(getattr(size.target, "_schema", None), "name", "")) == "aten::sym_size":
+            tensor, dim = size.args
+            e = self.typing.values[tensor.name][0][dim]  # type: ignore[union-attr,index]
+            return Fraction(self.kept(e), e.size)
+        factors = [self._factor(part) for part in size.args]
+        if size.target is python_operator.mul:
+            return math.prod(factors, start=Fraction(1))
+        if any(f != 1 for f in factors):
+            raise ValueError(f"{self.node.name} computes with the size of a pruned axis")
+        return Fraction(1)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A dynamic size of the original graph, times `factor` in the slim one."""
+
+    size: fx.Node
+    factor: Fraction
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """New values in place of a constant of the original graph."""
+
+    value: torch.Tensor
+    instead: fx.Node
 
 
 RULES: dict[str, SizeRule] = {}
@@ -107,12 +165,14 @@ def _shape(call: Call) -> None:
 
 @_rule("expand", "broadcast_to")
 def _expand(call: Call) -> None:
-    given = call.arguments["size"]
-    dims = call.results[0]
-    call.arguments["size"] = [
-        call.kept(e) if isinstance(old, int) and old != -1 else -1 if call.touched(e) else old
-        for old, e in zip(given, dims, strict=True)
-    ]
+    key = "size" if "size" in call.arguments else "shape"
+    sizes: list[Any] = []
+    for old, e in zip(call.arguments[key], call.results[0], strict=True):
+        if isinstance(old, int):
+            sizes.append(old if old == -1 else call.kept(e))
+        else:
+            sizes.append(call.dynamic(old, e, free=False) if call.touched(e) else old)
+    call.arguments[key] = sizes
 
 
 @_rule("unflatten")
@@ -150,7 +210,7 @@ def _repeat_interleave(call: Call) -> None:
     call.arguments["repeats"] = call.kept(whole) // call.kept(part)
 
 
-@_rule("slice", "narrow")
+@_rule("slice", "narrow", "slice_scatter")
 def _slice(call: Call) -> None:
     e = call.dims("self")[call.arguments.get("dim", 0)]
     if not call.touched(e):
@@ -187,6 +247,16 @@ def _split(call: Call) -> None:
         }
 
 
+@_rule("roll")
+def _roll(call: Call) -> None:
+    x, result = call.dims("self"), call.results[0]
+    shifts = list(call.arguments["shifts"])
+    for i, dim in enumerate(call.arguments.get("dims", ())):
+        if call.touched(x[dim]):
+            shifts[i] = int(call.mask(result[dim])[: shifts[i] % x[dim].size].sum())
+    call.arguments["shifts"] = shifts
+
+
 @_rule("pad", "constant_pad_nd")
 def _pad(call: Call) -> None:
     result = call.results[0]
@@ -199,6 +269,52 @@ def _pad(call: Call) -> None:
             amounts[2 * pair] = int(kept[:before].sum())
             amounts[2 * pair + 1] = int(kept[len(kept) - after :].sum())
     call.arguments["pad"] = amounts
+
+
+@_rule("arange", "eye", "linspace", "logspace")
+def _constant(call: Call) -> None:
+    dims = call.results[0]
+    if not any(call.touched(e) for e in dims):
+        return
+    points = call.typing.points.get(call.node.name, (None,))[0]
+    if points is not None and points.places:  # places are counted anew
+        call.arguments["end"] = call.kept(dims[0])
+        return
+    target: Any = call.node.target
+    values = target(**call.arguments)
+    for dim, e in enumerate(dims):
+        kept = torch.from_numpy(np.flatnonzero(call.mask(e))).to(values.device)
+        values = values.index_select(dim, kept)
+    call.constant = values
+
+
+@_rule("index", "index_select")
+def _choice(call: Call) -> None:
+    """Constant places, counted among those that stay."""
+    e, places = call.typing.choices.get(call.node.name, (UNIT, np.zeros(0, dtype=np.int64)))
+    if not call.touched(e):
+        return
+    kept = call.mask(e)
+    numbers = torch.from_numpy((np.cumsum(kept) - 1)[places[kept[places]]])
+    if "index" in call.arguments:
+        call.arguments["index"] = Constant(numbers, call.arguments["index"])
+    else:
+        call.arguments["indices"] = [
+            i if i is None else Constant(numbers, i) for i in call.arguments["indices"]
+        ]
+
+
+@_rule("one_hot")
+def _one_hot(call: Call) -> None:
+    call.arguments["num_classes"] = call.kept(call.results[0][-1])
+
+
+@_rule("histc")
+def _histogram(call: Call) -> None:
+    bins = call.results[0][0]
+    if call.touched(bins):
+        call.arguments["bins"] = call.kept(bins)
+        call.arguments["max"] = call.kept(bins) - 1
 
 
 @_rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import fx
@@ -25,7 +26,12 @@ from graphprune.axes.expr import atoms
 from graphprune.errors import EmitError
 from graphprune.plan import Plan, Selection
 from graphprune.program import Program
-from graphprune.rewrite.graph import check_shapes, propagate_metadata, rewrite_graph
+from graphprune.rewrite.graph import (
+    check_shapes,
+    graph_constants,
+    propagate_metadata,
+    rewrite_graph,
+)
 from graphprune.rewrite.weights import SlicedWeights
 
 Format = Literal["hf", "pt2", "onnx"]
@@ -101,16 +107,15 @@ class Slim:
         """The slim graph with parameters as placeholders, its shapes checked."""
         graph = rewrite_graph(self.program, self.selection)
         module = fx.GraphModule(torch.nn.Module(), graph)
-        check_shapes(module, self.program, self.selection, self._placeholder_shapes)
+        check_shapes(module, self.program, self.selection, self._placeholder_shapes(graph))
         return module
 
-    @property
-    def _placeholder_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            spec.arg.name: self.shapes[self.renamed[spec.target]]
-            for spec in self._specs
-            if spec.target is not None and isinstance(spec.arg, TensorArgument)
-        }
+    def _placeholder_shapes(self, graph: fx.Graph) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(t.shape) for name, t in graph_constants(graph).items()}
+        for spec in self._specs:
+            if spec.target is not None and isinstance(spec.arg, TensorArgument):
+                shapes[spec.arg.name] = self.shapes[self.renamed[spec.target]]
+        return shapes
 
     @property
     def _specs(self) -> list[InputSpec]:
@@ -124,7 +129,7 @@ class Slim:
     def _output_specs(self) -> list[OutputSpec]:
         """The dense program's output specs, named after what the slim graph returns."""
         specs = list(self.program.exported.graph_signature.output_specs)
-        returned = self.graph_module.graph.output_node().args[0]
+        returned: Any = self.graph_module.graph.output_node().args[0]
         for i, (spec, value) in enumerate(zip(specs, returned, strict=True)):
             if isinstance(spec.arg, TensorArgument) and spec.arg.name != value.name:
                 arg = TensorArgument(name=value.name)
@@ -152,7 +157,14 @@ class Slim:
                 constants[s.target] = tensor
         gone = {s.target for s in dense.graph_signature.input_specs} - {s.target for s in specs}
         constants = {n: c for n, c in constants.items() if n not in gone}
-        propagate_metadata(self.graph_module, self.program, self._placeholder_shapes)
+        first_input = next((i for i, s in enumerate(specs) if s.target is None), len(specs))
+        for name, tensor in graph_constants(self.graph_module.graph).items():
+            constants[name] = tensor
+            arg = TensorArgument(name=name)
+            specs.insert(first_input, InputSpec(InputKind.CONSTANT_TENSOR, arg, name))
+            first_input += 1
+        graph = self.graph_module.graph
+        propagate_metadata(self.graph_module, self.program, self._placeholder_shapes(graph))
         exported = ExportedProgram(
             root=self.graph_module,
             graph=self.graph_module.graph,
@@ -205,15 +217,9 @@ class Slim:
         Raises:
             EmitError: the form can't hold this model, or writing failed. Nothing is left behind.
         """
-        if format == "hf":
-            from graphprune.emit.hf import save
-        elif format == "pt2":
-            from graphprune.emit.pt2 import save
-        elif format == "onnx":
-            from graphprune.emit.onnx import save
-        else:
+        if format not in get_args(Format):
             raise EmitError(f"unknown format {format!r}", hint='use "hf", "pt2" or "onnx"')
-        save(self, Path(path))
+        importlib.import_module(f"graphprune.emit.{format}").save(self, Path(path))
 
 
 def _renamed(program: Program, selection: Selection) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from graphprune.axes import indices, touched
+from graphprune.axes import BoolArray, indices, mask, touched
 from graphprune.plan import Selection
 from graphprune.program import Program
 
@@ -59,6 +59,9 @@ class SlicedWeights(Mapping[str, torch.Tensor]):
             for dim, e in enumerate(dims):
                 if touched(e, keep):
                     tensor = _take(tensor, dim, indices(e, keep))
+            points = self._program.typing.stored.get(old)
+            if points is not None and touched(points.axis, keep):
+                tensor = _renumbered(tensor, mask(points.axis, keep))
             return tensor.detach()
 
 
@@ -68,6 +71,14 @@ def _take(tensor: torch.Tensor, dim: int, kept: np.ndarray) -> torch.Tensor:
         shape[dim] = len(kept)
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
     return tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+
+
+def _renumbered(places: torch.Tensor, kept: BoolArray) -> torch.Tensor:
+    """The same places, counted among those that stay."""
+    if places.is_meta:
+        return places
+    numbers = torch.from_numpy(np.cumsum(kept) - 1).to(places)
+    return numbers[places]
 
 
 def _release(program: Program, name: str) -> None:

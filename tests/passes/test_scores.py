@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ def owned(program: Program, structure: Structure, parameter: str, dim: int) -> l
     e = program.axis(parameter, dim)
     atom, outer = structure.atom, structure.within
 
+    assert atom is not None
+
     def lost(a: Atom, unit: int) -> set[int]:
         return set(np.flatnonzero(~mask(e, {a: np.arange(a.size) != unit})).tolist())
 
@@ -49,12 +52,7 @@ def by_loops(program: Program, structure: Structure, salience) -> np.ndarray:
     rows = []
     for parameter, dim in structure.members:
         if parameter in program.trainable:
-            s = (
-                salience(parameter)
-                .double()
-                .movedim(dim, 0)
-                .reshape(program.parameters[parameter][dim], -1)
-            )
+            s = salience(parameter).detach().double().movedim(dim, 0)
             units = owned(program, structure, parameter, dim)
             rows.append([sum(float(s[i].sum()) for i in unit) for unit in units])
     return np.array(rows)
@@ -87,7 +85,7 @@ def test_marginals_of_other_dtypes_and_layouts() -> None:
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("which", ["gqa", "convs"])
-def test_magnitude(norm: str, which: str, request: pytest.FixtureRequest) -> None:
+def test_magnitude(norm: Literal["l1", "l2"], which: str, request: pytest.FixtureRequest) -> None:
     program: Program = request.getfixturevalue(which)
     structures = [s for s in program.structures if s.prunable and not s.blocks]
     assert structures
@@ -193,6 +191,7 @@ def test_random_depends_on_the_seed_and_on_nothing_else(gqa: Program) -> None:
 def reference_gradients(program: Program, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of the mean next-token loss of all windows at once."""
     model = program.module
+    assert model is not None
     model.zero_grad()
     logits = model(input_ids=tokens).logits
     loss = torch.nn.functional.cross_entropy(
@@ -313,6 +312,7 @@ def test_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert score_names() == ("magnitude", "random", "taylor")
     assert get_score("magnitude") == Magnitude("l2")
     assert get_score({"name": "magnitude", "norm": "l1"}) == Magnitude("l1")
+    assert get_score({"name": "magnitude", "norm": None}) == Magnitude()
     mine = Random(seed=3)
     assert get_score(mine) is mine
     with pytest.raises(PlanError, match="did you mean 'magnitude'"):
@@ -329,6 +329,9 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Mine:
         power: int = 2
+
+        def score(self, program: Any, structures: Any, inputs: Any) -> dict[str, Any]:
+            return {}
 
     def broken() -> None:
         raise ImportError("no module named x")

@@ -86,9 +86,7 @@ def prunable_fraction(program: Program) -> float:
     for name in program.trainable:
         dims = program.typing.parameters[name]
         total += int(np.prod([d.size for d in dims]))
-        gone = {
-            a: np.zeros(a.size, dtype=bool) for d in dims for a in atoms(d) if not a.frozen
-        }
+        gone = {a: np.zeros(a.size, dtype=bool) for d in dims for a in atoms(d) if not a.frozen}
         fixed += int(np.prod([mask(d, gone).sum() for d in dims]))
     return 1 - fixed / total
 

@@ -135,9 +135,7 @@ class Mobile(nn.Module):
 
     def __init__(self, act, squeezed):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), act()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), act())
         self.blocks = nn.Sequential(
             InvertedResidual(8, 16, 8, 1, act, squeezed),
             InvertedResidual(8, 24, 12, 2, act, squeezed),
@@ -586,7 +584,10 @@ class Attention2d(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(4, channels)
-        self.proj_in, self.proj_out = nn.Conv2d(channels, channels, 1), nn.Linear(channels, channels)
+        self.proj_in, self.proj_out = (
+            nn.Conv2d(channels, channels, 1),
+            nn.Linear(channels, channels),
+        )
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
         self.self_attention = nn.ModuleDict(self._projections(channels, channels))
         self.cross_attention = nn.ModuleDict(self._projections(channels, context))

@@ -1,0 +1,62 @@
+"""The ATen table, continued: operators that are whole layers with several parameters."""
+
+from __future__ import annotations
+
+from graphprune.axes import Dims
+from graphprune.ops import recurrent
+from graphprune.ops.context import Context, Operand, Operator
+from graphprune.ops.pointwise import wrap
+from graphprune.ops.registry import ATEN
+
+rule = ATEN.rule
+
+for _name in recurrent.GATES:
+    ATEN.add(f"aten.{_name}", recurrent.layers)
+    ATEN.add(f"aten.{_name}_cell", recurrent.cell)
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def _weight_norm(ctx: Context, op: Operator) -> list[Dims]:
+    """``v * g / norm(v)``, the norm over all dimensions but `dim`, or over all for -1."""
+    v, g, dim = op["v"].dims, op["g"].dims, op.get("dim", 0)
+    if g and dim != -1:
+        at = wrap(dim, len(v))
+        ctx.unify(v[at], g[at])
+    return [v, g] if len(op.results) > 1 else [v]
+
+
+@rule("bilinear")
+def _bilinear(ctx: Context, op: Operator) -> Dims:
+    """``x1 @ weight[o] @ x2`` for every output o."""
+    a, b, weight, bias = (op.get(n) for n in ("input1", "input2", "weight", "bias"))
+    for x, side in zip(a.dims[:-1], b.dims[:-1], strict=True):
+        ctx.unify(x, side)
+    ctx.unify(a.dims[-1], weight.dims[1])
+    ctx.unify(b.dims[-1], weight.dims[2])
+    if isinstance(bias, Operand):
+        ctx.unify(bias.dims[0], weight.dims[0])
+    ctx.macs((*a.dims[:-1], *weight.dims))
+    return (*a.dims[:-1], weight.dims[0])
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(ctx: Context, op: Operator) -> list[Dims]:
+    """Rows of a table, reduced by bag; the other results are bookkeeping."""
+    table = op["weight"].dims
+    ctx.freeze(table[0], "indexed by values from outside")
+    ctx.hint(table[1], "embedding")
+    for operand in op.operands[1:]:
+        for e in operand.dims:
+            ctx.freeze(e, "summed by bag")
+    found: list[Dims] = [(*(ctx.fresh(s, "bags") for s in op.out[:-1]), table[1])]
+    for sizes in op.results[1:]:
+        found.append(tuple(ctx.fresh(s, "bookkeeping of bags") for s in sizes or ()))
+    return found
+
+
+@rule("vdot")
+def _vdot(ctx: Context, op: Operator) -> Dims:
+    a, b = op.operands
+    ctx.unify(a.dims[0], b.dims[0])
+    ctx.macs(a.dims)
+    return ()

@@ -1,0 +1,128 @@
+"""What has to hold for every graph and every plan."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+import graphprune as gp
+from graphprune.axes import atoms
+from graphprune.plan import Units
+from graphprune.program import Program, Structure
+from properties.recipe import Recipe
+
+
+class Unsuitable(Exception):
+    """The dense model has no finite values to compare."""
+
+
+def trace(recipe: Recipe) -> Program:
+    """The program of a recipe, its axes checked.
+
+    Raises:
+        Unsuitable: the module's outputs aren't finite.
+    """
+    module, inputs = recipe.build(), recipe.example()
+    with torch.no_grad():
+        outputs = module(*inputs)
+    if not all(x.isfinite().all() and x.abs().max() < 1e6 for x in outputs):
+        raise Unsuitable
+    program = gp.trace(module, inputs, dynamic_shapes=_dynamic(recipe))
+    for node, reason in program.typing.opaque.items():
+        assert "no rule" not in reason.why, (node, reason)
+        assert "failed" not in reason.why, (node, reason)
+    frozen = program.frozen()
+    for name, dims in program.typing.parameters.items():
+        for i, e in enumerate(dims):
+            if all(a.frozen for a in atoms(e)):
+                assert frozen[name, i], (name, i)
+    return program
+
+
+def _dynamic(recipe: Recipe) -> object:
+    """Tracing without dynamic shapes takes a third of the time."""
+    if recipe.dynamic:
+        return None
+    return (tuple({} for _ in recipe.inputs),)
+
+
+def plans(program: Program, rng: random.Random, count: int) -> Iterator[gp.Plan]:
+    """Random plans: one that prunes all that there is, then such that prune some of it."""
+    prunable = [s for s in program.structures if s.prunable and s.size > 1]
+    for number in range(count if prunable else 0):
+        units: dict[str, Units] = {}
+        for s in prunable:
+            if number == 0 or rng.random() < 0.5:
+                units[s.name] = _units(program, s, rng)
+        plan = gp.Plan(program.fingerprint, units, {n: program.by_name[n].size for n in units})
+        yield plan
+
+
+def _units(program: Program, s: Structure, rng: random.Random) -> Units:
+    if s.blocks:
+        gone = {b.index for b in s.blocks if rng.random() < 0.5}
+        gone -= {min(gone)} if len(gone) == s.size else set()
+        return tuple(i for i in range(s.size) if i not in gone)
+    least = max((k for e, k in program.typing.minima if s.atom in atoms(e)), default=1)
+    k = rng.randrange(min(least, s.size), s.size + 1)
+    if s.within is not None and rng.random() < 0.6:
+        rows = (tuple(sorted(rng.sample(range(s.size), k))) for _ in range(s.within.size))
+        return tuple(rows)
+    return tuple(sorted(rng.sample(range(s.size), k)))
+
+
+def check(recipe: Recipe, program: Program, plan: gp.Plan) -> float:
+    """Compile with a plan; the slim model has to be right in every respect.
+
+    Returns:
+        How far pruning moves the outputs.
+    """
+    slim = gp.apply(program, plan)
+    inputs = [recipe.example(seed=1)]
+    symbolic = next(n for n in program.exported.graph.nodes if n.name in _input_names(program))
+    if recipe.dynamic and isinstance(symbolic.meta["val"].shape[0], torch.SymInt):
+        inputs.append(recipe.example(batch=4, seed=2))
+    cases = [(args, {}) for args in inputs]
+    certificate = gp.verify(program, plan, slim, cases, dtype=torch.float64)
+    if certificate.problem and "pruning makes it NaN" in certificate.problem:
+        raise Unsuitable
+    certificate.raise_if_failed()
+    kept = plan.kept(program)
+    for old, new in slim.renamed.items():
+        shape = tuple(len(k) for k in kept[old])
+        assert shape == tuple(slim.weights[new].shape), (old, shape, slim.weights[new].shape)
+    removed = {n for n in kept if n not in slim.renamed}
+    assert all(not len(k) for n in removed for k in kept[n])
+    trainable = {n for n in slim.renamed if program.aliases.get(n, n) == n} & program.trainable
+    count = sum(slim.weights[slim.renamed[n]].numel() for n in trainable)
+    assert slim.cost.params == count, (slim.cost.params, count)
+    return certificate.dense_difference
+
+
+def _input_names(program: Program) -> set[str]:
+    return set(program.exported.graph_signature.user_inputs)
+
+
+def examine(recipe: Recipe, seed: int = 0, count: int = 2) -> int:
+    """Everything, for one recipe and some plans; the number of plans that were checked."""
+    try:
+        program = trace(recipe)
+        rng = random.Random(seed)
+        done = 0
+        for plan in plans(program, rng, count):
+            try:
+                check(recipe, program, plan)
+            except Unsuitable:
+                continue
+            done += 1
+    except Unsuitable:
+        return 0
+    return done
+
+
+def without(plan: gp.Plan, name: str) -> gp.Plan:
+    """A plan that leaves one structure whole."""
+    return replace(plan, kept_units={n: u for n, u in plan.kept_units.items() if n != name})
