@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+
 from properties.check import examine
 from properties.drawing import draw
 
