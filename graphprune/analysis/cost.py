@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.export.graph_signature import InputKind
 
-from graphprune.axes import Atom, Dims, atoms, evaluate
+from graphprune.axes import Atom, Dims, Expr, atoms, evaluate
 
 if TYPE_CHECKING:
     from graphprune.program import Block, Program
@@ -88,11 +88,20 @@ def _sum(terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
 
     params = macs = size = 0
     for term in terms:
-        n = math.prod(evaluate(d, size_of) for d in term.dims)
+        n = math.prod(_size(d, size_of) for d in term.dims)
         params += n * term.cost.params
         macs += n * term.cost.macs
         size += n * term.cost.bytes
     return Cost(params, macs, size)
+
+
+def _size(e: Expr, size_of: Callable[[Atom], int]) -> int:
+    try:
+        return evaluate(e, size_of)
+    except ValueError:  # a choice of indices of a shortened axis: in proportion
+        found = list(atoms(e))
+        whole = math.prod(a.size for a in found)
+        return e.size * math.prod(map(size_of, found)) // whole
 
 
 def _parameter_terms(program: Program) -> Iterable[_Term]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,18 @@ import networkx as nx
 from graphprune.analysis.cost import CostModel
 from graphprune.analysis.layers import find_layers, residual_sums
 from graphprune.analysis.roles import assign_roles
-from graphprune.axes import Atom, Dims, Expr, atoms, enclosed, evaluate, path_to
+from graphprune.axes import (
+    Atom,
+    Dims,
+    Expr,
+    Product,
+    Sum,
+    atoms,
+    enclosed,
+    evaluate,
+    normal,
+    path_to,
+)
 from graphprune.ops import Typing
 from graphprune.program import Block, Program, Structure
 
@@ -171,15 +183,17 @@ def _ragged(
     """For each ragged atom the atom around it.
 
     An atom is ragged within another when every tensor that carries it also carries the other,
-    further out, and every parameter does so in the same dimension.
+    further out, and every parameter does so in the same dimension. A tensor that holds either of
+    them twice (scores between all pairs of places) can't tell which belongs to which.
     """
     around: dict[Atom, set[Atom]] = {}
 
     def note(dims: Dims) -> None:
+        times = _multiplicity(Product(dims))
         for atom, outer in enclosed(dims):
             if atom in members and not atom.frozen:
-                found = around.get(atom)
-                around[atom] = set(outer) if found is None else found & outer
+                clear = {o for o in outer if times[o] == times[atom] == 1}
+                around[atom] = around.get(atom, clear) & clear
 
     seen: set[tuple[int, ...]] = set()
     for name, dims in typing.parameters.items():
@@ -198,3 +212,19 @@ def _ragged(
         for atom, outer in around.items()
         if outer & members.keys()
     }
+
+
+def _multiplicity(e: Expr) -> Counter[Atom]:
+    """How often one position of `e` depends on each atom."""
+    match normal(e):
+        case Atom() as a:
+            return Counter({a: 1})
+        case Product(factors=factors):
+            return sum(map(_multiplicity, factors), Counter())
+        case Sum(terms=terms):
+            most: Counter[Atom] = Counter()
+            for term in terms:
+                most |= _multiplicity(term)
+            return most
+        case other:
+            return Counter(atoms(other))

@@ -352,6 +352,7 @@ def _attention(ctx: Context, op: Operator) -> Dims:
         _dims(op, "value"),
         _maybe(op, "attn_mask"),
         grouped=bool(op.get("enable_gqa", False)),
+        causal=bool(op.get("is_causal", False)),
     )
 
 
@@ -375,6 +376,8 @@ def _trailing_norm(ctx: Context, op: Operator) -> Dims | list[Dims]:
 def _channel_norm(ctx: Context, op: Operator) -> list[Dims]:
     names = ("weight", "bias", "running_mean", "running_var")
     x = normalisation.per_channel(ctx, _first(op), [_maybe(op, n) for n in names])
+    if "instance" in op.name:
+        normalisation.over_space(ctx, x)
     others = [tuple(ctx.fresh(s, "unused") for s in r) if r else () for r in op.results[1:]]
     return [x, *others]
 

@@ -122,7 +122,16 @@ def convolution(
     return (*x[:channel], target, *spatial)
 
 
-def attention(ctx: Context, q: Dims, k: Dims, v: Dims, mask: Dims | None, *, grouped: bool) -> Dims:
+def attention(
+    ctx: Context,
+    q: Dims,
+    k: Dims,
+    v: Dims,
+    mask: Dims | None,
+    *,
+    grouped: bool,
+    causal: bool = False,
+) -> Dims:
     """Scaled dot-product attention on ``[..., heads, length, dim]``.
 
     Args:
@@ -132,12 +141,16 @@ def attention(ctx: Context, q: Dims, k: Dims, v: Dims, mask: Dims | None, *, gro
         v: values ``[..., kv_heads, columns, v_dim]``.
         mask: bias or mask that broadcasts to ``[..., heads, rows, columns]``, or None.
         grouped: whether each key-value head serves a run of query heads.
+        causal: whether rows see only the columns before them.
 
     Returns:
         Axes ``[..., heads, rows, v_dim]``.
     """
     ctx.unify(q[-1], k[-1])
     ctx.unify(k[-2], v[-2])
+    ctx.freeze(k[-2], "its places compete for attention")
+    if causal:
+        ctx.freeze(q[-2], "causal attention compares places")
     batch = q[:-2]
     if grouped and len(q) > 2 and q[-3].size != k[-3].size:
         repeats = Atom(q[-3].size // k[-3].size, ctx.node)

@@ -25,8 +25,15 @@ def per_channel(ctx: Context, x: Dims, parameters: Sequence[Dims | None]) -> Dim
     return x
 
 
+def over_space(ctx: Context, x: Dims) -> None:
+    """Freeze the dimensions behind the channels, whose places the statistics run over."""
+    for e in x[2:]:
+        ctx.freeze(e, "statistics over places")
+
+
 def grouped(ctx: Context, x: Dims, groups: int, parameters: Sequence[Dims | None]) -> Dims:
     """GroupNorm: channels are ``groups * channels per group``; groups stay equal in size."""
+    over_space(ctx, x)
     if groups > 1 and x[1].size != groups:
         inner = Atom(x[1].size // groups, ctx.node)
         ctx.unify(x[1], product((Atom(groups, ctx.node), inner)))

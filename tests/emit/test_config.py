@@ -186,7 +186,7 @@ def test_solved(model_class, config_class, fields, changes, dropped, pairs):
     assert solved.problems == ()
     assert solved.config.to_dict() == expected.to_dict()
     assert solved.edits == changes
-    assert solved.builds < 60
+    assert solved.builds < 100  # each builds the class on the meta device
     assert config.to_dict() == before
 
 
