@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.cache import model_path
-from models.efficientnet_lite import EfficientNetLite0
 from safetensors.torch import load_file
 
 import graphprune as gp
+from models.cache import model_path
+from models.efficientnet_lite import EfficientNetLite0
 
 RELOAD = """
 import sys, torch, transformers

@@ -10,7 +10,7 @@ import pytest
 from properties.check import examine
 from properties.drawing import draw
 
-# The long run: GRAPHPRUNE_GRAPHS=20000 tools/test --all -k graphs
+# The long run: GRAPHPRUNE_GRAPHS=20000 tools/test -k random_graphs
 GRAPHS = int(os.environ.get("GRAPHPRUNE_GRAPHS", "300"))
 BATCH = 20
 
