@@ -8,7 +8,7 @@ something, so that the input can take its place.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import networkx as nx
 import torch
@@ -100,27 +100,36 @@ def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
     return skips
 
 
-def residual_sums(graph: fx.Graph) -> list[str]:
-    """Names of the values ``x + f(x)``."""
+def residual_sums(graph: fx.Graph, typing: Typing) -> list[str]:
+    """Names of the values ``x + f(x)`` whose f multiplies by weights all the way.
+
+    A polynomial of x, as in some activations, is no residual sum.
+    """
+    weighted = {name for name, _ in typing.contractions}
     places = {node: i for i, node in enumerate(graph.nodes)}
     found = []
     for node in graph.nodes:
         name = getattr(getattr(node.target, "_schema", None), "name", "")
         if name in _ADD and len(node.all_input_nodes) == 2:
             early, late = sorted(node.all_input_nodes, key=places.__getitem__)
-            if _computed_from(early, late, places):
+            depends = _computed_from(early, late, places, frozenset())
+            if depends and not _computed_from(early, late, places, weighted):
                 found.append(node.name)
     return found
 
 
-def _computed_from(early: fx.Node, late: fx.Node, places: Mapping[fx.Node, int]) -> bool:
-    """Whether `late` depends on `early`; only what lies between them is searched."""
+def _computed_from(
+    early: fx.Node, late: fx.Node, places: Mapping[fx.Node, int], barriers: Collection[str]
+) -> bool:
+    """Whether `late` depends on `early` other than through `barriers`."""
+    if late.name in barriers:
+        return False
     waiting, seen = [late], {late}
     while waiting:
         for node in waiting.pop().all_input_nodes:
             if node is early:
                 return True
-            if node not in seen and places[node] > places[early]:
+            if node not in seen and places[node] > places[early] and node.name not in barriers:
                 seen.add(node)
                 waiting.append(node)
     return False

@@ -54,7 +54,7 @@ def find_structures(program: Program) -> tuple[Structure, ...]:
     }
     stacks = find_layers(program.exported, typing, program.aliases)
     ranks = {name: len(dims) for name, dims in typing.parameters.items()}
-    stream = _stream(stacks, typing, residual_sums(program.exported.graph))
+    stream = _stream(stacks, typing, residual_sums(program.exported.graph, typing))
     roles = assign_roles(members, ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
     costs = CostModel(program)
