@@ -29,7 +29,7 @@ from graphprune.program import Program
 from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
-from graphprune.rounds import interim_goal, retrace
+from graphprune.rounds import composed, interim_goal, retrace
 from graphprune.target import Target
 from graphprune.verification import Certificate, verify
 
@@ -123,15 +123,16 @@ class _Run:
             with self.stage("reading calibration text"):
                 calibration = token_windows(self.recipe, program)[1]
         plan = Plan(program.fingerprint, {})
-        current = program
+        slim, current = None, program
         for number in range(1, self.recipe.rounds + 1):
             suffix = f" ({number} of {self.recipe.rounds})" if self.recipe.rounds > 1 else ""
             with self.stage(f"selecting{suffix}"):
                 found = self._select(current, interim_goal(self.recipe, program, current, number),
                                      calibration)  # fmt: skip
-                plan = plan.compose(found)
+                plan = composed(slim, current, found) if slim else found
                 if number < self.recipe.rounds:
-                    current = retrace(apply(program, plan))
+                    slim = apply(program, plan)
+                    current = retrace(slim)
         return plan
 
     def _select(

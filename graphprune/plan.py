@@ -195,6 +195,9 @@ class Plan:
     def compose(self, later: Plan) -> Plan:
         """This plan, then `later`, made for the slim model; the result is for the original.
 
+        Structures are matched by name. Where the slim model has them elsewhere,
+        `graphprune.rounds.composed` matches what is left of the parameters.
+
         Raises:
             PlanError: `later` refers to units that this plan doesn't leave.
         """
@@ -207,8 +210,10 @@ class Plan:
                 kept[renamed], sizes[renamed] = units, later.sizes[name]
                 continue
             try:
+                if later.sizes.get(name, len(rows_of(base)[0])) != len(rows_of(base)[0]):
+                    raise ValueError("another number of units")
                 kept[renamed] = _compose(base, units)
-            except (IndexError, TypeError) as error:
+            except (IndexError, TypeError, ValueError) as error:
                 raise PlanError("the second plan doesn't follow the first", where=name) from error
         return Plan(self.fingerprint, kept, sizes)
 

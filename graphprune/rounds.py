@@ -7,13 +7,20 @@ and scores are taken anew on what the round before left.
 from __future__ import annotations
 
 import statistics
+import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from graphprune.errors import RecipeError
-from graphprune.frontends.module import trace
+import numpy as np
+
+from graphprune.axes.expr import IntArray
+from graphprune.errors import PlanError, RecipeError
+from graphprune.frontends.module import assemble, trace
 from graphprune.passes.budget import RESOURCES
-from graphprune.program import Program
+from graphprune.passes.units import pair_sums, unit_sums
+from graphprune.plan import Plan, Units, rows_of
+from graphprune.program import Program, Structure
 from graphprune.recipe import Recipe
 from graphprune.rewrite.slim import Slim
 
@@ -65,13 +72,86 @@ def interim_goal(
 def retrace(slim: Slim) -> Program:
     """The slim model as a program of its own."""
     args, kwargs = slim.program.example
+    with warnings.catch_warnings():  # nobody asked for the module
+        warnings.filterwarnings("ignore", message="the slim module is the exported graph")
+        module = slim.module
+    if not isinstance(module, type(slim.program.module)):  # it has no other form than its graph
+        return assemble(slim.exported, None, slim.aliases, (args, kwargs))
     guard: Any = nullcontext()
     if slim.program.source is not None:
-        from graphprune.frontends.hf import without_cache
+        from graphprune.frontends.hf import traceable
 
-        guard = without_cache(slim.module)
+        guard = traceable(module)
     with guard:
-        return trace(slim.module.eval(), args, kwargs)
+        return trace(module.eval(), args, kwargs)
+
+
+def composed(slim: Slim, current: Program, later: Plan) -> Plan:
+    """The plan of `slim`, then `later`; made for the program of the former.
+
+    Structures of the slim model may lie elsewhere in their dimensions (a single head is no factor
+    any more) or be others altogether, so that names say little. What the two plans leave of every
+    parameter is what counts.
+
+    Args:
+        slim: what the first plan made.
+        current: it as a program of its own.
+        later: a plan for `current`.
+
+    Raises:
+        PlanError: no plan for the first program leaves the same indices.
+    """
+    program = slim.program
+    first, then = slim.plan.kept(program), later.kept(current)
+    kept = {
+        name: tuple(a[b] for a, b in zip(dims, then[slim.renamed[name]], strict=True))
+        if slim.renamed.get(name) in then
+        else tuple(a[:0] for a in dims)
+        for name, dims in first.items()
+    }
+    units = {}
+    for s in program.structures:
+        found = _layers_left(slim, later, s) if s.blocks else _units_left(program, s, kept)
+        if found is not None and any(len(row) < s.size for row in rows_of(found)):
+            units[s.name] = found
+    plan = Plan(program.fingerprint, units, {n: program.by_name[n].size for n in units})
+    for name, dims in plan.kept(program).items():
+        if any(not np.array_equal(a, b) for a, b in zip(dims, kept[name], strict=True)):
+            raise PlanError(
+                "the later plan can't be told in units of the original model",
+                where=name,
+                why="it cuts what only belongs apart since the first plan",
+                hint="prune in one round, or write the model out in between",
+            )
+    return plan
+
+
+def _layers_left(slim: Slim, later: Plan, stack: Structure) -> Units | None:
+    (units,) = rows_of(slim.plan.kept_units.get(stack.name, tuple(range(stack.size))))
+    (chosen,) = rows_of(later.kept_units.get(stack.name, tuple(range(len(units)))))
+    return tuple(units[i] for i in chosen)
+
+
+def _units_left(
+    program: Program, structure: Structure, kept: Mapping[str, tuple[IntArray, ...]]
+) -> Units | None:
+    """The units of which anything is left; None where all of its parameters have gone."""
+    atom, outer = structure.atom, structure.within
+    assert atom is not None
+    left = np.zeros((outer.size if outer else 1, atom.size))
+    for parameter, dim in structure.members:
+        e = program.typing.parameters[parameter][dim]
+        mask = np.zeros(e.size)
+        mask[kept[parameter][dim]] = 1
+        left += pair_sums(mask, e, outer, atom) if outer else unit_sums(mask, e, atom)
+    rows = [tuple(int(i) for i in np.flatnonzero(row)) for row in left if row.any()]
+    if not rows:
+        return None
+    if len(set(rows)) == 1:
+        return rows[0]
+    # What a removed outer index keeps means nothing.
+    found = iter(rows)
+    return tuple(next(found) if row.any() else rows[0] for row in left)
 
 
 def _left(

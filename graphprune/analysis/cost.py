@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.export.graph_signature import InputKind
 
-from graphprune.axes import Atom, Dims, Expr, atoms, evaluate
+from graphprune.axes import Atom, Dims, Expr, Keep, atoms, count, evaluate
 
 if TYPE_CHECKING:
     from graphprune.program import Block, Program
@@ -68,8 +68,21 @@ class CostModel:
             counts: kept indices per atom; an atom that is not named keeps all.
             removed_blocks: layers that are cut out.
         """
-        gone = {x for b in removed_blocks for x in (*b.nodes, *b.parameters)}
-        return _sum((t for t in self._terms if t.owner not in gone), counts or {})
+        return _sum(self._without(removed_blocks), counts or {})
+
+    def of(self, keep: Keep, removed_blocks: Collection[Block] = ()) -> Cost:
+        """The cost of a plan: as `total`, but exact where it matters which indices are kept.
+
+        That is so where a model reads only some places of an axis that it has put in another
+        order.
+        """
+        return _weighed(
+            (t, [count(d, keep) for d in t.dims]) for t in self._without(removed_blocks)
+        )
+
+    def _without(self, blocks: Collection[Block]) -> Iterator[_Term]:
+        gone = {x for b in blocks for x in (*b.nodes, *b.parameters)}
+        return (t for t in self._terms if t.owner not in gone)
 
     def unit(self, atom: Atom) -> Cost:
         """What leaves with one index of `atom` while everything else stays."""
@@ -86,9 +99,14 @@ def _sum(terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
     def size_of(a: Atom) -> int:
         return counts.get(a, a.size)
 
+    return _weighed((term, [_size(d, size_of) for d in term.dims]) for term in terms)
+
+
+def _weighed(terms: Iterable[tuple[_Term, list[int]]]) -> Cost:
+    """The sum of terms of given sizes."""
     params = macs = size = 0
-    for term in terms:
-        n = math.prod(_size(d, size_of) for d in term.dims)
+    for term, sizes in terms:
+        n = math.prod(sizes)
         params += n * term.cost.params
         macs += n * term.cost.macs
         size += n * term.cost.bytes

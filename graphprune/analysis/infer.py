@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from graphprune.analysis.liveness import live_nodes
 from graphprune.analysis.sizes import ExampleSizes
 from graphprune.axes import UNIT, Atom, Dims, Select
 from graphprune.axes.expr import IntArray
@@ -59,11 +60,13 @@ class _Inference:
         self.sizes = ExampleSizes(exported)
         self.typing = Typing()
         self.places: dict[str, IntArray] = {}  # constant lists of integers, by value name
+        self.live = live_nodes(exported.graph)
         self.specs = {s.arg.name: s for s in exported.graph_signature.input_specs}
 
     def run(self) -> Typing:
         for node in self.exported.graph.nodes:
-            ctx = Context(self.typing, node.name, source_line(node))
+            idle = node not in self.live
+            ctx = Context(self.typing, node.name, source_line(node), idle=idle)
             if node.op == "placeholder":
                 self._placeholder(ctx, node)
             elif node.op == "call_function":
@@ -139,7 +142,7 @@ class _Inference:
             ctx.carry(op.operands[0], *range(len(op.results)))
         for operand in op.operands:
             points = operand.points
-            if points is not None and not (known and points in ctx.taken):
+            if points is not None and not ctx.idle and not (known and points in ctx.taken):
                 points.as_numbers(ctx.reason(f"{op.name} computes with indices of it"))
         if ctx.given:
             self.typing.points[ctx.node] = tuple(ctx.given.get(i) for i in range(len(op.results)))
@@ -213,7 +216,7 @@ class _Inference:
             if node.op == "placeholder" and self.specs[node.name].kind in _STATE:
                 target = self.specs[node.name].target or ""
                 name = self.aliases.get(target, target)
-                unread[name] = unread.get(name, True) and not node.users
+                unread[name] = unread.get(name, True) and node not in self.live
         for name in (n for n, nobody in unread.items() if nobody):
             for d in self.typing.parameters.get(name, ()):
                 Context(self.typing, name).freeze(d, "no operator reads it")

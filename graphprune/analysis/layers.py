@@ -91,7 +91,7 @@ def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
     """Edges along which a value passes unchanged but for additions and normalisations."""
     skips: nx.DiGraph[str] = nx.DiGraph()
     for node in graph.nodes:
-        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        name = _schema_name(node)
         inputs = node.all_input_nodes
         if name in _ADD:
             skips.add_edges_from((i.name, node.name) for i in inputs)
@@ -109,7 +109,7 @@ def residual_sums(graph: fx.Graph, typing: Typing) -> list[str]:
     places = {node: i for i, node in enumerate(graph.nodes)}
     found = []
     for node in graph.nodes:
-        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        name = _schema_name(node)
         if name in _ADD and len(node.all_input_nodes) == 2:
             early, late = sorted(node.all_input_nodes, key=places.__getitem__)
             depends = _computed_from(early, late, places, frozenset())
@@ -154,7 +154,7 @@ def _block(
     entries = [
         n
         for n in outside - state
-        if _is_tensor(n) and _alike(n, last, typing) and _leads_to(skips, n.name, last.name)
+        if _is_tensor(n) and _alike(n, last, typing) and _adds_to(skips, n, last, nodes)
     ]
     if len(entries) != 1:
         return None
@@ -182,8 +182,22 @@ def _without_outer_sizes(nodes: set[fx.Node]) -> set[fx.Node]:
     return inside
 
 
+def _schema_name(node: fx.Node) -> str:
+    return str(getattr(getattr(node.target, "_schema", None), "name", ""))
+
+
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _adds_to(
+    skips: nx.DiGraph[str], source: fx.Node, target: fx.Node, nodes: Collection[fx.Node]
+) -> bool:
+    """Whether `target` is `source` with something added on the way; a mere norm adds nothing."""
+    sums = [n.name for n in nodes if _schema_name(n) in _ADD]
+    return any(
+        _leads_to(skips, source.name, add) and _leads_to(skips, add, target.name) for add in sums
+    )
 
 
 def _leads_to(skips: nx.DiGraph[str], source: str, target: str) -> bool:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from functools import cache
 
-from graphprune.axes import Atom, atoms, enclosed
+from graphprune.axes import Atom, Dims, atoms, enclosed
 from graphprune.ops import Typing
 
 ROLES = (
@@ -53,7 +53,7 @@ def assign_roles(
         atom
         for atom, pairs in members.items()
         if hints[atom]["experts"]
-        or (hints[atom]["heads"] and any(ranks[p] == 3 and d == 0 for p, d in pairs))
+        or (hints[atom]["heads"] and any(d == 0 and _is_bank(typing.parameters[p]) for p, d in pairs))
     }
     outer = _outer_factors(experts, members, typing)
     banks = {p for a in experts for p, d in members[a] if d == 0 and ranks[p] > 2}
@@ -68,6 +68,11 @@ def assign_roles(
             own = Counter({r: n for r, n in own.items() if r not in ("qk_dim", "v_dim")})
         roles[atom] = _role(own, pairs, ranks, atom in stream, atom in queries)
     return roles
+
+
+def _is_bank(dims: Dims) -> bool:
+    """Whether a parameter is a stack of matrices."""
+    return len(dims) == 3 and all(e.size > 1 for e in dims)
 
 
 def _role(
@@ -103,6 +108,11 @@ def _outer_factors(
     return found
 
 
+def _owner(parameter: str) -> str:
+    """The module around the layer that holds a parameter."""
+    return parameter.rpartition(".")[0].rpartition(".")[0]
+
+
 def _query_heads(
     typing: Typing, members: Mapping[Atom, Collection[tuple[str, int]]], ranks: Mapping[str, int]
 ) -> set[Atom]:
@@ -128,10 +138,10 @@ def _query_heads(
 
     @cache
     def bare(width: Atom, head: Atom) -> bool:
-        matrices = {p for p, _ in members[width] if ranks[p] > 1}
+        own = {_owner(p) for p, _ in members[head]}  # rotary widths are shared by all layers
         return any(
             atom is width and head not in outside
-            for p in matrices
+            for p in {p for p, _ in members[width] if ranks[p] > 1 and _owner(p) in own}
             for atom, outside in enclosed(typing.parameters[p])
         )
 

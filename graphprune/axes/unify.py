@@ -184,10 +184,24 @@ def _products(left: list[Expr], right: list[Expr], reason: Reason) -> None:
         front_f = _split_front(f, common) if common > 1 else None
         front_g = _split_front(g, common) if front_f else None
         if front_f is None or front_g is None:
-            _give_up([f, g, *left, *right], reason)
-            return
+            left, right = _skip_factors([f, *left], [g, *right], reason)
+            continue
         unify(front_f[0], front_g[0], reason)
         left, right = [front_f[1], *left], [front_g[1], *right]
+
+
+def _skip_factors(
+    left: list[Expr], right: list[Expr], reason: Reason
+) -> tuple[list[Expr], list[Expr]]:
+    """Freeze the first factors of both lists up to where their products agree; returns the rest."""
+    ahead, behind = (left, 1), (right, 1)
+    while ahead[1] != behind[1] or ahead[1] == 1:
+        if ahead[1] > behind[1]:
+            ahead, behind = behind, ahead
+        factors, size = ahead
+        freeze(factors[0], reason)
+        ahead = (factors[1:], size * factors[0].size)
+    return (ahead[0], behind[0])
 
 
 def _split_front(e: Expr, front: int) -> tuple[Expr, Expr] | None:

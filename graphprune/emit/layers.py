@@ -100,14 +100,17 @@ def _group_norm(layer: nn.GroupNorm, channels: int, pairs: Pairs) -> list[Mappin
 def _groups(groups: int, old: int, new: int, pairs: Pairs) -> list[int]:
     """The possible numbers of groups once `old` channels have become `new`.
 
-    Either whole groups have left, or every group has lost as many channels. A number of groups
-    that is known to have changed speaks for the former, and so does a group of a single channel.
+    Either whole groups have left, or every group has lost as many channels, or both. A number of
+    groups that is known to have changed speaks for the first, and so does a group of a single
+    channel.
     """
     if old == new:
         return [groups]
     size = old // groups
     whole = [new // size] if new % size == 0 else []
     thinned = [groups] if new % groups == 0 else []
+    both = [n for old_groups, n in pairs if old_groups == groups and n and new % n == 0]
+    both = [n for n in both if n < groups and new // n < size]
     if size == 1 or (whole and (groups, whole[0]) in pairs):
-        return list(dict.fromkeys(whole + thinned))
-    return list(dict.fromkeys(thinned + whole))
+        return list(dict.fromkeys(whole + thinned + both))
+    return list(dict.fromkeys(thinned + whole + both))

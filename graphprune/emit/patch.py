@@ -115,6 +115,10 @@ def skeleton(module: nn.Module) -> nn.Module:
             if isinstance(tensor, nn.Parameter):
                 empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = empty
+    for inner in module.modules():
+        for value in vars(inner).values():  # what a hook computes, such as an old weight norm's
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 # Composite operators needn't declare that they may return their input, as einsum and type_as do.
 # These ones compute something new.
@@ -40,12 +41,12 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     mutating = [n for n in exported.graph.nodes if _is_mutable(n.target)]
     if not mutating:
         return exported
+    _drop_idle_dropout(exported.graph)
     places = {node: i for i, node in enumerate(exported.graph.nodes)}
     names = _Names(exported.graph.nodes)
     replacements = [_replacement(node, names, places) for node in mutating]
     if any(r is None for r in replacements):
-        decomposed: ExportedProgram = exported.run_decompositions({})
-        return decomposed
+        return _by_torch(exported, mutating, names)
     for node, target in zip(mutating, replacements, strict=True):
         old, now = node.args[0], places[node]
         node.target = target
@@ -56,6 +57,30 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     return exported
 
 
+def _drop_idle_dropout(graph: fx.Graph) -> None:
+    """Outside of training, dropout hands on its very input, which its schema doesn't say."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _by_torch(
+    exported: ExportedProgram, mutating: Iterable[fx.Node], names: _Names
+) -> ExportedProgram:
+    """The functionalisation of torch, with operators taken apart that would hide a view from it."""
+    hiding: set[Any] = {
+        member.target
+        for node in mutating
+        for value in node.all_input_nodes[:1]
+        for member in names.of(value)
+        if _hides_alias(member.target)
+    }
+    known = torch.export.default_decompositions() if hiding else {}
+    functional: ExportedProgram = exported.run_decompositions({op: known[op] for op in hiding})
+    return functional
+
+
 class _Names:
     """Which values of a graph may be names of one tensor: a union-find over nodes."""
 
@@ -63,9 +88,8 @@ class _Names:
         self._members: dict[fx.Node, set[fx.Node]] = {}
         for node in nodes:
             self._members[node] = {node}
-            if node.op == "call_function" and _may_alias(node.target):
-                for source in node.all_input_nodes:
-                    self._join(node, source)
+            for source in _viewed(node):
+                self._join(node, source)
 
     def of(self, node: fx.Node) -> set[fx.Node]:
         """All that may share memory with `node`, itself included."""
@@ -84,18 +108,31 @@ def _is_mutable(target: Any) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _may_alias(target: Any) -> bool:
-    """Whether a result may be a view of an operand."""
-    if target is python_operator.getitem:
-        return True
+def _viewed(node: fx.Node) -> list[fx.Node]:
+    """The operands that a result may be a view of."""
+    if node.target is python_operator.getitem or _hides_alias(node.target):
+        return node.all_input_nodes
+    if not _declares_alias(node.target):
+        return []
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | node.kwargs
+    shared = [given.get(a.name) for a in schema.arguments if a.alias_info is not None]
+    return [v for v in pytree.tree_leaves(shared) if isinstance(v, fx.Node)]
+
+
+def _declares_alias(target: Any) -> bool:
     schema = getattr(target, "_schema", None)
-    if schema is None:
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def _hides_alias(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload) or _declares_alias(target):
         return False
-    declared = any(r.alias_info is not None for r in schema.returns)
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
-        target.name(), "CompositeImplicitAutograd"
+        target.name(),  # type: ignore[no-untyped-call]
+        "CompositeImplicitAutograd",
     )
-    return declared or (bool(composite) and schema.name.removeprefix("aten::") not in _COMPUTING)
+    return composite and target._schema.name.removeprefix("aten::") not in _COMPUTING
 
 
 def _replacement(node: fx.Node, names: _Names, places: dict[fx.Node, int]) -> Any:

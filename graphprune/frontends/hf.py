@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from graphprune.errors import LoadError
-from graphprune.frontends.examples import Example, example_inputs
+from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.module import trace
 from graphprune.frontends.weights import has_weights, map_checkpoint
 from graphprune.program import Program, Source
@@ -37,14 +38,8 @@ def load_checkpoint(path: Path) -> Program:
             model = _construct(model_class, config, path)
         device = "meta"
     model.eval()
-    example = example_inputs(model, device)
     source = Source(path=path, config=config, model_class=model_class)
-    with without_cache(model):
-        return _trace(model, example, source)
-
-
-def _trace(model: torch.nn.Module, example: Example, source: Source) -> Program:
-    return trace(model, (), example.inputs, example.dynamic_shapes, source=source)
+    return trace_model(model, source, device)
 
 
 def _config(path: Path) -> Any:
@@ -215,18 +210,68 @@ def parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
+def trace_model(model: Any, source: Source | None = None, device: str = "cpu") -> Program:
+    """Trace a transformers model in memory with example inputs of its own kind.
+
+    Args:
+        model: in evaluation mode.
+        source: where it came from; None for the model itself.
+        device: where its weights are.
+
+    Raises:
+        LoadError: no example input is known for it.
+        TraceError: torch.export can't capture it.
+    """
+    if hasattr(model, "set_experts_implementation"):
+        _plain_experts(model)
+    source = source or Source(None, model.config, type(model))
+    example = example_inputs(model, device)
+    with traceable(model):
+        return trace(model, (), example.inputs, example.dynamic_shapes, source=source)
+
+
 @contextmanager
-def without_cache(model: Any) -> Iterator[None]:
-    """Switch the key-value cache off while tracing: its objects are no tensors."""
-    configs = [c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")]
+def traceable(model: Any) -> Iterator[None]:
+    """While tracing: no key-value cache, whose objects are no tensors, and the main outputs only.
+
+    Hidden states that a model with a head returns beside its logits are no part of what it is for;
+    their width would be fixed if they counted.
+    """
+    found = [model.config.get_text_config()]
+    found += [c for m in model.modules() if (c := getattr(m, "config", None)) is not None]
+    configs = [c for c in {id(c): c for c in found}.values() if hasattr(c, "use_cache")]
     before = [c.use_cache for c in configs]
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def main_outputs(*args: Any, **kwargs: Any) -> Any:
+        return _main(forward(*args, **kwargs))
+
     for c in configs:
         c.use_cache = False
+    model.forward = main_outputs
     try:
         yield
     finally:
+        del model.forward
         for c, value in zip(configs, before, strict=True):
             c.use_cache = value
+
+
+_RESULTS = ("logits", "embeds", "pred_")
+_BESIDE = ("hidden_state", "model_output", "attentions", "past_key_values")
+
+
+def _main(output: Any) -> Any:
+    """`output` without what a model with a head returns beside its result."""
+    if not isinstance(output, Mapping) or not _named(output, _RESULTS):
+        return output
+    beside = _named(output, _BESIDE)
+    return type(output)(**{k: v for k, v in output.items() if k not in beside})
+
+
+def _named(output: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
+    return {k for k in output if any(word in k for word in words)}
 
 
 def _first_line(error: BaseException) -> str:

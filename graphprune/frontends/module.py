@@ -114,9 +114,9 @@ def _export(
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
 ) -> ExportedProgram:
-    if dynamic_shapes is None:
-        dynamic_shapes = _default_dynamic_shapes(module, args, kwargs)
     try:
+        if dynamic_shapes is None:
+            dynamic_shapes = _default_dynamic_shapes(module, args, kwargs)
         with torch.no_grad():
             return torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
@@ -141,9 +141,11 @@ def _default_dynamic_shapes(
         ranks = min(value.dim(), 2 if not value.is_floating_point() else 1)
         return {d: Dim.AUTO for d in range(ranks) if value.shape[d] > 1}
 
-    # By parameter of `forward`, which is how export matches them, `*args` and `**kwargs` included.
-    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return torch.utils._pytree.tree_map(spec, dict(given)) or None
+    # By parameter of `forward`, `*args` included, which is how export matches them.
+    given = inspect.signature(module.forward).bind(*args, **kwargs)
+    if not kwargs.keys() <= given.arguments.keys():
+        return None  # export can't match those that `**kwargs` takes
+    return torch.utils._pytree.tree_map(spec, dict(given.arguments)) or None
 
 
 def _tied(module: torch.nn.Module) -> dict[str, str]:

@@ -28,8 +28,8 @@ def _maybe(op: Operator, name: str) -> Dims | None:
 
 
 for _name in (
-    "to _to_copy contiguous clone detach detach_ alias dropout dropout_ feature_dropout "
-    "type_as lift_fresh_copy lift_fresh lift alpha_dropout native_dropout "
+    "to _to_copy contiguous clone detach detach_ alias "
+    "type_as lift_fresh_copy lift_fresh lift "
     "float double half bfloat16 cpu cuda resolve_conj resolve_neg positive _conj "
     "fill fill_ zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish chalf"
 ).split():
@@ -334,7 +334,7 @@ def _convolution(ctx: Context, op: Operator) -> Dims:
         _dims(op, "input"),
         _dims(op, "weight"),
         _maybe(op, "bias"),
-        groups=op.get("groups", 1),
+        groups=Size(op.get("groups", 1), "groups" in op.dynamic),
         transposed="transpose" in op.name or bool(op.get("transposed", False)),
         out=op.out,
     )
@@ -389,27 +389,12 @@ def _group_norm(ctx: Context, op: Operator) -> Dims:
 
 
 @rule(
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "max_pool2d_with_indices",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_linear1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in "123"),
+    *(f"max_pool{n}d_with_indices" for n in "123"),
+    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in "123"),
+    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in "123"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d"),
 )
 def _spatial(ctx: Context, op: Operator) -> list[Dims]:
     x = _first(op)

@@ -136,6 +136,7 @@ class Context:
         typing: collects the results.
         node: name of the graph value.
         line: the model's source line, or "".
+        idle: whether the results are used for their shapes only, so that nothing is frozen.
         given: result number to what its values point into; set by the rule.
         taken: what the rule has understood of the operands' points. Those of other operands are
             taken for numbers.
@@ -144,6 +145,7 @@ class Context:
     typing: Typing
     node: str = ""
     line: str = ""
+    idle: bool = False
     given: dict[int, Points] = field(default_factory=dict)
     taken: list[Points] = field(default_factory=list)
 
@@ -163,6 +165,8 @@ class Context:
 
     def freeze(self, e: Expr, why: str) -> None:
         """Forbid pruning `e`."""
+        if self.idle:
+            return
         freeze(e, self.reason(why))
 
     def fresh(self, size: Size | int, why_frozen: str | None = None) -> Expr:
@@ -190,11 +194,13 @@ class Context:
 
     def macs(self, loop: Sequence[Expr]) -> None:
         """Record that the operator multiplies and adds once per point of `loop`."""
-        self.typing.contractions.append((self.node, tuple(loop)))
+        if not self.idle:
+            self.typing.contractions.append((self.node, tuple(loop)))
 
     def hint(self, e: Expr, role: str) -> None:
         """Record that the operator uses `e` as `role`."""
-        self.typing.hints.append((e, role))
+        if not self.idle:
+            self.typing.hints.append((e, role))
 
     def look_up(self, e: Expr, index: Operand, why: str) -> None:
         """The values of `index` are places along `e`, frozen with `why` if they are foreign."""

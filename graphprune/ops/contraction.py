@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import digits
 
 from graphprune.axes import UNIT, Atom, Dims, Expr, product
 from graphprune.ops.context import Context, RuleError, Size, Sizes
@@ -45,11 +46,7 @@ def matmul(ctx: Context, a: Dims, b: Dims) -> Dims:
 
 def einsum(ctx: Context, equation: str, operands: Sequence[Dims]) -> Dims:
     """Sum of products by index letters; a letter is one axis."""
-    text = equation.replace(" ", "")
-    left, arrow, right = text.partition("->")
-    terms = left.split(",")
-    if not arrow or "." in text or len(terms) != len(operands):
-        raise RuleError("an einsum with an ellipsis or an implied result")
+    terms, right = _letters(equation, [len(dims) for dims in operands])
     axes: dict[str, Expr] = {}
     for letters, dims in zip(terms, operands, strict=True):
         for letter, e in zip(letters, dims, strict=True):
@@ -70,13 +67,34 @@ def einsum(ctx: Context, equation: str, operands: Sequence[Dims]) -> Dims:
     return tuple(axes[x] for x in right)
 
 
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The index letters of operands and result, an ellipsis written out as digits from the right.
+
+    A result that isn't given has the dimensions of the ellipsis, then the letters that occur once,
+    in alphabetical order (capitals first), as in numpy.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        raise RuleError(f"an einsum of {len(terms)} terms with {len(ranks)} operands")
+    named = [len(term.replace("...", "")) for term in terms]
+    hidden = [r - n if "..." in t else 0 for t, r, n in zip(terms, ranks, named, strict=True)]
+    if max(hidden) > len(digits):
+        raise RuleError("an einsum over too many dimensions")
+    rest = digits[: max(hidden)][::-1]
+    whole = [t.replace("...", rest[len(rest) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    if not arrow:
+        right = "..." + "".join(sorted(x for x in set(left) - set(",.") if left.count(x) == 1))
+    return whole, right.replace("...", rest)
+
+
 def convolution(
     ctx: Context,
     x: Dims,
     weight: Dims,
     bias: Dims | None,
     *,
-    groups: int,
+    groups: Size,
     transposed: bool,
     out: Sizes,
 ) -> Dims:
@@ -100,13 +118,16 @@ def convolution(
         ctx.freeze(e, "a convolution kernel")
     for e in x[channel + 1 :]:
         ctx.freeze(e, "spatial")
-    if groups == 1:
+    if groups.size == 1 and not groups.dynamic:
         source, target = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
         ctx.unify(x[channel], source)
         loop: tuple[Expr, ...] = (source, target)
     else:
-        group = Atom(groups, ctx.node)
-        wide = Atom(weight[0].size // groups, ctx.node) if weight[0].size != groups else UNIT
+        group = Atom(groups.size, ctx.node)
+        if groups.dynamic:
+            ctx.freeze(group, "a dynamic number of groups")
+        each = weight[0].size // groups.size
+        wide = Atom(each, ctx.node) if each != 1 else UNIT
         ctx.unify(weight[0], product((group, wide)))
         inner, outer = (wide, weight[1]) if transposed else (weight[1], wide)
         ctx.unify(x[channel], product((group, inner)))

@@ -70,7 +70,8 @@ def take(
 def chosen(ctx: Context, e: Expr, places: IntArray) -> Expr:
     """The axis of constant places of `e`: a piece of it, or it re-indexed."""
     places = np.where(places < 0, places + e.size, places)
-    if all_frozen(e):
+    if all_frozen(e) or len(np.unique(places)) < len(places):
+        ctx.freeze(e, "a table of constant places")
         return ctx.fresh(len(places), "a choice of indices")
     ctx.typing.choices[ctx.node] = (e, places)
     first = int(places[0]) if len(places) else 0

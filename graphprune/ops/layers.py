@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphprune.axes import Dims
 from graphprune.ops import recurrent
-from graphprune.ops.context import Context, Operand, Operator
+from graphprune.ops.context import Context, Operand, Operator, RuleError
 from graphprune.ops.pointwise import wrap
 from graphprune.ops.registry import ATEN
 
@@ -13,6 +13,23 @@ rule = ATEN.rule
 for _name in recurrent.GATES:
     ATEN.add(f"aten.{_name}", recurrent.layers)
     ATEN.add(f"aten.{_name}_cell", recurrent.cell)
+
+
+@rule(
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "rrelu",
+)
+def _dropout(ctx: Context, op: Operator) -> list[Dims]:
+    """Its input, unless it is told to be random in evaluation mode too."""
+    x = op.operands[0].dims
+    if op.get("train", op.get("training")):
+        for e in x:
+            ctx.freeze(e, "random numbers")
+    return [x for _ in op.results]
 
 
 @rule("_weight_norm", "_weight_norm_interface")
@@ -60,3 +77,20 @@ def _vdot(ctx: Context, op: Operator) -> Dims:
     ctx.unify(a.dims[0], b.dims[0])
     ctx.macs(a.dims)
     return ()
+
+
+@rule("diag_embed", "diag", "diagonal")
+def _diagonal(ctx: Context, op: Operator) -> Dims:
+    """A matrix with the diagonal of given values, or the diagonal of a matrix."""
+    x = op.operands[0].dims
+    if op.get("offset", op.get("diagonal", 0)):
+        raise RuleError("another diagonal than the main one")
+    rank = len(op.out) if len(op.out) > len(x) else len(x)
+    a, b = (wrap(op.get(n, d), rank) for n, d in (("dim1", rank - 2), ("dim2", rank - 1)))
+    if len(op.out) > len(x):
+        rest = iter(x[:-1])
+        return tuple(x[-1] if i in (a, b) else next(rest) for i in range(rank))
+    if x[a].size != x[b].size:
+        raise RuleError("the diagonal of a matrix that isn't square")
+    ctx.unify(x[a], x[b])
+    return (*(d for i, d in enumerate(x) if i not in (a, b)), x[a])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from graphprune.errors import GraphPruneError
 from graphprune.ops.context import Rule
@@ -47,13 +47,27 @@ class RuleTable:
     def find(self, name: str) -> Rule | None:
         """The rule for `name`, or None; rules of installed plug-ins are loaded on first use."""
         if not self._plugins_loaded:
+            loaded = [(point.name, _load(point)) for point in entry_points(group=ENTRY_POINT)]
+            for plugin, rule in loaded:
+                self.add(plugin, rule)
             self._plugins_loaded = True
-            for point in entry_points(group=ENTRY_POINT):
-                self.add(point.name, point.load())
         return self._rules.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._rules))
+
+
+def _load(point: EntryPoint) -> Rule:
+    try:
+        rule: Rule = point.load()
+    except Exception as error:  # whatever importing somebody's package raises
+        raise GraphPruneError(
+            f"the rule for operator {point.name} can't be loaded",
+            where=f"entry point {point.value!r} of {ENTRY_POINT}",
+            why=f"{type(error).__name__}: {error}",
+            hint="mend or remove the package that registers it",
+        ) from error
+    return rule
 
 
 ATEN = RuleTable("aten.")

@@ -178,6 +178,8 @@ def repeat_each(ctx: Context, dims: Dims, dim: int, repeats: int) -> Dims:
 def spread(ctx: Context, dims: Dims, channel: int, r: int, out: Sizes) -> Dims:
     """Depth to space (PixelShuffle): channels ``C * r * r`` become ``C`` and larger images."""
     blocks = [ctx.fresh(r, "image blocks") for _ in range(2)]
+    for d in dims[channel + 1 :]:
+        ctx.freeze(d, "spatial")
     channels = Atom(dims[channel].size // (r * r), ctx.node)
     ctx.unify(dims[channel], product((channels, *blocks)))
     spatial = [ctx.fresh(s, "spatial") for s in out[channel + 1 :]]

@@ -177,7 +177,7 @@ def _drop_dead_code(graph: fx.Graph) -> None:
 
 
 def check_shapes(
-    graph_module: fx.GraphModule,
+    graph: fx.Graph,
     program: Program,
     selection: Selection,
     shapes: Mapping[str, tuple[int, ...]],
@@ -185,7 +185,7 @@ def check_shapes(
     """Run the slim graph on meta tensors of the example's sizes; compare all shapes with the axes.
 
     Args:
-        graph_module: the slim graph.
+        graph: the slim graph.
         program: the dense program.
         selection: what stays.
         shapes: shape of every parameter placeholder, by its name in the graph.
@@ -195,7 +195,7 @@ def check_shapes(
             ours).
     """
     inputs = []
-    for node in graph_module.graph.nodes:
+    for node in graph.nodes:
         if node.op != "placeholder":
             continue
         value = node.meta.get("val")
@@ -208,17 +208,22 @@ def check_shapes(
         inputs.append(torch.empty(shape, dtype=value.dtype, device="meta"))
     # An operator without a meta kernel ends the check here; `verify` runs it for real.
     with torch.no_grad(), contextlib.suppress(NotImplementedError):
-        _ShapeCheck(graph_module, program, selection.keep).run(*inputs)
+        _ShapeCheck(graph, program, selection.keep).run(*inputs)
 
 
 class _ShapeCheck(fx.Interpreter):
-    """Interprets a graph on the meta device, where tensors have shapes but no data."""
+    """Interprets a graph on the meta device, where tensors have shapes but no data.
 
-    def __init__(self, module: fx.GraphModule, program: Program, keep: Keep) -> None:
-        super().__init__(module)
+    Equal calls (the same operator on tensors of the same shapes) are made once: a model repeats
+    itself in every layer.
+    """
+
+    def __init__(self, graph: fx.Graph, program: Program, keep: Keep) -> None:
+        super().__init__(torch.nn.Module(), graph=graph)
         self._values = program.typing.values
         self._keep = keep
         self._counts: dict[int, int] = {}
+        self._results: dict[Any, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         try:
@@ -235,16 +240,34 @@ class _ShapeCheck(fx.Interpreter):
         return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        move = lambda x: torch.device("meta") if isinstance(x, torch.device) else x  # noqa: E731
-        return super().call_function(
-            target, fx.node.map_aggregate(args, move), fx.node.map_aggregate(kwargs, move)
-        )
+        key = target, _facts(args), tuple((k, _facts(v)) for k, v in kwargs.items())
+        if key not in self._results:
+            self._results[key] = super().call_function(
+                target, fx.node.map_aggregate(args, _moved), fx.node.map_aggregate(kwargs, _moved)
+            )
+        return self._results[key]
 
     def _shape(self, dims: Dims) -> tuple[int, ...]:
         for e in dims:
             if id(e) not in self._counts:
                 self._counts[id(e)] = count(e, self._keep)
         return tuple(self._counts[id(e)] for e in dims)
+
+
+def _moved(x: Any) -> Any:
+    return torch.device("meta") if isinstance(x, torch.device) else x
+
+
+def _facts(x: Any) -> Any:
+    """What a result's shape and type depend on, as something hashable.
+
+    Equal numbers of other types (1, 1.0, True) make results of other types.
+    """
+    if isinstance(x, torch.Tensor):
+        return x.shape, x.dtype, x.stride()
+    if isinstance(x, list | tuple):
+        return tuple(map(_facts, x))
+    return type(x), x
 
 
 def _wrong_shape(node: fx.Node, why: str) -> GraphPruneError:

@@ -288,6 +288,13 @@ def _constant(call: Call) -> None:
     call.constant = values
 
 
+@_rule("select", "select_copy")
+def _select(call: Call) -> None:
+    dim = call.arguments["dim"]
+    if call.touched(call.dims("self")[dim]):  # nobody reads the values: see live_nodes
+        call.arguments["index"] = 0
+
+
 @_rule("index", "index_select")
 def _choice(call: Call) -> None:
     """Constant places, counted among those that stay."""
@@ -324,6 +331,12 @@ def _normalized_shape(call: Call) -> None:
     call.arguments["normalized_shape"] = [call.kept(e) for e in x[len(x) - n :]]
 
 
+@_rule("channel_shuffle", "native_channel_shuffle")
+def _groups_of_shuffle(call: Call) -> None:
+    channels = call.mask(call.dims("self")[1]).reshape(call.arguments["groups"], -1)
+    call.arguments["groups"] = int(channels.any(axis=1).sum())
+
+
 @_rule("group_norm")
 def _groups_of_norm(call: Call) -> None:
     channels = call.mask(call.dims("input")[1])
@@ -335,7 +348,7 @@ def _groups_of_norm(call: Call) -> None:
        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")  # fmt: skip
 def _groups_of_convolution(call: Call) -> None:
     groups = call.arguments.get("groups", 1)
-    if groups > 1:
+    if isinstance(groups, int) and groups > 1:  # a dynamic number isn't pruned
         channels = call.mask(call.dims("weight")[0]).reshape(groups, -1)
         call.arguments["groups"] = int(channels.any(axis=1).sum())
 

@@ -22,7 +22,6 @@ from torch.export.graph_signature import (
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
 from graphprune.axes import count
-from graphprune.axes.expr import atoms
 from graphprune.errors import EmitError
 from graphprune.plan import Plan, Selection
 from graphprune.program import Program
@@ -47,14 +46,14 @@ def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim:
             is needed; the dense program and module can't be used afterwards.
 
     Returns:
-        The slim model. Its graph's shapes have been re-checked with fake tensors.
+        The slim model. Its graph's shapes have been re-checked on meta tensors.
 
     Raises:
         PlanError: the plan was made for another model.
     """
     slim = Slim(program, plan, plan.bind(program))
     slim.weights.materialize(release=consume)
-    slim.graph_module  # noqa: B018  (shapes are checked now, not at first use)
+    slim.graph  # noqa: B018  (shapes are checked now, not at first use)
     return slim
 
 
@@ -96,18 +95,22 @@ class Slim:
     @property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
-        found = {a for dims in self.program.typing.parameters.values() for d in dims
-                 for a in atoms(d)} | set(self.selection.keep)  # fmt: skip
-        counts = {a: count(a, self.selection.keep) for a in found}
         blocks = [b for cut in self.selection.cuts.values() for b in cut]
-        return self.program.costs.total(counts, blocks)
+        return self.program.costs.of(self.selection.keep, blocks)
+
+    @cached_property
+    def graph(self) -> fx.Graph:
+        """The slim graph with parameters as placeholders, its shapes checked."""
+        graph = rewrite_graph(self.program, self.selection)
+        _renumber_modules(graph, _shifts(self.program, self.selection))
+        check_shapes(graph, self.program, self.selection, self._placeholder_shapes(graph))
+        return graph
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
-        """The slim graph with parameters as placeholders, its shapes checked."""
-        graph = rewrite_graph(self.program, self.selection)
-        module = fx.GraphModule(torch.nn.Module(), graph)
-        check_shapes(module, self.program, self.selection, self._placeholder_shapes(graph))
+        """The slim graph as a module; its values' metadata is that of the slim model."""
+        module = fx.GraphModule(torch.nn.Module(), self.graph)
+        propagate_metadata(module, self.program, self._placeholder_shapes(self.graph))
         return module
 
     def _placeholder_shapes(self, graph: fx.Graph) -> dict[str, tuple[int, ...]]:
@@ -129,7 +132,7 @@ class Slim:
     def _output_specs(self) -> list[OutputSpec]:
         """The dense program's output specs, named after what the slim graph returns."""
         specs = list(self.program.exported.graph_signature.output_specs)
-        returned: Any = self.graph_module.graph.output_node().args[0]
+        returned: Any = self.graph.output_node().args[0]
         for i, (spec, value) in enumerate(zip(specs, returned, strict=True)):
             if isinstance(spec.arg, TensorArgument) and spec.arg.name != value.name:
                 arg = TensorArgument(name=value.name)
@@ -158,13 +161,11 @@ class Slim:
         gone = {s.target for s in dense.graph_signature.input_specs} - {s.target for s in specs}
         constants = {n: c for n, c in constants.items() if n not in gone}
         first_input = next((i for i, s in enumerate(specs) if s.target is None), len(specs))
-        for name, tensor in graph_constants(self.graph_module.graph).items():
+        for name, tensor in graph_constants(self.graph).items():
             constants[name] = tensor
             arg = TensorArgument(name=name)
             specs.insert(first_input, InputSpec(InputKind.CONSTANT_TENSOR, arg, name))
             first_input += 1
-        graph = self.graph_module.graph
-        propagate_metadata(self.graph_module, self.program, self._placeholder_shapes(graph))
         exported = ExportedProgram(
             root=self.graph_module,
             graph=self.graph_module.graph,
@@ -222,26 +223,43 @@ class Slim:
         importlib.import_module(f"graphprune.emit.{format}").save(self, Path(path))
 
 
-def _renamed(program: Program, selection: Selection) -> dict[str, str]:
-    """Dense to slim names: layers behind a removed one move up."""
+def _shifts(program: Program, selection: Selection) -> dict[str, dict[int, int]]:
+    """For every stack that loses layers, the new numbers of those that stay."""
     shifts: dict[str, dict[int, int]] = {}
     for stack, blocks in selection.cuts.items():
         gone = {b.index for b in blocks}
         size = program.by_name[stack].size
         kept = [i for i in range(size) if i not in gone]
         shifts[stack] = {old: new for new, old in enumerate(kept)}
-    result = {}
-    for name in program.typing.parameters:
-        if program.aliases.get(name, name) in selection.removed_parameters:
-            continue
-        new = name
-        for stack, shift in shifts.items():
-            if name.startswith(f"{stack}."):
-                number, dot, rest = name[len(stack) + 1 :].partition(".")
-                if number.isdigit():
-                    new = f"{stack}.{shift[int(number)]}{dot}{rest}"
-        result[name] = new
-    return result
+    return shifts
+
+
+def _shifted(name: str, shifts: Mapping[str, Mapping[int, int]]) -> str:
+    """`name` of a parameter or module, where layers behind a removed one have moved up."""
+    for stack, shift in shifts.items():
+        if name.startswith(f"{stack}."):
+            number, dot, rest = name[len(stack) + 1 :].partition(".")
+            if number.isdigit():
+                return f"{stack}.{shift.get(int(number), number)}{dot}{rest}"
+    return name
+
+
+def _renamed(program: Program, selection: Selection) -> dict[str, str]:
+    """Dense to slim names."""
+    shifts = _shifts(program, selection)
+    gone = selection.removed_parameters
+    names = program.typing.parameters
+    return {n: _shifted(n, shifts) for n in names if program.aliases.get(n, n) not in gone}
+
+
+def _renumber_modules(graph: fx.Graph, shifts: Mapping[str, Mapping[int, int]]) -> None:
+    """Give values the new paths of the modules that compute them."""
+    for node in graph.nodes if shifts else ():
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (_shifted(str(entry[0]), shifts), *entry[1:]) for key, entry in stack.items()
+            }
 
 
 def _changes(e: Any, keep: Mapping[Any, Any]) -> list[tuple[int, int]]:

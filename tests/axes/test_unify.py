@@ -12,6 +12,7 @@ from graphprune.axes import (
     Select,
     Sum,
     atoms,
+    concat,
     freeze,
     indices,
     mask,
@@ -114,3 +115,44 @@ def test_ragged_masks_keep_their_own_subset_per_outer_index() -> None:
     rows = np.array([[True, False, True], [False, True, True]])
     keep: Keep = {rep: Ragged(kv, rows)}
     assert indices(Product((kv, rep, dim)), keep).tolist() == [0, 1, 4, 5, 8, 9, 10, 11]
+
+
+def test_a_cut_inside_a_block_divides_all_blocks() -> None:
+    """Groups of 6 over the concatenation of 4 groups of 4 and 4 of 2: all are made of pairs."""
+    a, b = Atom(16), Atom(8)
+    unify(a, Product((Atom(4), Atom(4))), WHY)
+    unify(b, Product((Atom(4), Atom(2))), WHY)
+    unify(concat([a, b]), Product((Atom(4), Atom(6))), WHY)
+    pairs = {*atoms(a), *atoms(b)}
+    assert [pair.size for pair in pairs if not pair.frozen] == [2]
+    (pair,) = (x for x in pairs if not x.frozen)
+    assert indices(a, drop(pair, 0)).tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert indices(b, drop(pair, 0)).tolist() == [1, 3, 5, 7]
+
+
+def test_a_cut_that_would_crumble_an_axis_is_not_made() -> None:
+    whole = Product((Atom(20), Atom(3)))
+    assert split_at(whole, 20) is None
+    assert split_at(whole, 21) is not None
+
+
+def test_a_permutation_of_an_atom_is_undone() -> None:
+    order = np.array([2, 0, 1])
+    a, b = Atom(3), Atom(3)
+    unify(Select(a, order), b, WHY)  # position i of b is index order[i] of a
+    assert indices(b, drop(a, 2)).tolist() == [1, 2]
+    c, d = Atom(3), Atom(3)
+    other = np.array([1, 0, 2])
+    unify(Select(c, order), Select(d, other), WHY)
+    kept = indices(Select(c, order), drop(next(iter(atoms(c))), 0))
+    assert kept.tolist() == indices(Select(d, other), drop(next(iter(atoms(d))), 0)).tolist()
+    assert not any(x.frozen for x in (*atoms(c), *atoms(d)))
+
+
+def test_a_permutation_and_its_inverse_are_the_axis_itself() -> None:
+    order = np.array([2, 0, 3, 1])
+    a = Atom(4)
+    assert normal(Select(Select(a, order), np.argsort(order))) is a
+    assert Select(a, order).inverse.tolist() == [1, 3, 0, 2]
+    assert Select(a, np.array([0, 0, 1, 2])).inverse is None
+    assert Select(a, np.array([0, 1])).inverse is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,14 @@ def test_budgets(wide: Program, resource: str, fraction: float, uniform: bool) -
     if uniform:
         assert len(kept["ffn"]) == 1
     assert {s.role for s in wide.structures if s.name in plan.kept_units} <= {"ffn", "kv_heads"}
+
+
+def test_the_cost_is_what_the_kept_indices_add_up_to(wide: Program) -> None:
+    plan = select(wide, target={"params": 0.6}, roles=["ffn", "heads", "hidden", "layers"])
+    kept = plan.kept(wide)
+    names = [n for n in kept if n in wide.trainable]
+    params = sum(math.prod(len(dim) for dim in kept[n]) for n in names)
+    assert params == cost_of(wide, plan).params <= 0.6 * wide.costs.total().params
 
 
 def test_an_absolute_budget(wide: Program) -> None:

@@ -210,6 +210,15 @@ def test_minimum(gqa: Program) -> None:
     assert sizes(gqa, select(gqa, remove={"*": 0.9}, minimum=2), "kv_heads") == [2] * 3
 
 
+def test_what_the_model_cannot_do_without_stays(gqa: Program) -> None:
+    structures = tuple(
+        dataclasses.replace(s, minimum=50) if s.role == "ffn" else s for s in gqa.structures
+    )
+    program = dataclasses.replace(gqa, structures=structures)
+    assert sizes(program, select(program, remove={"ffn": 0.9}), "ffn") == [50] * 3
+    assert "50 to 80" in fail(program, shape={"ffn": 40})
+
+
 def test_global_ranking(gqa: Program) -> None:
     names = [s.name for s in of_role(gqa, "ffn")]
     # One structure is a thousandth of the others: normalisation makes them alike again.

@@ -145,17 +145,17 @@ def draw(rng: random.Random, most: int = 30) -> Recipe:
 
 
 def _outputs(d: Drawing) -> list[int]:
-    """Up to four values that nothing reads, most of them behind a head that mixes their axes."""
+    """Up to six values that nothing reads, most of them behind a head that mixes their axes."""
     ends = [v for v in d.tensors() if v not in d.used] or d.tensors()[-1:]
     found = []
-    for v in reversed(ends[-6:]):
-        for _ in range(d.number(3)):
+    for v in reversed(ends):
+        for _ in range(d.choice([0, 1, 1, 1, 2, 2])):
             try:
                 v = macros.head(d, v)
             except Misfit:
                 break
         found.append(v)
-        if len(found) == 4:
+        if len(found) == 6:
             break
     return found
 

@@ -73,7 +73,9 @@ def attention(d: Drawing) -> None:
         else:
             k, v = (_repeat(d, u, times) for u in (k, v))
         grouped = False
-    if d.number(2) or grouped:
+    if d.number(5) == 0 and not grouped:
+        y = d.add("biased_sdpa", (q, k, v))
+    elif d.number(2) or grouped:
         y = d.add("sdpa", (q, k, v), d.number(3) == 0, grouped)
     else:
         scores = d.add("matmul", (q, d.add("transpose", (k,), 2, 3)))
@@ -212,7 +214,32 @@ def stack(d: Drawing) -> None:
     d.add("layers", (x,), *blocks)
 
 
+def experts(d: Drawing) -> None:
+    """A mixture of experts: gates over all of them, or the weights of the best."""
+    x = d.pick(2, 3)
+    if len(d.shape(x)) == 3:
+        x = d.add("flatten", (x,), 0, 1)
+    n = d.choice([3, 4, 6])
+    scores = d.add("linear", (x,), n, False)
+    if d.number(2):
+        y = d.add("bank", (x, scores), d.choice([1, 2]), d.choice([4, 6, 8]))
+        d.add("linear", (y,), d.shape(x)[-1], True)
+        return
+    gates = d.add("gates", (d.add("along", (scores,), "softmax", -1),), d.choice([1, 2]))
+    width = d.choice([4, 6])
+    w = d.add("param", (), n, d.shape(x)[-1], width)
+    y = d.add("unary", (d.add("einsum", (x, w), "ti,eio->teo"),), "gelu")
+    y = d.add("einsum", (y, d.add("param", (), n, width, d.shape(x)[-1])), "teo,eoi->tei")
+    d.add("einsum", (y, gates), "tei,te->ti")
+
+
+def memory(d: Drawing) -> None:
+    x = d.pick(3)
+    kind = d.choice(["lstm", "gru", "rnn"])
+    d.add("recurrent", (x,), kind, d.choice([3, 4, 6]), d.choice([1, 1, 2]), d.number(3) == 0)
+
+
 WEIGHTED = (
     (attention, 5), (feed_forward, 3), (excite, 2), (channel_shuffle, 2), (queries, 1),
-    (conv_block, 3), (stack, 3),
+    (conv_block, 3), (stack, 3), (experts, 2), (memory, 2),
 )  # fmt: skip

@@ -125,6 +125,8 @@ def regroup(d: Drawing) -> None:
     """All dimensions but those of the batch in a new grouping, aligned with the old or not."""
     v = d.pick(2, 3, 4)
     fixed = d.fixed(v)
+    if not fixed:
+        return
     first = fixed[0]
     if fixed != list(range(first, len(d.shape(v)))) or first > 1:
         return
@@ -328,6 +330,66 @@ def table(d: Drawing) -> None:
         d.add("embedding", (v,), d.inputs[v][1], d.choice(WIDTHS))
 
 
+def place(d: Drawing) -> None:
+    """Places as values."""
+    v = d.pick()
+    shape = d.shape(v)
+    last = shape[-1] if shape else 0
+    match d.number(7):
+        case 0:
+            d.add("gates", (v,), d.number(1, last + 1))
+        case 1:
+            dim = d.choice(d.fixed(v))
+            d.add("gather_best", (v,), d.number(1, shape[dim] + 1), dim)
+        case 2:
+            d.add("one_hot_best", (v,))
+        case 3:
+            d.add("best_row", (v,))
+        case 4:
+            d.add("positions", (v,))
+        case 5:
+            d.add("ordered", (v,), d.choice(d.fixed(v)))
+        case _:
+            same = [u for u in d.tensors() if d.shape(u) == shape]
+            d.add("masked", (v, d.choice(same)))
+
+
+def weight(d: Drawing) -> None:
+    """Weights that are computed, and linear maps in other forms."""
+    v = d.pick()
+    shape = d.shape(v)
+    match d.number(8):
+        case 0:
+            d.add("affine", (d.pick(2),), d.choice(WIDTHS))
+        case 1:
+            d.add("scaled", (v,), *d.choice([(), (1,)]))
+        case 2:
+            d.add("standardised_conv", (d.pick(4),), d.choice(WIDTHS), d.choice([1, 3]))
+        case 3 | 4:
+            d.add("weight_normed", (v,), d.choice(WIDTHS))
+        case 5:
+            fits = [
+                u for u in d.tensors(2) if d.shape(u)[-1:] == shape[-1:] and len(d.fixed(u)) == 2
+            ]
+            d.add("linear_by", (v, d.choice(fits)))
+        case 6:
+            same = [u for u in d.tensors() if d.shape(u) == shape]
+            d.add("dotted", (v, d.choice(same)))
+        case _:
+            d.add("diagonal_scale", (v,))
+
+
+def writing(d: Drawing) -> None:
+    """Operators that write in place."""
+    v = d.pick()
+    if d.number(2):
+        d.add("in_place", (v,))
+        return
+    dim = d.choice(d.fixed(v))
+    start = d.number(d.shape(v)[dim])
+    d.add("overwritten", (v,), dim, start, d.number(start + 1, d.shape(v)[dim] + 1))
+
+
 def spatial(d: Drawing) -> None:
     d.add("pool", (d.pick(3, 4),), d.choice(["avg", "max", "adaptive", "upsample"]))
 
@@ -336,5 +398,5 @@ WEIGHTED = (
     (linear, 8), (again, 2), (conv, 6), (product, 3), (einsum, 2), (merge, 4), (divide, 5),
     (regroup, 2), (permute, 4), (stretch, 3), (join, 4), (cut, 4), (part, 4), (shuffle, 3),
     (unary, 4), (binary, 8), (reduction, 3), (along, 3), (norm, 5), (constant, 3), (table, 1),
-    (spatial, 1),
+    (spatial, 1), (place, 3), (weight, 4), (writing, 1),
 )  # fmt: skip

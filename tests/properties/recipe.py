@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from properties import places  # noqa: F401  (fills the table)
 from properties.operators import OPERATORS
 
 # Name, the values it reads, constants. Value i is input i, then come the results in order.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import graphprune as gp
 from graphprune.axes import atoms, mask
 from graphprune.program import Program
 
 EXACT = 1e-9
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -22,38 +25,34 @@ class Case:
     """A model with what is known about it.
 
     Attributes:
-        name: for the test's id.
         build: makes the module.
-        shapes: of the floating inputs.
+        inputs: shapes of the floating inputs, or a function that gives the inputs.
         roles: role to the sizes of its prunable structures, in the order of the parameters.
         fraction: part of all parameters that some plan removes.
-        frozen: parameter and dimension to words that its reason has to contain.
-        args: the inputs themselves where they aren't all floating.
-        kwargs: keyword inputs.
-        tolerance: of verification.
+        frozen: what can't be pruned beside the model's inputs and outputs and convolution
+            kernels: "parameter:dimension" to the reason.
+        same_class: whether the slim model has a module of the source's class. Where the source
+            writes sizes into `forward`, or its class can't have them, it is the exported graph.
     """
 
-    name: str
     build: Callable[[], nn.Module]
-    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[int, ...], ...] | Callable[[], tuple[Any, ...]]
     roles: Mapping[str, tuple[int, ...]]
     fraction: float
-    frozen: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    args: Callable[[], tuple[Any, ...]] | None = None
-    kwargs: Callable[[], dict[str, Any]] | None = None
-    tolerance: float = EXACT
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    same_class: bool = True
 
     def trace(self) -> Program:
-        """The traced program, random weights and statistics."""
-        module = randomise(self.build())
+        """The traced program, with random weights and statistics."""
         generator = torch.Generator().manual_seed(1)
-        args = tuple(torch.randn(s, generator=generator) for s in self.shapes)
-        if self.args is not None:
-            args = self.args()
-        return gp.trace(module, args, self.kwargs() if self.kwargs else None)
+        if callable(self.inputs):
+            args = self.inputs()
+        else:
+            args = tuple(torch.randn(s, generator=generator) for s in self.inputs)
+        return gp.trace(randomise(self.build()), args)
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(module: M, seed: int = 0) -> M:
     """Every parameter and buffer away from its initial value, scales and variances positive."""
     generator = torch.Generator().manual_seed(seed)
     state = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -91,6 +90,16 @@ def prunable_fraction(program: Program) -> float:
     return 1 - fixed / total
 
 
+def frozen_reasons(program: Program) -> dict[str, str]:
+    """Why trainable dimensions are frozen, but for the ends of the model and kernels."""
+    return {
+        f"{name}:{dim}": reason
+        for (name, dim), reason in program.frozen().items()
+        if name in program.trainable
+        and not reason.startswith(("an axis of size 1", "a dimension of a model", "a convolution"))
+    }
+
+
 def check(program: Program, remove: Mapping[str, float], tolerance: float = EXACT) -> gp.Slim:
     """Prune at random, and let the oracle judge."""
     plan = gp.select(program, remove=remove, score="random", seed=3)
@@ -100,3 +109,17 @@ def check(program: Program, remove: Mapping[str, float], tolerance: float = EXAC
     certificate.raise_if_failed()
     assert certificate.dense_difference > 0, "the inputs show no effect of pruning"
     return slim
+
+
+def check_module(slim: gp.Slim, *, same_class: bool) -> None:
+    """The slim module computes what the slim program computes, and is of the class expected."""
+    args, kwargs = slim.program.example
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the slim module is the exported graph")
+        module = slim.module
+        given = module(*args, **kwargs)
+        wanted = slim.exported.module()(*args, **kwargs)
+    assert (type(module) is type(slim.program.module)) is same_class
+    leaves = pytree.tree_leaves(given)
+    for a, b in zip(leaves, pytree.tree_leaves(wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -257,13 +257,14 @@ class ShuffleUnit(nn.Module):
         half = channels // 2
         inside = channels if stride > 1 else half
         self.stride = stride
-        self.one = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, stride, 1, groups=channels),
-            nn.BatchNorm2d(channels),
-            nn.Conv2d(channels, half, 1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(inplace=True),
-        )
+        if stride > 1:
+            self.one = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, stride, 1, groups=channels),
+                nn.BatchNorm2d(channels),
+                nn.Conv2d(channels, half, 1),
+                nn.BatchNorm2d(half),
+                nn.ReLU(inplace=True),
+            )
         self.two = nn.Sequential(
             nn.Conv2d(inside, half, 1),
             nn.BatchNorm2d(half),
@@ -303,22 +304,94 @@ def shufflenet():
 class GroupedShuffle(nn.Module):
     """ShuffleNet v1: grouped 1x1, shuffle, depthwise, grouped 1x1."""
 
-    def __init__(self):
+    def __init__(self, groups):
         super().__init__()
+        self.groups = groups
         self.stem = nn.Conv2d(3, 12, 3, 1, 1)
-        self.one = nn.Conv2d(12, 24, 1, groups=3)
+        self.one = nn.Conv2d(12, 24, 1, groups=groups)
         self.depth = nn.Conv2d(24, 24, 3, 1, 1, groups=24)
-        self.two = nn.Conv2d(24, 12, 1, groups=3)
+        self.two = nn.Conv2d(24, 12, 1, groups=groups)
         self.fc = nn.Linear(12, 5)
 
     def forward(self, x):
         x = self.stem(x)
-        y = self.depth(shuffle(F.relu(self.one(x)), 3))
+        y = self.depth(shuffle(F.relu(self.one(x)), self.groups))
         return self.fc(F.relu(x + self.two(y)).mean((2, 3)))
 
 
 def shufflenet_grouped():
-    return GroupedShuffle()
+    return GroupedShuffle(2)
+
+
+def shufflenet_uneven():
+    """8 channels a group, shuffled, don't divide by 3 groups: they can't stay equal."""
+    return GroupedShuffle(3)
+
+
+class NextBlock(nn.Module):
+    """ConvNeXt: depthwise, norm and MLP with channels last, a learnt scale, a residual."""
+
+    def __init__(self, channels, inner):
+        super().__init__()
+        self.depth = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, inner), nn.Linear(inner, channels)
+        self.gamma = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.down(F.gelu(self.up(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    """A patch stem, two stages, a norm over channels first between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.one = nn.Sequential(NextBlock(8, 20), NextBlock(8, 20))
+        self.scale, self.shift = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
+        self.down, self.two = nn.Conv2d(8, 12, 2, 2), NextBlock(12, 24)
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.one(self.stem(x))
+        centred = x - x.mean(1, keepdim=True)
+        x = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6)
+        x = self.scale[:, None, None] * x + self.shift[:, None, None]
+        return self.head(self.norm(self.two(self.down(x)).mean([-2, -1])))
+
+
+def convnext():
+    return ConvNext()
+
+
+def video():
+    """Three-dimensional convolutions."""
+    return nn.Sequential(
+        nn.Conv3d(3, 8, 3, 1, 1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
+        nn.Conv3d(8, 12, (3, 1, 1), padding=(1, 0, 0)), nn.ELU(), nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+class TextConv(nn.Module):
+    """Embedding, one-dimensional convolutions of several widths, maxima over time, PReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 10)
+        self.convs = nn.ModuleList([nn.Conv1d(10, 6, k) for k in (2, 3)])
+        self.act, self.fc = nn.PReLU(6), nn.Linear(12, 3)
+
+    def forward(self, ids):
+        x = self.embed(ids).transpose(1, 2)
+        return self.fc(torch.cat([self.act(c(x)).amax(-1) for c in self.convs], 1))
+
+
+def text_conv():
+    return TextConv()
 
 
 class Inception(nn.Module):
