@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from graphprune.analysis.liveness import live_nodes
 from graphprune.analysis.sizes import ExampleSizes
-from graphprune.axes import UNIT, Atom, Dims, Select
+from graphprune.axes import UNIT, Atom, Dims, Select, atoms
 from graphprune.axes.expr import IntArray
 from graphprune.ops import ATEN, Context, Operand, Operator, RuleError, Sizes, Typing
 from graphprune.ops.aten import CARRIERS
@@ -217,9 +217,12 @@ class _Inference:
                 target = self.specs[node.name].target or ""
                 name = self.aliases.get(target, target)
                 unread[name] = unread.get(name, True) and node not in self.live
-        for name in (n for n, nobody in unread.items() if nobody):
-            for d in self.typing.parameters.get(name, ()):
-                Context(self.typing, name).freeze(d, "no operator reads it")
+        axes = {n: [a for d in self.typing.parameters.get(n, ()) for a in atoms(d)] for n in unread}
+        tied = {a for n, nobody in unread.items() if not nobody for a in axes[n]}
+        for name, nobody in unread.items():
+            for atom in axes[name] if nobody else ():
+                if atom not in tied:  # an operator of no consequence may have tied it all the same
+                    Context(self.typing, name).freeze(atom, "no operator reads it")
 
 
 def _holds_indices(value: Any) -> bool:

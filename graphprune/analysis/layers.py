@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from graphprune.axes import normal
+from graphprune.axes import Atom, atoms, normal
 from graphprune.ops import Typing
 from graphprune.program import Block
 
@@ -65,7 +65,7 @@ def find_layers(
         ]
         if len(blocks) > 1 and found:
             result[stack] = (max(blocks) + 1, found)
-    return _outermost(result)
+    return _disjoint(result, typing)
 
 
 def _positions(path: str) -> Iterator[tuple[str, int]]:
@@ -210,12 +210,25 @@ def _alike(a: fx.Node, b: fx.Node, typing: Typing) -> bool:
     return same_axes and a.meta["val"].dtype == b.meta["val"].dtype
 
 
-def _outermost(
-    stacks: dict[str, tuple[int, list[Block]]],
+def _disjoint(
+    stacks: dict[str, tuple[int, list[Block]]], typing: Typing
 ) -> dict[str, tuple[int, list[Block]]]:
-    """Drop stacks that lie inside a block of another one."""
-    return {
-        path: found
-        for path, found in stacks.items()
-        if not any(path.startswith(f"{other}.") for other in stacks if other != path)
-    }
+    """Of stacks inside blocks of others, one level: the outer one, unless it is of stages.
+
+    Stages have stacks of different widths in them, and taking out a whole one is no fine cut.
+    """
+
+    def widths(path: str) -> set[Atom]:
+        exits = (b.exit for b in stacks[path][1])
+        return {a for v in exits for dims in typing.values[v] for d in dims for a in atoms(d)}
+
+    dropped: set[str] = set()
+    for path in sorted(stacks, key=len):
+        inside = [other for other in stacks if other.startswith(f"{path}.")]
+        if path in dropped or not inside:
+            continue
+        if set[Atom]().union(*map(widths, inside)) <= widths(path):
+            dropped.update(inside)
+        else:
+            dropped.add(path)
+    return {path: found for path, found in stacks.items() if path not in dropped}

@@ -53,7 +53,9 @@ def assign_roles(
         atom
         for atom, pairs in members.items()
         if hints[atom]["experts"]
-        or (hints[atom]["heads"] and any(d == 0 and _is_bank(typing.parameters[p]) for p, d in pairs))
+        or (
+            hints[atom]["heads"] and any(not d and _is_bank(typing.parameters[p]) for p, d in pairs)
+        )
     }
     outer = _outer_factors(experts, members, typing)
     banks = {p for a in experts for p, d in members[a] if d == 0 and ranks[p] > 2}
@@ -86,7 +88,9 @@ def _role(
         return "query_heads" if is_query else "kv_heads"
     linear = sum(ranks[p] == 2 for p, _ in pairs)
     if hints["channels"] and hints["channels"] >= linear:
-        return "channels"
+        convolved = sum(ranks[p] > 2 for p, _ in pairs)
+        between = hints["activation"] and linear > convolved and not in_stream
+        return "ffn" if between else "channels"  # a depthwise convolution inside an ffn
     if in_stream or hints["embedding"] or hints["state"]:
         return "hidden"
     if hints["qk_dim"]:

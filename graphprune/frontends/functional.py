@@ -60,7 +60,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 def _drop_idle_dropout(graph: fx.Graph) -> None:
     """Outside of training, dropout hands on its very input, which its schema doesn't say."""
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+        idle = node.target is torch.ops.aten.dropout.default and node.args[2] is False
+        if idle and all(user.op != "output" for user in node.users):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 

@@ -336,8 +336,23 @@ def _convolution(ctx: Context, op: Operator) -> Dims:
         _maybe(op, "bias"),
         groups=Size(op.get("groups", 1), "groups" in op.dynamic),
         transposed="transpose" in op.name or bool(op.get("transposed", False)),
+        still=_still(op),
         out=op.out,
     )
+
+
+def _still(op: Operator) -> list[bool]:
+    """Which spatial dimensions of a convolution have a window of one place, moved by one."""
+    kernel = [e.size for e in _dims(op, "weight")[2:]]
+
+    def each(name: str, default: int) -> list[int]:
+        value = op.get(name, default)
+        value = 0 if isinstance(value, str) else value  # "same" and "valid" at a single place
+        given = [value] if isinstance(value, int) else list(value)
+        return given * len(kernel) if len(given) == 1 else given
+
+    options = (each("stride", 1), each("padding", 0), each("output_padding", 0))
+    return [(k, *at) == (1, 1, 0, 0) for k, *at in zip(kernel, *options, strict=True)]
 
 
 ATEN.add("aten.conv_transpose3d", _convolution)

@@ -96,6 +96,7 @@ def convolution(
     *,
     groups: Size,
     transposed: bool,
+    still: Sequence[bool],
     out: Sizes,
 ) -> Dims:
     """Convolution of ``[batch, channels, *spatial]`` (or without batch).
@@ -107,6 +108,7 @@ def convolution(
         bias: ``[out]`` or None.
         groups: number of groups; channels are ``groups * channels per group``.
         transposed: whether it is a transposed convolution.
+        still: for every spatial dimension, whether each place depends on itself only.
         out: sizes of the result.
 
     Returns:
@@ -116,8 +118,9 @@ def convolution(
     channel = len(x) - rank - 1
     for e in weight[2:]:
         ctx.freeze(e, "a convolution kernel")
-    for e in x[channel + 1 :]:
-        ctx.freeze(e, "spatial")
+    for e, stays in zip(x[channel + 1 :], still, strict=True):
+        if not stays:
+            ctx.freeze(e, "spatial")
     if groups.size == 1 and not groups.dynamic:
         source, target = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
         ctx.unify(x[channel], source)
@@ -137,7 +140,10 @@ def convolution(
         ctx.unify(bias[0], target)
     ctx.hint(x[channel], "channels")
     ctx.hint(target, "channels")
-    spatial = tuple(ctx.fresh(s, "spatial") for s in out[channel + 1 :])
+    spatial = tuple(
+        e if stays else ctx.fresh(s, "spatial")
+        for e, s, stays in zip(x[channel + 1 :], out[channel + 1 :], still, strict=True)
+    )
     places = x[channel + 1 :] if transposed else spatial
     ctx.macs((*x[:channel], *places, *loop, *weight[2:]))
     return (*x[:channel], target, *spatial)

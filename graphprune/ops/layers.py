@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from graphprune.axes import Dims
 from graphprune.ops import recurrent
-from graphprune.ops.context import Context, Operand, Operator, RuleError
-from graphprune.ops.pointwise import wrap
+from graphprune.ops.context import Context, Operand, Operator, RuleError, Size
+from graphprune.ops.pointwise import broadcast, wrap
 from graphprune.ops.registry import ATEN
 
 rule = ATEN.rule
@@ -69,6 +69,50 @@ def _embedding_bag(ctx: Context, op: Operator) -> list[Dims]:
     for sizes in op.results[1:]:
         found.append(tuple(ctx.fresh(s, "bookkeeping of bags") for s in sizes or ()))
     return found
+
+
+@rule("randn_like", "rand_like", "randint_like", "bernoulli", "normal", "poisson")
+def _random(ctx: Context, op: Operator) -> Dims:
+    """Random numbers of the shape of a tensor: a slim model would draw others."""
+    x = op.operands[0].dims
+    for e in x:
+        ctx.freeze(e, "random numbers")
+    return x
+
+
+@rule("cosine_similarity")
+def _cosine_similarity(ctx: Context, op: Operator) -> Dims:
+    a, b = (o.dims for o in op.operands)
+    sizes = tuple(
+        Size(max(d[-i].size for d in (a, b) if len(d) >= i))
+        for i in range(max(len(a), len(b)), 0, -1)
+    )
+    both = broadcast(ctx, [a, b], sizes)
+    dim = wrap(op.get("dim", 1), len(both))
+    return (*both[:dim], *both[dim + 1 :])
+
+
+@rule("cdist", "_cdist_forward")
+def _distances(ctx: Context, op: Operator) -> Dims:
+    """Norms of the differences of all rows of two tensors."""
+    a, b = (o.dims for o in op.operands)
+    ctx.unify(a[-1], b[-1])
+    batch = broadcast(ctx, [a[:-2], b[:-2]], op.out[:-2])
+    ctx.macs((*batch, a[-2], b[-2], a[-1]))
+    return (*batch, a[-2], b[-2])
+
+
+@rule("tensordot")
+def _tensordot(ctx: Context, op: Operator) -> Dims:
+    """Sum of products over given pairs of dimensions."""
+    a, b = (o.dims for o in op.operands)
+    first = [wrap(d, len(a)) for d in op["dims_self"]]
+    second = [wrap(d, len(b)) for d in op["dims_other"]]
+    for i, j in zip(first, second, strict=True):
+        ctx.unify(a[i], b[j])
+    rest = tuple(e for j, e in enumerate(b) if j not in second)
+    ctx.macs((*a, *rest))
+    return (*(e for i, e in enumerate(a) if i not in first), *rest)
 
 
 @rule("vdot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.axes import UNIT, Dims, Expr
+from graphprune.axes import UNIT, Dims, Expr, atoms
 from graphprune.ops.context import Context, Operand, Operator, Sizes
 
 # Nonlinearities that make a width of features: without one, two linear maps around it are one.
@@ -98,7 +98,7 @@ def along(ctx: Context, op: Operator) -> Dims:
 
 
 def frozen_along(ctx: Context, op: Operator) -> list[Dims]:
-    """Works along a dimension whose places matter: cumprod, flip, roll."""
+    """Works along a dimension whose places matter: cumprod, cummax."""
     x = op.operands[0]
     dim = op.get("dim", op.get("dims"))
     for axis in axes_of(dim, len(x.dims)):
@@ -107,9 +107,19 @@ def frozen_along(ctx: Context, op: Operator) -> list[Dims]:
 
 
 def matrix_shaped(ctx: Context, op: Operator) -> Dims:
-    """tril, triu: rows and columns are compared by place."""
+    """tril, triu: rows and columns are compared by place.
+
+    Places of one axis keep their order when it is pruned, so that a triangle stays one; at a
+    distance from the diagonal it does not.
+    """
     x = op.operands[0]
-    for d in x.dims[-2:]:
+    rows, columns = x.dims[-2:]
+    kept = (-1, 0) if op.name.endswith("tril") else (0, 1)
+    frozen = any(all(a.frozen for a in atoms(e)) for e in (rows, columns))
+    if rows.size == columns.size and op.get("diagonal", 0) in kept and not frozen:
+        ctx.unify(rows, columns)
+        return x.dims
+    for d in (rows, columns):
         ctx.freeze(d, f"{op.name} depends on the places along it")
     return x.dims
 

@@ -23,6 +23,8 @@ def layers(ctx: Context, op: Operator) -> list[Dims]:
     if "batch_sizes" in op.arguments:
         raise RuleError("packed sequences")
     x = op["input"].dims
+    time = 1 if op["batch_first"] and len(x) == 3 else 0
+    ctx.freeze(x[time], "each step continues from the last")
     state, memory = _states(op["hx"])
     hidden = (memory or state)[-1]
     projected = hidden.size != state[-1].size

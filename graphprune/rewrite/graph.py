@@ -17,7 +17,7 @@ from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
 from graphprune.plan import Selection
 from graphprune.program import Program
-from graphprune.rewrite.sizes import RULES, Call, Constant, Scaled
+from graphprune.rewrite.sizes import RULES, Call, Constant, Dense, Scaled
 
 CONSTANT = "graphprune_constant"  # in the metadata of placeholders that were operators
 
@@ -113,6 +113,13 @@ def _made(value: Any, new: fx.Node, program: Program, resolve: Any) -> Any:
         return [_made(v, new, program, resolve) for v in value]
     if isinstance(value, Constant):
         return _constant(new, f"c_{new.name}", value.value, value.instead, program)
+    if isinstance(value, Dense):
+        with new.graph.inserting_before(new):
+            return new.graph.call_function(
+                torch.ops.aten.clone.default,
+                (resolve(value.value),),
+                {"memory_format": torch.contiguous_format},
+            )
     if not isinstance(value, Scaled):
         return value
     size, name = resolve(value.size), "pruned_size"  # a name that no operator has

@@ -93,7 +93,7 @@ class Call:
         """A shape argument for a tensor with axes `dims`; static sizes become literal numbers."""
         sizes: list[Any] = []
         for old, e, size in zip(given, dims, result.shape, strict=True):
-            if isinstance(size, int):
+            if _is_static(old, size):
                 sizes.append(self.kept(e))
             elif self.touched(e) and isinstance(old, fx.Node):
                 sizes.append(self.dynamic(old, e, free=-1 not in given and -1 not in sizes))
@@ -134,12 +134,24 @@ class Scaled:
     factor: Fraction
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A copy of a value without gaps in memory."""
+
+    value: fx.Node
+
+
 @dataclass(frozen=True, eq=False)
 class Constant:
     """New values in place of a constant of the original graph."""
 
     value: torch.Tensor
     instead: fx.Node
+
+
+def _is_static(given: Any, size: int | torch.SymInt) -> bool:
+    """Whether callers can't change a size; that of a literal may be symbolic beside a -1."""
+    return isinstance(size, int) or (isinstance(given, int) and given != -1)
 
 
 RULES: dict[str, SizeRule] = {}
@@ -182,7 +194,7 @@ def _unflatten(call: Call) -> None:
     result = call.node.meta["val"]
     sizes = call.results[0][dim : dim + n]
     call.arguments["sizes"] = [
-        call.kept(e) if isinstance(size, int) else old
+        call.kept(e) if _is_static(old, size) else old
         for old, e, size in zip(
             call.arguments["sizes"], sizes, result.shape[dim : dim + n], strict=True
         )
@@ -286,6 +298,12 @@ def _constant(call: Call) -> None:
         kept = torch.from_numpy(np.flatnonzero(call.mask(e))).to(values.device)
         values = values.index_select(dim, kept)
     call.constant = values
+
+
+@_rule("view_as_complex")
+def _complex(call: Call) -> None:
+    """Pairs have to begin at even places, which other sizes around them may not give."""
+    call.arguments["self"] = Dense(call.arguments["self"])
 
 
 @_rule("select", "select_copy")

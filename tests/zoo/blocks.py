@@ -259,7 +259,7 @@ class DynamicConv(nn.Module):
     def __init__(self, inside=12, outside=12, kernels=4):
         super().__init__()
         self.bank = nn.Parameter(torch.zeros(kernels, outside, inside, 3, 3))
-        self.gate = nn.Sequential(nn.Linear(inside, 6), nn.ReLU(), nn.Linear(6, kernels))
+        self.gate = nn.Sequential(nn.Linear(inside, 6), nn.SiLU(), nn.Linear(6, kernels))
 
     def forward(self, x):
         b, c, h, w = x.shape
