@@ -195,7 +195,8 @@ class Verification(_Data):
 
     Attributes:
         dtype: ``auto`` is float64 where that fits.
-        tolerance: Largest absolute error accepted; None leaves it to the dtype.
+        tolerance: Difference accepted, in parts of max(1, largest value of the output); None for
+            1e-9 in float64 and 1e-4 in float32.
     """
 
     dtype: Literal["auto", "float32", "float64"] = "auto"
