@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from graphprune.passes.select import select
     from graphprune.plan import Plan
     from graphprune.program import Program, Structure
+    from graphprune.pruning import apply, verify
     from graphprune.recipe import Recipe
     from graphprune.report import Report
-    from graphprune.rewrite.slim import Slim, apply
-    from graphprune.verification import Certificate, verify
+    from graphprune.rewrite.slim import Slim
+    from graphprune.verification import Certificate
 
 # Loaded on first use: `graphprune --version` must not wait for torch.
 _HOMES = {
@@ -43,8 +44,8 @@ _HOMES = {
     "load": "graphprune.frontends",
     "trace": "graphprune.frontends.module",
     "select": "graphprune.passes.select",
-    "apply": "graphprune.rewrite.slim",
-    "verify": "graphprune.verification",
+    "apply": "graphprune.pruning",
+    "verify": "graphprune.pruning",
     "Plan": "graphprune.plan",
     "Program": "graphprune.program",
     "Structure": "graphprune.program",

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
-from graphprune.frontends import load
+from graphprune.frontends import load, load_traced
 from graphprune.masked import output_names, run_masked
 from graphprune.plan import Plan
 from graphprune.program import Program
+from graphprune.pruning import verify
 from graphprune.target import beside
-from graphprune.verification import compare, random_inputs, verify
+from graphprune.verification import compare, random_inputs
 
 ONNX_TOLERANCE = 1e-3
 
@@ -32,13 +33,18 @@ class _Written:
 
 
 def verify_output(
-    output: Path, source: str | None = None, *, progress: Callable[[str], None]
+    output: Path,
+    source: str | None = None,
+    weights: Path | None = None,
+    *,
+    progress: Callable[[str], None],
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
     Args:
         output: the directory, or the ``.pt2`` or ``.onnx`` file.
-        source: the dense model; None takes the one that the report names.
+        source: the dense model; None takes the one that the report names, with its weights.
+        weights: the file with the weights of a factory's module.
         progress: told of each stage.
 
     Returns:
@@ -52,15 +58,23 @@ def verify_output(
     models = _models(output)
     plan = Plan.load(beside(output, "plan"))
     progress("loading the dense model")
-    program = load(source if source is not None else _source(output))
+    if source is None:
+        source, recorded = _source(output)
+        weights = weights or recorded
+    program = load(source, weights)
     plan.bind(program)
     errors = {}
     for path in models:
         progress(f"checking {path.name}")
+        if not isinstance(program, Program):
+            certificate = verify(program, plan, path)
+            certificate.raise_if_failed()
+            errors[path.name] = certificate.max_abs_error
+            continue
         if path.suffix == ".onnx":
             errors[path.name] = _verify_onnx(program, plan, path)
             continue
-        written = load(path)
+        written = load_traced(path)
         certificate = verify(program, plan, _Written(written.exported, _weights(written)))
         certificate.raise_if_failed()
         errors[path.name] = certificate.max_abs_error
@@ -84,11 +98,13 @@ def _models(output: Path) -> list[Path]:
     return found
 
 
-def _source(output: Path) -> str:
+def _source(output: Path) -> tuple[str, Path | None]:
     path = beside(output, "report")
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["source"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        weights = data.get("weights")
+        return str(data["source"]), None if weights is None else Path(weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(
             "the report doesn't say what the dense model was",
             where=str(path),

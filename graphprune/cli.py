@@ -33,7 +33,15 @@ app = typer.Typer(
     help="Structurally prune a neural network: trace, plan, rewrite, verify, write.",
 )
 
-Source = Annotated[str, typer.Argument(help="A checkpoint directory, hub id or .pt2 file.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint directory, hub id, .pt2 file, module:factory or file.py:factory."
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="A safetensors state dict for the factory's module.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 Text = Annotated[
     str | None, typer.Option("--text", help="A text or .jsonl file; default: built-in English.")
@@ -63,7 +71,8 @@ def _compile(
         Path | None, typer.Option("--output", "-o", help="Directory, or a .pt2 or .onnx file.")
     ] = None,
     remove: Annotated[
-        list[str] | None, typer.Option(help="Fraction to remove by role: ffn=0.25, heads=1/3.")
+        list[str] | None,
+        typer.Option(help="Fraction to remove: ffn=0.25, heads=1/3, model.layers.4.*/ffn=0.5."),
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Budget: params=0.7, macs=0.5 or bytes=100M.")
@@ -74,7 +83,10 @@ def _compile(
     plan: Annotated[str | None, typer.Option(help="Replay a saved plan.")] = None,
     score: Annotated[str | None, typer.Option(help="magnitude, taylor or random.")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Keep what touches a parameter of this glob whole.")
+        list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
     ] = None,
     uniform: Annotated[
         bool | None, typer.Option("--uniform/--global", help="Per layer, or over all layers.")
@@ -84,6 +96,7 @@ def _compile(
         list[str] | None, typer.Option("--format", help="hf, onnx or pt2; repeatable.")
     ] = None,
     text: Text = None,
+    weights: Weights = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -100,6 +113,7 @@ def _compile(
     options: dict[str, object] = {
         "score": score,
         "exclude": exclude,
+        "include": include,
         "uniform": uniform,
         "align": align,
         "formats": formats,
@@ -119,6 +133,7 @@ def _compile(
             dry_run=dry_run,
             progress=progress,
             overwrite=overwrite,
+            weights=weights,
         )
     _show(report.to_json() if as_json else report.render())
 
@@ -129,6 +144,7 @@ def _inspect(
     why: Annotated[
         str | None, typer.Option(help="Explain every dimension of this parameter.")
     ] = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned, what a unit of it costs, and what is frozen and why."""
@@ -137,7 +153,7 @@ def _inspect(
         from graphprune import inspection
         from graphprune.frontends import load
 
-        program = load(source)
+        program = load(source, weights)
         if as_json:
             data: object = {"source": source, **inspection.as_data(program)}
             if why is not None:
@@ -156,13 +172,14 @@ def _verify(
     source: Annotated[
         str | None, typer.Option(help="The dense model; default: the one in the report.")
     ] = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Compare a written model with the masked dense one again, from the files alone."""
     with _progress() as progress:
         from graphprune.artefacts import verify_output
 
-        errors = verify_output(output, source, progress=progress)
+        errors = verify_output(output, source, weights, progress=progress)
     lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
              errors.items()]  # fmt: skip
     _show(json.dumps(errors, indent=2) + "\n" if as_json else "".join(lines))
@@ -170,7 +187,9 @@ def _verify(
 
 @app.command("eval")
 def _eval(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory, hub id or .onnx file.")],
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint, hub id, .pt2, .onnx or module:factory.")
+    ],
     against: Annotated[str | None, typer.Option(help="Another model beside it.")] = None,
     text: Text = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,

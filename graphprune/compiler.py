@@ -19,25 +19,29 @@ from typing import Any
 import torch
 
 from graphprune.analysis.cost import Cost
-from graphprune.errors import EmitError, LoadError
+from graphprune.errors import EmitError, LoadError, RecipeError
 from graphprune.frontends import load
+from graphprune.frontends.factory import file_of, is_factory
 from graphprune.frontends.module import trace
 from graphprune.measure import measured, token_windows
+from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.passes.select import select
 from graphprune.plan import Plan
-from graphprune.program import Program
-from graphprune.recipe import Recipe
+from graphprune.program import BaseProgram, Program
+from graphprune.pruning import apply, verify
+from graphprune.recipe import FORMATS, Recipe
 from graphprune.report import Measures, Report
-from graphprune.rewrite.slim import Slim, apply
+from graphprune.rewrite.slim import Slim
 from graphprune.rounds import composed, interim_goal, retrace
+from graphprune.selector import named
 from graphprune.target import Target
-from graphprune.verification import Certificate, verify
+from graphprune.verification import Certificate
 
 Progress = Callable[[str], None]
 
 
 def compile(
-    source: str | Path | torch.nn.Module | Program,
+    source: str | Path | torch.nn.Module | BaseProgram,
     recipe: Recipe | Mapping[str, object] | str | Path,
     output: str | Path | None = None,
     formats: Sequence[str] | None = None,
@@ -47,41 +51,48 @@ def compile(
     progress: Progress | None = None,
     overwrite: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
 ) -> Report:
     """Prune a model and write it.
 
     Args:
-        source: a checkpoint directory, hub id or ``.pt2`` file; a module with an `example`; or a
-            program.
+        source: a checkpoint directory, hub id, ``.pt2`` or ``.onnx`` file or ``module:factory``; a
+            module with an `example`; or a program.
         recipe: a recipe, its plain data, or the path of a YAML file.
         output: a directory, or a ``.pt2`` or ``.onnx`` file; None only with `dry_run`.
         formats: hf, onnx, pt2; overrides the recipe's. The Hugging Face files are put into the
-            output directory itself, the others are model.onnx and model.pt2 in it.
+            output directory itself, the others are model.onnx and model.pt2 in it. Where neither
+            says anything it is hf for a checkpoint, onnx for ONNX, and pt2 for everything else.
         dry_run: plan and report what would happen; write nothing.
         seed: overrides the recipe's.
         progress: called with the name of each stage as it begins.
         overwrite: replace an output that exists, if it is one of ours or a file.
         example: example inputs of a module: positional, or by keyword.
+        weights: a safetensors file with the state dict of a factory's module.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
-    settled = _settle(recipe, formats, seed)
-    target = None if dry_run else Target.of(output, settled, overwrite, source)
+    settled = _with_formats(_settle(recipe, formats, seed), source, output)
+    on_disk = file_of(source) if isinstance(source, str | Path) else source
+    target = None if dry_run else Target.of(output, settled, overwrite, on_disk)
     run = _Run(settled, progress or (lambda stage: None))
     with run.stage("loading and tracing"):
-        program = _open(source, example)
+        program = named(_open(source, example, weights), settled.names)
+    wanted = target.formats if target else settled.formats
+    _check_formats(wanted, program, source)
     if not dry_run:
         with run.stage("checking weights"):
             _check_weights(program)
     plan = run.choose(program)
-    slim = Slim(program, plan, plan.bind(program))
-    wanted = target.formats if target else settled.formats
+    slim = _planned(program, plan)
     with run.stage("checking the formats"):
-        native, notes = _native(slim, settled) if "hf" in wanted else (None, ())
+        hf = isinstance(slim, Slim) and "hf" in wanted
+        native, notes = _native(slim, settled) if hf and isinstance(slim, Slim) else (None, ())
     report = Report(
-        source=str(source) if isinstance(source, str | Path) else type(source).__name__,
+        source=_shown(source),
+        weights=None if weights is None else str(Path(weights).absolute()),
         before=_measures(program.costs.total()),
         after=_measures(slim.cost),
         kept=_kept(slim),
@@ -114,7 +125,7 @@ class _Run:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
-    def choose(self, program: Program) -> Plan:
+    def choose(self, program: BaseProgram) -> Plan:
         """The saved plan of the recipe, or a new one, made in as many rounds as it asks for."""
         if self.recipe.plan is not None:
             return Plan.load(self.recipe.plan)
@@ -131,12 +142,12 @@ class _Run:
                                      calibration)  # fmt: skip
                 plan = composed(slim, current, found) if slim else found
                 if number < self.recipe.rounds:
-                    slim = apply(program, plan)
-                    current = retrace(slim)
+                    slim = _traced(apply(program, plan))
+                    current = named(retrace(slim), self.recipe.names)
         return plan
 
     def _select(
-        self, program: Program, goal: Mapping[str, Any], calibration: torch.Tensor | None
+        self, program: BaseProgram, goal: Mapping[str, Any], calibration: torch.Tensor | None
     ) -> Plan:
         recipe = self.recipe
         return select(
@@ -154,7 +165,7 @@ class _Run:
             calibration=calibration,
         )
 
-    def write(self, program: Program, plan: Plan, report: Report, target: Target) -> Report:
+    def write(self, program: BaseProgram, plan: Plan, report: Report, target: Target) -> Report:
         """Apply, verify, write and measure."""
         with self.stage("cutting"):
             slim = apply(program, plan)
@@ -179,7 +190,7 @@ class _Run:
             (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
 
-    def _verify(self, program: Program, plan: Plan, slim: Slim) -> Certificate:
+    def _verify(self, program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx) -> Certificate:
         wanted = self.recipe.verify
         dtypes = {"auto": None, "float32": torch.float32, "float64": torch.float64}
         certificate = verify(
@@ -209,14 +220,101 @@ def _settle(
     return Recipe.parse(data)
 
 
-def _open(
-    source: str | Path | torch.nn.Module | Program,
-    example: tuple[Any, ...] | Mapping[str, Any] | None,
-) -> Program:
-    if isinstance(source, Program):
-        return source
+def _with_formats(
+    recipe: Recipe,
+    source: str | Path | torch.nn.Module | BaseProgram,
+    output: str | Path | None,
+) -> Recipe:
+    """The recipe with a format that the source can have, where it asks for none."""
+    asked = "formats" in recipe.model_fields_set
+    onnx = isinstance(source, OnnxProgram)
     if isinstance(source, str | Path):
-        return load(source)
+        suffix = Path(source).suffix
+        onnx = suffix == ".onnx"
+        checkpoint = not is_factory(source) and suffix not in (".pt2", ".onnx")
+    else:
+        checkpoint = isinstance(source, Program) and source.source is not None
+    if onnx and asked and recipe.formats != ("onnx",):
+        raise _only_onnx(source)
+    if onnx:
+        return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": ("onnx",)})
+    if asked and "hf" in recipe.formats and Path(str(source)).suffix == ".pt2":
+        raise _no_checkpoint(source)
+    if asked or checkpoint:
+        return recipe
+    suffix = Path(output or "").suffix.removeprefix(".")
+    form = suffix if suffix in FORMATS else "pt2"
+    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": (form,)})
+
+
+def _check_formats(
+    formats: Sequence[str],
+    program: BaseProgram,
+    source: object,
+) -> None:
+    if not isinstance(program, Program):
+        if tuple(formats) != ("onnx",):
+            raise _only_onnx(source)
+    elif "hf" in formats and program.source is None:
+        raise _no_checkpoint(source)
+
+
+def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
+    """The slim model before anything is cut."""
+    if isinstance(program, OnnxProgram):
+        return SlimOnnx(program, plan)
+    assert isinstance(program, Program)
+    return Slim(program, plan, plan.bind(program))
+
+
+def _traced(slim: Slim | SlimOnnx) -> Slim:
+    """A slim model that another round can trace."""
+    if not isinstance(slim, Slim):
+        raise RecipeError(
+            "an ONNX model is pruned in one round",
+            hint="leave rounds out, or prune the PyTorch model and export it",
+        )
+    return slim
+
+
+def _only_onnx(source: object) -> EmitError:
+    return EmitError(
+        "an ONNX model can only be written as ONNX",
+        where=_shown(source),
+        hint="ask for format onnx and an output that ends in .onnx, or a directory",
+    )
+
+
+def _no_checkpoint(source: object) -> EmitError:
+    return EmitError(
+        "only a transformers model can be written as a Hugging Face checkpoint",
+        where=_shown(source),
+        hint="ask for formats pt2 or onnx",
+    )
+
+
+def _shown(source: object) -> str:
+    """A source as the report names it: found again from any directory."""
+    if not isinstance(source, str | Path):
+        return type(source).__name__
+    path = file_of(source)
+    if not path.exists():
+        return str(source)
+    name = f":{str(source).rpartition(':')[2]}" if is_factory(source) else ""
+    return f"{path.absolute()}{name}"
+
+
+def _open(
+    source: str | Path | torch.nn.Module | BaseProgram,
+    example: tuple[Any, ...] | Mapping[str, Any] | None,
+    weights: str | Path | None,
+) -> BaseProgram:
+    if isinstance(source, str | Path):
+        return load(source, weights)
+    if weights is not None:
+        raise LoadError("weights from a file go with module:factory", where=str(weights))
+    if isinstance(source, BaseProgram):
+        return source
     if example is None:
         raise LoadError(
             "a module needs example inputs",
@@ -228,7 +326,7 @@ def _open(
     return trace(source, tuple(example))
 
 
-def _check_weights(program: Program) -> None:
+def _check_weights(program: BaseProgram) -> None:
     """Refuse weights that are missing or not finite: every number that follows would be wrong."""
     for name in sorted(program.trainable):
         weight = program.weights[name]
@@ -285,7 +383,7 @@ def _measures(cost: Cost) -> Measures:
     return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
 
 
-def _kept(slim: Slim) -> dict[str, tuple[int, int]]:
+def _kept(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
     """Units kept and units there were, of every role that loses some."""
     program, units = slim.program, slim.plan.kept_units
     gone = slim.selection.removed_parameters

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graphprune.axes import normal
+from graphprune.axes import Atom, Expr, Product, Reason, Select, Sum, atoms, normal
 from graphprune.errors import PlanError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphprune.program import Program
+    from graphprune.program import BaseProgram, Structure
 
 Item = TypeVar("Item")
 
 FIELDS = ("name", "role", "size", "prunable", "reason", "params", "macs", "members")
 
 
-def as_data(program: Program) -> dict[str, Any]:
+def as_data(program: BaseProgram) -> dict[str, Any]:
     """Everything about a program's structures as plain data."""
     cost = program.costs.total()
     return {
@@ -36,7 +36,7 @@ def as_data(program: Program) -> dict[str, Any]:
     }
 
 
-def as_text(program: Program) -> RenderableType:
+def as_text(program: BaseProgram) -> RenderableType:
     """A table of the prunable structures, those that differ only in the layer in one row."""
     from rich.console import Group
     from rich.table import Table
@@ -57,8 +57,14 @@ def as_text(program: Program) -> RenderableType:
     return Group(Text(head), table, *(Text(line) for line in _frozen_lines(program)))
 
 
-def explain(program: Program, parameter: str) -> list[dict[str, Any]]:
-    """What each dimension of a parameter belongs to, and why the rest of it can't be pruned.
+def explain(program: BaseProgram, parameter: str) -> list[dict[str, Any]]:
+    """What each dimension of a parameter belongs to, who shares it, and what froze the rest.
+
+    Returns:
+        One row per dimension: ``axis``, its expression, atoms shown as ``role:size`` or, frozen,
+        ``size!``; ``structures``, the prunable ones in it; ``shared``, structure to the other
+        dimensions that carry it; ``frozen``, reasons; ``causes``, each reason with the operator,
+        its node, module and the model's source line, where an operator is the cause.
 
     Raises:
         PlanError: there is no such parameter; names the nearest.
@@ -70,37 +76,106 @@ def explain(program: Program, parameter: str) -> list[dict[str, Any]]:
             hint=f"did you mean '{close[0]}'?" if close else "see graphprune inspect --json",
         )
     canonical = program.aliases.get(parameter, parameter)
-    frozen = program.frozen()
+    by_atom = {s.atom: s for s in program.structures if s.atom is not None}
     rows: list[dict[str, Any]] = []
     for dim, size in enumerate(program.parameters[parameter]):
-        touching = [s for s in program.structures if (canonical, dim) in s.members and s.atom]
-        row = {
-            "parameter": parameter,
-            "dimension": dim,
-            "size": size,
-            "axis": repr(normal(program.axis(parameter, dim))),
-            "structures": [s.name for s in touching if s.prunable],
-            "frozen": [s.reason for s in touching if not s.prunable],
-        }
-        if (parameter, dim) in frozen and not row["frozen"]:
-            row["frozen"] = [frozen[parameter, dim]]
-        rows.append(row)
+        e = normal(program.axis(parameter, dim))
+        found = list(dict.fromkeys(atoms(e)))
+        touching = [by_atom[a] for a in found if a in by_atom]
+        reasons = dict.fromkeys(a.reason for a in found if a.reason is not None)
+        causes = [_cause(reason, program) for reason in reasons]
+        rows.append(
+            {
+                "parameter": parameter,
+                "dimension": dim,
+                "size": size,
+                "axis": _expression(e, by_atom),
+                "structures": [s.name for s in touching if s.prunable],
+                "shared": {s.name: _others(s, canonical, dim) for s in touching},
+                "frozen": [str(r) for r in reasons] or ([] if found else ["an axis of size 1"]),
+                "causes": causes,
+            }
+        )
     return rows
 
 
-def explained(program: Program, parameter: str) -> list[str]:
+def explained(program: BaseProgram, parameter: str) -> list[str]:
     """`explain` as lines for people."""
     lines = []
+    canonical = program.aliases.get(parameter, parameter)
+    if canonical != parameter:
+        lines.append(f"{parameter} is {canonical}, tied")
     for row in explain(program, parameter):
         lines.append(f"{parameter} dimension {row['dimension']}, {row['size']}: {row['axis']}")
-        for name in row["structures"]:
+        for name, others in row["shared"].items():
             s = program.by_name[name]
-            lines.append(f"  prunable: {s.role or 'no role'}, {s.size} units, structure {name}")
-        lines += [f"  frozen: {reason}" for reason in row["frozen"]]
+            if s.prunable:
+                lines.append(f"  prunable: {s.role or 'no role'}, {s.size} units, structure {name}")
+                lines += _sharers(others)
+        lines += [f"  frozen: {reason}" for reason in row["frozen"] if not row["causes"]]
+        for cause in row["causes"]:
+            lines.append(f"  frozen: {cause['reason']}")
+            if cause["operator"]:
+                inside = f" in {cause['module']}" if cause["module"] else ""
+                lines.append(f"    by {cause['operator']}{inside}")
+            same = [n for n in row["shared"] if program.by_name[n].reason == cause["reason"]]
+            lines += _sharers([place for n in same for place in row["shared"][n]])
+    for stack in program.structures:
+        lines += [
+            f"leaves with layer {b.index} of {stack.name}"
+            for b in stack.blocks
+            if canonical in b.parameters
+        ]
     return lines
 
 
-def _frozen_lines(program: Program) -> list[str]:
+def _expression(e: Expr, structures: Mapping[Atom, Structure]) -> str:
+    def shown(e: Expr) -> str:
+        match e:
+            case Atom() as atom if atom.frozen:
+                return f"{atom.size}!"
+            case Atom() as atom:
+                role = structures[atom].role if atom in structures else ""
+                return f"{role}:{atom.size}" if role else str(atom.size)
+            case Product(factors=()):
+                return "1"
+            case Product(factors=parts):
+                return "(" + " * ".join(map(shown, parts)) + ")"
+            case Sum(terms=parts):
+                return "(" + " + ".join(map(shown, parts)) + ")"
+            case Select(base=base, indices=indices):
+                return f"{shown(base)}[{len(indices)} places]"
+
+    text = shown(e)
+    return text[1:-1] if isinstance(e, Product | Sum) and text.startswith("(") else text
+
+
+def _others(structure: Structure, parameter: str, dim: int) -> list[str]:
+    return [f"{p}:{d}" for p, d in structure.members if (p, d) != (parameter, dim)]
+
+
+def _sharers(places: Sequence[str], most: int = 8) -> list[str]:
+    """One line that names who shares an axis, layers that differ only in a number together."""
+    groups = _alike(dict.fromkeys(places), lambda p: (_pattern(p), p.rpartition(":")[2]))
+    spans = [_span(group) for group in groups]
+    more = f" and {len(spans) - most} more" if len(spans) > most else ""
+    return [f"    shared with {', '.join(spans[:most])}{more}"] if spans else []
+
+
+def _cause(reason: Reason, program: BaseProgram) -> dict[str, Any]:
+    """A reason with the operator behind it; the ends of the model and plain sizes have none."""
+    operator, module = program.operator_of(reason.node) or (None, "")
+    return {
+        "reason": str(reason),
+        "why": reason.why,
+        "node": reason.node or None,
+        "operator": operator,
+        "module": module or None,
+        "line": reason.line or None,
+    }
+
+
+def _frozen_lines(program: BaseProgram) -> list[str]:
     frozen = [
         (name, dim, reason)
         for (name, dim), reason in program.frozen().items()

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.axes import Dims
 from graphprune.errors import VerifyError
-from graphprune.masked_ops import FORMULAS, Call, Masks
+from graphprune.masked_ops import Call, Masks, formula_of
 from graphprune.plan import Selection
 from graphprune.program import Program
 
@@ -198,7 +198,9 @@ class GraphRunner(fx.Interpreter):
         nodes: Mapping[str, Any],
     ) -> Any:
         """The operator on `arguments`, which are the values of `nodes`."""
-        del nodes
+        if target is torch.ops.aten.view.dtype:  # of bits, which are those of the traced dtype
+            bits = arguments["self"].to(nodes["self"].meta["val"].dtype)
+            return self._cast(bits.view(nodes["dtype"]))
         if target is torch.ops.aten.view.default:
             # Kernels choose strides by dtype and size; a traced view insists on the dense ones.
             return arguments["self"].reshape(arguments["size"])
@@ -279,7 +281,7 @@ class MaskedInterpreter(GraphRunner):
         arguments: dict[str, Any],
         nodes: Mapping[str, Any],
     ) -> Any:
-        formula = FORMULAS.get(target._schema.name.replace("::", "."))
+        formula = formula_of(target._schema.name.replace("::", "."))
         if formula is not None:
             operand, x = next(iter(arguments.items()))
             dims = self.values[nodes[operand].name][0]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from graphprune.axes import Atom, BoolArray, Dims, Expr, Keep, Ragged, atoms, mask, normal, touched
 from graphprune.errors import VerifyError
+from graphprune.plugins import MASKED, plugins
 
 
 class Masks:
@@ -358,3 +359,9 @@ FORMULAS: Mapping[str, Formula] = {
     "aten.all": neutral(_one),
     "aten.prod": neutral(_one),
 }
+
+
+def formula_of(operator: str) -> Formula | None:
+    """The formula of an operator, "aten.mean", those of installed packages included."""
+    formula: Formula | None = FORMULAS.get(operator) or plugins(MASKED).get(operator)
+    return formula

@@ -15,28 +15,32 @@ from torch.utils import _pytree as pytree
 from graphprune import evaluate
 from graphprune.calibration import BUILTIN, load_tokenizer, read_text, windows
 from graphprune.errors import EvaluationError, LoadError
-from graphprune.frontends import load
+from graphprune.frontends import load_traced
+from graphprune.frontends.factory import is_factory
+from graphprune.onnx_program import SlimOnnx
 from graphprune.plan import Plan
-from graphprune.program import Program
+from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
+from graphprune.verification_onnx import random_feeds
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def token_windows(recipe: Recipe, program: Program) -> tuple[torch.Tensor, torch.Tensor]:
+def token_windows(recipe: Recipe, program: BaseProgram) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows of the recipe's text: (to evaluate on, to calibrate on), without a common one.
 
     Raises:
         LoadError: the model has no tokenizer, or the text is too short.
     """
     wanted = recipe.calibration
-    tokenizer = tokenizer_of(program)
+    tokenizer = tokenizer_of(program) if isinstance(program, Program) else None
     if tokenizer is None:
+        source = program.source if isinstance(program, Program) else None
         raise LoadError(
             "text needs a tokenizer, and the model has none",
-            where=str(program.source.path) if program.source else None,
+            where=str(source.path) if source else None,
             hint="save the tokenizer with the checkpoint",
         )
     count = wanted.windows * (2 if recipe.needs_data else 1)
@@ -54,7 +58,7 @@ def tokenizer_of(program: Program) -> Any | None:
 
 
 def measured(
-    report: Report, recipe: Recipe, slim: Slim, onnx: Path | None, scratch: Path
+    report: Report, recipe: Recipe, slim: Slim | SlimOnnx, onnx: Path | None, scratch: Path
 ) -> Report:
     """Add latencies, and perplexities where there is text, to a report.
 
@@ -65,6 +69,8 @@ def measured(
         onnx: the slim model's file, if it was written.
         scratch: a directory for the dense model's ONNX file.
     """
+    if isinstance(slim, SlimOnnx):
+        return _measured_onnx(report, slim, onnx)
     program = slim.program
     dense = _module(program)
     texts, notes = _evaluation_windows(recipe, program)
@@ -84,6 +90,16 @@ def measured(
         before = replace(before, onnxruntime=latencies[0])
         after = replace(after, onnxruntime=latencies[1])
     return replace(report, before=before, after=after, notes=(*report.notes, *notes))
+
+
+def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
+    """Latencies of both files on the same random inputs."""
+    if file is None or find_spec("onnxruntime") is None:
+        return report
+    feeds = random_feeds(slim.program)
+    latencies = evaluate.onnx_latencies([slim.program.path, file], feeds)
+    before = replace(report.before, onnxruntime=latencies[0])
+    return replace(report, before=before, after=replace(report.after, onnxruntime=latencies[1]))
 
 
 def measure_sources(
@@ -110,7 +126,7 @@ def measure_sources(
     for source in sources:
         if not source.endswith(".onnx"):
             progress(f"loading {source}")
-            programs[source] = load(source)
+            programs[source] = load_traced(source)
     texts = _shared_windows(list(programs.values()), text, length, count)
     modules = {source: _module(program) for source, program in programs.items()}
     suited = {s: texts is not None and (text is not None or _is_causal(p)) for s, p in
@@ -130,10 +146,7 @@ def measure_sources(
         found[source] = Measures(
             cost.params, cost.macs, torch=latencies[source], perplexity=perplexity
         )
-    return [
-        replace(found[s], bytes=evaluate.size_on_disk(_path_of(s, programs.get(s))))
-        for s in sources
-    ]
+    return [replace(found[s], bytes=_size(s, programs.get(s))) for s in sources]
 
 
 def _latencies(
@@ -166,6 +179,13 @@ def _shared_windows(
             return None
         raise LoadError("text needs a tokenizer, and the model has none")
     return windows(tokenizer, read_text(text or BUILTIN), length=length, count=count)
+
+
+def _size(source: str, program: Program | None) -> int:
+    """Bytes on disk; of what a factory makes, in memory."""
+    if program is not None and is_factory(source):
+        return program.costs.total().bytes
+    return evaluate.size_on_disk(_path_of(source, program))
 
 
 def _path_of(source: str, program: Program | None) -> Path:

@@ -17,7 +17,7 @@ from graphprune.errors import PlanError
 from graphprune.files import write_text
 
 if TYPE_CHECKING:
-    from graphprune.program import Block, Program, Structure
+    from graphprune.program import BaseProgram, Block, Structure
 
 SCHEMA = 1
 
@@ -82,7 +82,7 @@ class Plan:
                         hint="list every kept unit once, in ascending order",
                     )
 
-    def bind(self, program: Program) -> Selection:
+    def bind(self, program: BaseProgram) -> Selection:
         """The masks and cuts that the plan means for `program`.
 
         Raises:
@@ -109,14 +109,14 @@ class Plan:
         for e, least in program.typing.minima:
             if touched(e, keep) and count(e, keep) < least:
                 raise PlanError(
-                    f"an operator chooses {least} indices of an axis, and the plan leaves "
+                    f"an operator needs {least} indices of an axis, and the plan leaves "
                     f"{count(e, keep)}",
                     where=", ".join(n for n in structures_of(program, e) if n in self.kept_units),
                     hint="keep more units of these structures",
                 )
         return Selection(keep, {n: c for n, c in cuts.items() if c})
 
-    def kept(self, program: Program) -> dict[str, tuple[IntArray, ...]]:
+    def kept(self, program: BaseProgram) -> dict[str, tuple[IntArray, ...]]:
         """Kept indices of every parameter and buffer, in original coordinates.
 
         Returns:
@@ -218,7 +218,7 @@ class Plan:
         return Plan(self.fingerprint, kept, sizes)
 
 
-def structures_of(program: Program, e: Expr) -> list[str]:
+def structures_of(program: BaseProgram, e: Expr) -> list[str]:
     """Names of the structures that make up `e`."""
     own = set(atoms(e))
     return [s.name for s in program.structures if s.atom in own]

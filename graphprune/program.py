@@ -1,17 +1,20 @@
-"""The program: a traced graph with its axes, structures and weights."""
+"""The program: a graph with its axes, structures and weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from graphprune.axes import Atom, Expr
 from graphprune.ops import Typing
@@ -92,30 +95,54 @@ class Source:
     model_class: type[torch.nn.Module]
 
 
-@dataclass
-class Program:
-    """A traced model.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that a model stores.
 
     Attributes:
-        exported: the graph, with parameters as placeholders; never changed.
-        module: the module it was traced from, or None for a file.
+        name: its name; tied ones are listed once.
+        is_parameter: whether it counts as parameters.
+        element_bytes: bytes that each element takes in a file; 0 for what no file holds.
+    """
+
+    name: str
+    is_parameter: bool
+    element_bytes: int
+
+
+@dataclass(kw_only=True)
+class BaseProgram(ABC):
+    """A model as every pass sees it, whatever kind of graph it came from.
+
+    Attributes:
         weights: parameter, buffer and constant name to tensor; may be lazy.
         aliases: tied parameter name to the name that stands for it.
         typing: the axes of all values and parameters.
         structures: what can be pruned, and what can't and why.
-        example: (args, kwargs) of the trace.
-        source: the Hugging Face checkpoint behind it, if there is one.
+        trainable: names of the parameters, of which structures are made.
     """
 
-    exported: ExportedProgram
-    module: torch.nn.Module | None
     weights: Mapping[str, torch.Tensor]
     aliases: dict[str, str]
     typing: Typing
-    structures: tuple[Structure, ...]
-    example: tuple[tuple[Any, ...], dict[str, Any]]
-    source: Source | None = None
+    structures: tuple[Structure, ...] = ()
     trainable: frozenset[str] = field(default_factory=frozenset)
+
+    @abstractmethod
+    def stored(self) -> Iterable[Stored]:
+        """The tensors that the model's size is made of."""
+
+    @abstractmethod
+    def stacks(self) -> dict[str, tuple[int, list[Block]]]:
+        """Path of every stack of layers to its length and the layers that can be removed."""
+
+    @abstractmethod
+    def residual_sums(self) -> list[str]:
+        """Names of the values ``x + f(x)``."""
+
+    @abstractmethod
+    def operator_of(self, value: str) -> tuple[str, str] | None:
+        """Name of the operator that computes a value, and its module, as far as it is known."""
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -152,3 +179,64 @@ class Program:
     def axis(self, parameter: str, dim: int) -> Expr:
         """The axis expression of a parameter's dimension."""
         return self.typing.parameters[parameter][dim]
+
+
+@dataclass(kw_only=True)
+class Program(BaseProgram):
+    """A traced model.
+
+    Attributes:
+        exported: the graph, with parameters as placeholders; never changed.
+        module: the module it was traced from, or None for a file.
+        example: (args, kwargs) of the trace.
+        source: the Hugging Face checkpoint behind it, if there is one.
+    """
+
+    exported: ExportedProgram
+    module: torch.nn.Module | None
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    source: Source | None = None
+
+    def stored(self) -> Iterable[Stored]:
+        """See `BaseProgram.stored`."""
+        nodes = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
+        seen = set()
+        for spec in self.exported.graph_signature.input_specs:
+            if spec.target is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+                continue
+            name = self.aliases.get(spec.target, spec.target)
+            value = nodes[spec.arg.name].meta.get("val")
+            if name in seen or not isinstance(value, torch.Tensor):
+                continue
+            seen.add(name)
+            is_parameter = spec.kind == InputKind.PARAMETER
+            in_file = is_parameter or bool(spec.persistent)
+            yield Stored(name, is_parameter, value.element_size() if in_file else 0)
+
+    def stacks(self) -> dict[str, tuple[int, list[Block]]]:
+        """See `BaseProgram.stacks`."""
+        from graphprune.analysis.layers import find_layers
+
+        return find_layers(self.exported, self.typing, self.aliases)
+
+    def operator_of(self, value: str) -> tuple[str, str] | None:
+        """See `BaseProgram.operator_of`."""
+        from graphprune.analysis.layers import module_path
+
+        node = self._nodes.get(value)
+        if node is None or node.op != "call_function":
+            return None
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return None
+        return str(schema.name).replace("::", "."), module_path(node)
+
+    @cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        return {node.name: node for node in self.exported.graph.nodes}
+
+    def residual_sums(self) -> list[str]:
+        """See `BaseProgram.residual_sums`."""
+        from graphprune.analysis.layers import residual_sums
+
+        return residual_sums(self.exported.graph, self.typing)

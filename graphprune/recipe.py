@@ -23,10 +23,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from graphprune.errors import RecipeError
+from graphprune.selector import Selector
 
 ROLES = (
     "ffn",
@@ -37,10 +39,12 @@ ROLES = (
     "qk_dim",
     "v_dim",
     "channels",
+    "latent",
+    "expert_groups",
     "experts",
     "layers",
 )
-"""The roles that a recipe may name; ``heads`` is another word for ``kv_heads``."""
+"""The roles that a recipe may name beside its own; ``heads`` is another word for ``kv_heads``."""
 
 SCORES: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("norm",),
@@ -141,14 +145,46 @@ def _for_all_roles(value: object) -> object:
     return value if isinstance(value, Mapping) else {"*": value}
 
 
-RoleName = Annotated[str, _one_of("role", ROLES)]
-RoleOrAll = Annotated[str, _one_of("role", (*ROLES, "*"))]
+def _role(word: str, info: ValidationInfo) -> str:
+    valid = (*ROLES, *dict.fromkeys(info.data.get("names", {}).values()))
+    if word not in valid:
+        raise ValueError(f"unknown role '{word}'; {nearest(word, valid)}")
+    return word
+
+
+def _role_or_all(word: str, info: ValidationInfo) -> str:
+    return word if word == "*" else _role(word, info)
+
+
+def _selector(word: str, info: ValidationInfo) -> str:
+    selector = Selector.parse(word)
+    if selector.role is not None:
+        _role(selector.role, info)
+    return word
+
+
+def _removable(word: str, info: ValidationInfo) -> str:
+    """A role, ``*``, or a selector that says by role or dimension which structures it means."""
+    return _selector(word, info) if set(word) & set(":/") else _role_or_all(word, info)
+
+
+def _word(word: str) -> str:
+    if not word.isidentifier():
+        raise ValueError(f"'{word}' is not a word that can name a role")
+    return word
+
+
+RoleName = Annotated[str, AfterValidator(_role)]
+RoleOrAll = Annotated[str, AfterValidator(_role_or_all)]
+Removable = Annotated[str, AfterValidator(_removable)]
+OwnRole = Annotated[str, AfterValidator(_word)]
+SelectorText = Annotated[str, AfterValidator(_selector)]
 BudgetName = Annotated[str, _one_of("budget", BUDGETS)]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
 Removed = Annotated[float, BeforeValidator(_removed_fraction)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
 Units = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
-Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
+Selectors = Annotated[tuple[SelectorText, ...], BeforeValidator(_listed)]
 
 
 class _Data(BaseModel):
@@ -204,10 +240,12 @@ class Verification(_Data):
 
 
 class Recipe(_Data):
-    """What to remove and what to write. Exactly one of the first four keys is given.
+    """What to remove and what to write. One of remove, target, shape and plan is given.
 
     Attributes:
-        remove: Fraction of the units of a role to remove; ``*`` is every prunable role.
+        names: Selector to a role of one's own for the structures that it means.
+        remove: Fraction of the units of a role to remove; ``*`` is every prunable role. A selector
+            (see `graphprune.selector`) instead of a role sets it for what it means.
         target: Budget for the slim model: a fraction of the dense one (at most 1), or absolute.
         shape: Exact sizes of the slim model by role.
         plan: Path of a saved plan to replay.
@@ -216,8 +254,8 @@ class Recipe(_Data):
         normalize: How scores are made comparable between structures.
         uniform: True removes as much in every layer; False ranks units over all layers.
         align: Kept sizes are multiples of this, by role; a number alone is ``{"*": number}``.
-        exclude: Structures that touch a parameter of these globs stay whole.
-        include: If given, only structures that touch a parameter of these globs are pruned.
+        exclude: Structures that one of these selectors means stay whole.
+        include: If given, only structures that one of these selectors means are pruned.
         minimum: Floor of units left in a structure, or the fraction of it.
         calibration: Text for scores that need data.
         rounds: Number of select-and-apply rounds.
@@ -228,7 +266,8 @@ class Recipe(_Data):
             ``prefer`` writes a self-contained form with a warning.
     """
 
-    remove: Annotated[dict[RoleOrAll, Removed], Field(min_length=1)] | None = None
+    names: dict[SelectorText, OwnRole] = {}
+    remove: Annotated[dict[Removable, Removed], Field(min_length=1)] | None = None
     target: Annotated[dict[BudgetName, Budget], Field(min_length=1, max_length=1)] | None = None
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
@@ -239,8 +278,8 @@ class Recipe(_Data):
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
     uniform: bool = True
     align: Annotated[dict[RoleOrAll, Units], BeforeValidator(_for_all_roles)] = {"*": 1}
-    exclude: Globs = ()
-    include: Globs = ()
+    exclude: Selectors = ()
+    include: Selectors = ()
     minimum: Annotated[int | float, BeforeValidator(_minimum)] = 1
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1)] = 1

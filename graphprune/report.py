@@ -48,6 +48,7 @@ class Report:
         verified_in: dtype of that comparison.
         notes: What the reader should know and no number says.
         seconds: Time by stage.
+        weights: The file that the weights of a factory's module came from.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Report:
     verified_in: str | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    weights: str | None = None
 
     def to_json(self) -> str:
         """Renders everything as JSON."""

@@ -20,13 +20,14 @@ from graphprune.frontends.module import assemble, trace
 from graphprune.passes.budget import RESOURCES
 from graphprune.passes.units import pair_sums, unit_sums
 from graphprune.plan import Plan, Units, rows_of
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Program, Structure
 from graphprune.recipe import Recipe
 from graphprune.rewrite.slim import Slim
+from graphprune.selector import Selector
 
 
 def interim_goal(
-    recipe: Recipe, dense: Program, current: Program, number: int
+    recipe: Recipe, dense: BaseProgram, current: BaseProgram, number: int
 ) -> dict[str, dict[str, Any]]:
     """The goal of one round, as an argument of `graphprune.select`.
 
@@ -39,7 +40,8 @@ def interim_goal(
     Raises:
         RecipeError: globs would name other layers than they did at the start.
     """
-    if recipe.rounds > 1 and (recipe.exclude or recipe.include):
+    if recipe.rounds > 1 and (recipe.exclude or recipe.include or recipe.names or any(
+        not _is_role(key) for key in recipe.remove or ())):  # fmt: skip
         _check_globs(dense, current)
     share = number / recipe.rounds
     if recipe.remove is not None:
@@ -86,7 +88,7 @@ def retrace(slim: Slim) -> Program:
         return trace(module.eval(), args, kwargs)
 
 
-def composed(slim: Slim, current: Program, later: Plan) -> Plan:
+def composed(slim: Slim, current: BaseProgram, later: Plan) -> Plan:
     """The plan of `slim`, then `later`; made for the program of the former.
 
     Structures of the slim model may lie elsewhere in their dimensions (a single head is no factor
@@ -133,7 +135,7 @@ def _layers_left(slim: Slim, later: Plan, stack: Structure) -> Units | None:
 
 
 def _units_left(
-    program: Program, structure: Structure, kept: Mapping[str, tuple[IntArray, ...]]
+    program: BaseProgram, structure: Structure, kept: Mapping[str, tuple[IntArray, ...]]
 ) -> Units | None:
     """The units of which anything is left; None where all of its parameters have gone."""
     atom, outer = structure.atom, structure.within
@@ -155,7 +157,7 @@ def _units_left(
 
 
 def _left(
-    role: str, removed: float, dense: Program, current: Program, recipe: Recipe, number: int
+    role: str, removed: float, dense: BaseProgram, current: BaseProgram, recipe: Recipe, number: int
 ) -> float:
     """The fraction of a role's units that earlier rounds left.
 
@@ -167,20 +169,28 @@ def _left(
     return statistics.mean(_sizes(current, role)) / statistics.mean(before)
 
 
-def _sizes(program: Program, role: str) -> list[int]:
+def _is_role(key: str) -> bool:
+    return key == "*" or key.isidentifier()
+
+
+def _sizes(program: BaseProgram, role: str) -> list[int]:
+    if not _is_role(role):
+        chosen = Selector.parse(role).bind(program)
+        found = [s for s in program.structures if s.prunable and chosen.touches(s)]
+        return [s.size for s in found if not s.blocks]
     return [s.size for s in program.structures if s.prunable and s.role == _own(program, role)]
 
 
-def _own(program: Program, role: str) -> str:
+def _own(program: BaseProgram, role: str) -> str:
     if role != "heads":
         return role
     return "kv_heads" if any(s.role == "kv_heads" for s in program.structures) else "query_heads"
 
 
-def _check_globs(dense: Program, current: Program) -> None:
+def _check_globs(dense: BaseProgram, current: BaseProgram) -> None:
     if any(s.blocks and s.size != dense.by_name[s.name].size for s in current.structures):
         raise RecipeError(
-            "exclude and include don't go with rounds that remove layers",
+            "globs of parameters don't go with rounds that remove layers",
             why="layers are renumbered after each round",
             hint="remove layers in a recipe of its own, or use one round",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graphprune.analysis.cost import Cost
+from graphprune.analysis.roles import ROLES
 from graphprune.errors import PlanError
 from graphprune.passes.levers import Counts, Lever
 from graphprune.passes.scope import Scope
@@ -36,6 +37,7 @@ def budget_roles(scope: Scope, roles: Sequence[str] | None) -> list[str]:
         return list(dict.fromkeys(map(scope.role, roles)))
     prunable = scope.prunable_roles()
     usual = [r for r in map(scope.role, DEFAULT_ROLES) if r in prunable]
+    usual += [r for r in prunable if r not in ROLES]  # people name what they want to prune
     found = usual or [r for r in prunable if r not in KEPT_BY_DEFAULT]
     if not found:
         raise PlanError(

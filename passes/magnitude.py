@@ -11,7 +11,7 @@ import torch
 from graphprune.errors import PlanError
 from graphprune.passes.score import Inputs, member_sums
 from graphprune.passes.units import FloatArray
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Structure
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Magnitude:
             raise PlanError(f"unknown norm {self.norm!r}", hint="the norms are l1 and l2")
 
     def score(
-        self, program: Program, structures: Sequence[Structure], inputs: Inputs
+        self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
         """Score every unit of `structures`; see `graphprune.passes.score.Score`."""
         return member_sums(program, structures, lambda name: (program.weights[name],), self._of)

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphprune.passes.score import Inputs
 from graphprune.passes.units import FloatArray
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Structure
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Random:
     seed: int | None = None
 
     def score(
-        self, program: Program, structures: Sequence[Structure], inputs: Inputs
+        self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
         """Score every unit of `structures`; see `graphprune.passes.score.Score`."""
         seed = inputs.seed if self.seed is None else self.seed

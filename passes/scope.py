@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +15,8 @@ from graphprune.axes import Atom, Expr, atoms
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
 from graphprune.passes.units import NONE, owners
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Block, Structure
+from graphprune.selector import Bound, bind_all
 
 HEADS = "heads"
 ALL = "*"
@@ -44,13 +44,14 @@ class Scope:
 
     Attributes:
         program: the program.
-        exclude: globs of parameter names; a structure that touches one stays whole.
-        include: if there are any, only structures that touch one of these are pruned.
+        exclude: selectors (see `graphprune.selector`) of what stays whole; a layer that owns a
+            parameter of one stays too.
+        include: if there are any, only what one of these selectors means is pruned.
         minimum: units that stay in every structure, or the fraction of it (below 1).
         align: kept sizes are multiples of this, by role or for all roles but layers and experts.
     """
 
-    program: Program
+    program: BaseProgram
     exclude: Sequence[str] = ()
     include: Sequence[str] = ()
     minimum: int | float = 1
@@ -63,7 +64,7 @@ class Scope:
                 f"minimum {self.minimum} is neither a number of units nor a fraction below 1"
             )
         for role, step in self._steps.items():
-            if role not in (*ROLES, HEADS, ALL):
+            if role not in (*ROLES, HEADS, ALL, *self.by_role):
                 raise PlanError(f"unknown role {role!r}", where="align", hint=_listed(ROLES))
             if step < 1 or step != int(step):
                 raise PlanError(f"align {step} is not a whole number of at least 1", where=role)
@@ -98,6 +99,29 @@ class Scope:
             raise self._nothing(role)
         return found
 
+    def meant(self, chosen: Bound) -> list[Candidate]:
+        """The structures that a selector means and that may lose units; of a stack those layers.
+
+        Raises:
+            PlanError: there are none.
+        """
+        for s in self.program.structures:
+            if s.blocks and s.prunable and chosen.touches(s):
+                layers = [b.index for b in s.blocks if chosen.touches_block(b)]
+                rest = np.intersect1d(self.candidate(s).removable, layers)
+                self._known[s.name] = Candidate(s, rest, self._ladder(s, len(rest)))
+        structures = [s for s in self.program.structures if chosen.touches(s)]
+        open_ = [s for s in structures if s.prunable and s.size > 1]
+        found = [c for s in open_ if len((c := self.candidate(s)).removable)]
+        if not found:
+            frozen = [s for s in structures if not s.prunable]
+            raise PlanError(
+                f"{chosen.selector.text!r} means nothing that can be pruned",
+                why=f"frozen: {_reasons(frozen)}" if frozen else None,
+                hint="graphprune inspect --why PARAMETER says what a dimension belongs to",
+            )
+        return found
+
     def _find(self, role: str) -> list[Candidate]:
         structures = (s for s in self.by_role.get(role, ()) if s.prunable and s.size > 1)
         return [c for s in structures if len((c := self.candidate(s)).removable)]
@@ -110,42 +134,29 @@ class Scope:
 
     def _examine(self, structure: Structure) -> Candidate:
         if structure.blocks:
-            names = {b.index: b.parameters for b in structure.blocks}
-            units = [i for i, parameters in sorted(names.items()) if self._touchable(parameters)]
+            units = sorted(b.index for b in structure.blocks if self._block_touchable(b))
         else:
-            touchable = self._touchable(p for p, _ in structure.members)
-            units = list(range(structure.size)) if touchable else []
+            units = list(range(structure.size)) if self._touchable(structure) else []
         removable = np.array(units, dtype=np.int64)
         return Candidate(structure, removable, self._ladder(structure, len(units)))
 
-    def _touchable(self, parameters: Iterable[str]) -> bool:
-        names = set(parameters)
-        if names & self._excluded:
+    def _touchable(self, structure: Structure) -> bool:
+        if any(b.touches(structure) for b in self._excluded):
             return False
-        return not self.include or bool(names & self._included)
+        return not self.include or any(b.touches(structure) for b in self._included)
+
+    def _block_touchable(self, block: Block) -> bool:
+        if any(b.protects(block) for b in self._excluded):
+            return False
+        return not self.include or any(b.touches_block(block) for b in self._included)
 
     @cached_property
-    def _excluded(self) -> frozenset[str]:
-        return self._matching(self.exclude, "exclude")
+    def _excluded(self) -> tuple[Bound, ...]:
+        return bind_all(self.exclude, self.program, "exclude")
 
     @cached_property
-    def _included(self) -> frozenset[str]:
-        return self._matching(self.include, "include")
-
-    def _matching(self, globs: Sequence[str], where: str) -> frozenset[str]:
-        """Canonical names of the parameters that any glob matches."""
-        names = self.program.parameters
-        found: set[str] = set()
-        for glob in globs:
-            matched = [n for n in names if fnmatchcase(n, glob)]
-            if not matched:
-                raise PlanError(
-                    f"no parameter matches {glob!r}",
-                    where=where,
-                    hint=f"globs are of parameter names, such as {next(iter(names), '')!r}",
-                )
-            found.update(self.program.aliases.get(n, n) for n in matched)
-        return frozenset(found)
+    def _included(self) -> tuple[Bound, ...]:
+        return bind_all(self.include, self.program, "include")
 
     def _ladder(self, structure: Structure, removable: int) -> IntArray:
         size = structure.size
@@ -159,7 +170,8 @@ class Scope:
         """Units that make up one step of the alignment."""
         align = self._steps.get(structure.role)
         if align is None:
-            align = 1 if structure.role in COUNTED else self._steps.get(ALL, 1)
+            counted = structure.blocks or structure.role in COUNTED
+            align = 1 if counted else self._steps.get(ALL, 1)
         return align // math.gcd(align, self.width(structure)) if align > 1 else 1
 
     @cached_property

@@ -17,7 +17,7 @@ import torch
 from graphprune.errors import PlanError
 from graphprune.passes.reduce import Salience, marginals
 from graphprune.passes.units import FloatArray, pair_sums, unit_sums
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Structure
 
 Loss = Callable[[Callable[..., Any], Any], torch.Tensor]
 
@@ -42,7 +42,7 @@ class Score(Protocol):
     """Importance of units, before aggregation over members and normalisation."""
 
     def score(
-        self, program: Program, structures: Sequence[Structure], inputs: Inputs
+        self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
         """Score every unit of `structures`.
 
@@ -54,7 +54,7 @@ class Score(Protocol):
 
 
 def member_sums(
-    program: Program,
+    program: BaseProgram,
     structures: Sequence[Structure],
     tensors: Callable[[str], tuple[torch.Tensor, ...]],
     salience: Salience,
@@ -111,7 +111,7 @@ def member_sums(
 
 
 def _stacked(
-    program: Program, structure: Structure, rows: Mapping[tuple[str, str, int], FloatArray]
+    program: BaseProgram, structure: Structure, rows: Mapping[tuple[str, str, int], FloatArray]
 ) -> FloatArray:
     """The rows of a structure in the order of its members."""
     keys = [(structure.name, *member) for member in _contributing(program, structure)]
@@ -120,13 +120,13 @@ def _stacked(
     return np.stack(found) if found else np.zeros((0, *outer, structure.size))
 
 
-def _contributing(program: Program, structure: Structure) -> list[tuple[str, int]]:
+def _contributing(program: BaseProgram, structure: Structure) -> list[tuple[str, int]]:
     members = ((program.aliases.get(p, p), d) for p, d in structure.members)
     return [(p, d) for p, d in dict.fromkeys(members) if p in program.trainable]
 
 
 def _distribute(
-    program: Program,
+    program: BaseProgram,
     structure: Structure,
     parameter: str,
     dim: int,

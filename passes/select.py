@@ -17,16 +17,18 @@ from graphprune.passes.scope import ALL, Candidate, Scope
 from graphprune.passes.score import Loss
 from graphprune.passes.shape import shape_counts
 from graphprune.plan import Plan
-from graphprune.program import Block, Program, Structure
+from graphprune.program import BaseProgram, Block, Structure
+from graphprune.selector import bind_all, named
 
 
 def select(
-    program: Program,
+    program: BaseProgram,
     remove: Mapping[str, float] | None = None,
     target: Mapping[str, int | float] | None = None,
     shape: Mapping[str, int] | None = None,
     score: str | Mapping[str, Any] | Score = "magnitude",
     *,
+    names: Mapping[str, str] | None = None,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     uniform: bool = True,
@@ -46,14 +48,19 @@ def select(
         program: the program.
         remove: role to the fraction of its units to remove; counts round to nearest, half up.
             ``*`` stands for every prunable role that is not named; ``heads`` for kv_heads, or for
-            query_heads in a model without them.
+            query_heads in a model without them. A selector such as ``model.layers.[4-9].*/ffn``
+            (see `graphprune.selector`) instead of a role sets the fraction of what it means, which
+            the entry of the role then leaves alone.
         target: ``{"params": x}``, ``{"macs": x}`` or ``{"bytes": x}``, x a fraction of the dense
             model (at most 1) or a whole number; reached within 0.5 % and never exceeded.
         shape: role to exact size; see `graphprune.passes.shape.shape_counts`.
         score: a name, a mapping of ``name`` and options, or a score.
-        exclude: structures that touch a parameter matched by one of these globs stay whole; in a
-            stack of layers, the layers that do.
-        include: if given, only structures (layers) that touch a matched parameter are pruned.
+        names: selector to a role of one's own for the structures that it means; see
+            `graphprune.selector.named`.
+        exclude: structures that one of these selectors means stay whole: ``model.layers.0.*`` by
+            parameter, ``lm_head.weight:1`` by dimension, ``model.layers.[0-3].*/ffn`` by role. In
+            a stack of layers, those layers stay that own such a parameter.
+        include: if given, only structures (layers) that one of these selectors means are pruned.
         uniform: True removes the same fraction from every structure of a role. False ranks their
             units together, by normalised scores.
         align: kept sizes are multiples of this, in positions of a dimension, by role or for all
@@ -83,6 +90,7 @@ def select(
         )
     if roles is not None and target is None:
         raise PlanError("roles= belongs to a target", hint="name roles as keys of remove or shape")
+    program = named(program, names or {})
     scope = Scope(program, exclude, include, minimum, 1 if shape is not None else align)
     options = {"aggregate": aggregate, "normalize": normalize, "ragged": ragged}
     ranking = _Ranking(scope, get_score(score), Inputs(calibration, loss, seed), options)
@@ -105,7 +113,7 @@ def select(
     )
 
 
-def _without_values(program: Program, score: Score) -> bool:
+def _without_values(program: BaseProgram, score: Score) -> bool:
     names = (n for n in program.parameters if n in program.trainable)
     return not isinstance(score, Random) and program.weights[next(names)].is_meta
 
@@ -135,8 +143,10 @@ class _Ranking:
 
 
 def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool) -> Counts:
-    """Kept counts for a fraction per role."""
+    """Kept counts for a fraction per role or selector; a selector's structures are its own."""
     fractions: dict[str, float] = {}
+    counts: Counts = {}
+    claimed: dict[str, str] = {}
     for name, fraction in remove.items():
         if not 0 <= fraction < 1:
             raise PlanError(
@@ -144,26 +154,53 @@ def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], unifo
                 where=f"remove {name}",
                 hint="give a number of at least 0 and below 1",
             )
-        role = scope.role(name)
-        if role in fractions:
-            raise PlanError(f"{name!r} and {role!r} are the same role", where="remove")
-        fractions[role] = fraction
-    everything = fractions.pop(ALL, None)
-    counts: Counts = {}
-    for role, fraction in fractions.items():
-        pulled = _levers(scope, ranking, [role], uniform)
-        if fraction and not any(lever.steps for lever in pulled):
+        if name == ALL or name.isidentifier():
+            role = scope.role(name)
+            if role in fractions:
+                raise PlanError(f"{name!r} and {role!r} are the same role", where="remove")
+            fractions[role] = fraction
+            continue
+        (chosen,) = bind_all([name], scope.program, "remove")
+        if chosen.selector.role is None and chosen.selector.dim is None:
             raise PlanError(
-                f"nothing with role {role!r} can be smaller",
-                why="align and minimum leave no size below the whole",
-                hint="lower them, or leave the role out",
+                f"{name!r} means structures of many kinds",
+                where="remove",
+                hint=f"say which: {name}/ffn, or a dimension, {name}:0",
             )
-        for lever in pulled:
-            counts |= lever.at(lever.nearest(fraction))
+        candidates = scope.meant(chosen)
+        for c in candidates:
+            other = claimed.setdefault(c.structure.name, name)
+            if other != name:
+                raise PlanError(
+                    f"{other!r} and {name!r} both mean {c.structure.name}", where="remove"
+                )
+        pulled = _levers(ranking, candidates, uniform)
+        counts |= _pull(pulled, fraction, f"that {name!r} means")
+    everything = fractions.pop(ALL, None)
+    for role, fraction in fractions.items():
+        candidates = [c for c in scope.candidates(role) if c.structure.name not in claimed]
+        if candidates:
+            pulled = _levers(ranking, candidates, uniform)
+            counts |= _pull(pulled, fraction, f"with role {role!r}")
     if everything is not None:
-        others = [r for r in scope.prunable_roles() if r not in fractions]
-        for lever in _levers(scope, ranking, others, uniform):
-            counts |= lever.at(lever.nearest(everything))
+        for role in scope.prunable_roles():
+            if role not in fractions:
+                found = [c for c in scope.candidates(role) if c.structure.name not in claimed]
+                for lever in _levers(ranking, found, uniform) if found else []:
+                    counts |= lever.at(lever.nearest(everything))
+    return counts
+
+
+def _pull(pulled: Sequence[Lever], fraction: float, what: str) -> Counts:
+    if fraction and not any(lever.steps for lever in pulled):
+        raise PlanError(
+            f"nothing {what} can be smaller",
+            why="align and minimum leave no size below the whole",
+            hint="lower them, or leave it out",
+        )
+    counts: Counts = {}
+    for lever in pulled:
+        counts |= lever.at(lever.nearest(fraction))
     return counts
 
 
@@ -187,7 +224,8 @@ def _budgeted(
         atoms = {s.atom: count for s, count in kept.items() if s.atom is not None}
         return RESOURCES[resource](program.costs.total(atoms, gone))
 
-    return fit(_levers(scope, ranking, names, uniform), measure, budget, resource)
+    pulled = [x for n in names for x in _levers(ranking, scope.candidates(n), uniform)]
+    return fit(pulled, measure, budget, resource)
 
 
 def _cut(structure: Structure, count: int, ranked: Mapping[str, Ranked]) -> list[Block]:
@@ -198,10 +236,7 @@ def _cut(structure: Structure, count: int, ranked: Mapping[str, Ranked]) -> list
     return [b for b in structure.blocks if b.index in gone]
 
 
-def _levers(scope: Scope, ranking: _Ranking, roles: Sequence[str], uniform: bool) -> list[Lever]:
-    found: list[Lever] = []
-    for role in roles:
-        candidates = scope.candidates(role)
-        ranked = {} if uniform else ranking.of(candidates)
-        found += levers(candidates, uniform=uniform, ranked=ranked)
-    return found
+def _levers(ranking: _Ranking, candidates: Sequence[Candidate], uniform: bool) -> list[Lever]:
+    """The levers of some structures of one kind."""
+    ranked = {} if uniform else ranking.of(candidates)
+    return levers(candidates, uniform=uniform, ranked=ranked)

@@ -9,7 +9,7 @@ from graphprune.axes import Atom, atoms
 from graphprune.errors import PlanError
 from graphprune.passes.levers import Counts
 from graphprune.passes.scope import COUNTED, HEADS, Candidate, Scope
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Structure
 
 UNITS = COUNTED | {"kv_heads", "query_heads"}  # stated as numbers of units, not as positions
 
@@ -81,12 +81,12 @@ def _heads(scope: Scope, heads: int) -> Counts:
     return counts
 
 
-def _head_atoms(program: Program) -> set[Atom]:
+def _head_atoms(program: BaseProgram) -> set[Atom]:
     """Atoms over which attention products are batched, whatever else is."""
     return {a for e, role in program.typing.hints if role == "heads" for a in atoms(e)}
 
 
-def _query_atoms(program: Program, structure: Structure, heads: Collection[Atom]) -> list[Atom]:
+def _query_atoms(program: BaseProgram, structure: Structure, heads: Collection[Atom]) -> list[Atom]:
     """The atoms that number the query heads of one key-value head."""
     found: list[Atom] = []
     for parameter, dim in structure.members:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from graphprune.errors import PlanError
 from graphprune.passes.score import Inputs, Loss, member_sums
 from graphprune.passes.units import FloatArray
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Program, Structure
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,19 @@ class Taylor:
             raise PlanError("a batch has at least one window", where="score taylor")
 
     def score(
-        self, program: Program, structures: Sequence[Structure], inputs: Inputs
+        self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
         """Score every unit of `structures`; see `graphprune.passes.score.Score`.
 
         Raises:
-            PlanError: there is no calibration data, or the loss or a gradient is not finite.
+            PlanError: the model is no PyTorch graph, there is no calibration data, or the loss or
+                a gradient is not finite.
         """
+        if not isinstance(program, Program):
+            raise PlanError(
+                "score taylor needs gradients, which a graph of another format doesn't give",
+                hint="use score magnitude, or prune the PyTorch model and export it",
+            )
         if inputs.calibration is None:
             raise PlanError(
                 "score taylor needs calibration data",

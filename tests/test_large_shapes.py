@@ -33,6 +33,7 @@ def program() -> gp.Program:
 
 
 def test_analysis_takes_seconds(program: gp.Program) -> None:
+    """Complaint 42 of structured.md, section 3 (TP#527): an endless search for dependencies."""
     start = time.process_time()
     infer(program.exported, program.aliases)
     find_structures(program)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from graphprune.analysis.roles import ROLES
 from graphprune.errors import RecipeError
 from graphprune.passes import get_score
+from graphprune.recipe import ROLES as recipe_roles
 from graphprune.recipe import SCORES, Recipe, parse_number, read_yaml
 
 FULL = """
@@ -90,6 +92,10 @@ def test_the_options_of_scores_are_their_fields() -> None:
         for name in SCORES
     }
     assert fields == SCORES
+
+
+def test_the_roles_are_those_of_the_analysis() -> None:
+    assert set(recipe_roles) == {*ROLES, "heads"}
 
 
 def test_shorthands() -> None:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch.export.graph_signature import InputKind
-
 from graphprune.axes import Atom, Dims, Expr, Keep, atoms, count, evaluate
 
 if TYPE_CHECKING:
-    from graphprune.program import Block, Program
+    from graphprune.program import BaseProgram, Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class _Term:
 class CostModel:
     """Evaluates costs from kept counts, without touching a weight."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: BaseProgram) -> None:
         """Collect the terms of `program`."""
         self._terms = [*_parameter_terms(program), *_contraction_terms(program)]
         self._by_atom: dict[Atom, list[_Term]] = defaultdict(list)
@@ -122,23 +119,12 @@ def _size(e: Expr, size_of: Callable[[Atom], int]) -> int:
         return e.size * math.prod(map(size_of, found)) // whole
 
 
-def _parameter_terms(program: Program) -> Iterable[_Term]:
-    nodes = {n.name: n for n in program.exported.graph.nodes if n.op == "placeholder"}
-    seen = set()
-    for spec in program.exported.graph_signature.input_specs:
-        if spec.target is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
-            continue
-        name = program.aliases.get(spec.target, spec.target)
-        value = nodes[spec.arg.name].meta.get("val")
-        if name in seen or not isinstance(value, torch.Tensor):
-            continue
-        seen.add(name)
-        is_parameter = spec.kind == InputKind.PARAMETER
-        stored = is_parameter or bool(spec.persistent)
-        per_element = Cost(int(is_parameter), 0, value.element_size() if stored else 0)
-        yield _Term(name, program.typing.parameters[name], per_element)
+def _parameter_terms(program: BaseProgram) -> Iterable[_Term]:
+    for one in program.stored():
+        per_element = Cost(int(one.is_parameter), 0, one.element_bytes)
+        yield _Term(one.name, program.typing.parameters[one.name], per_element)
 
 
-def _contraction_terms(program: Program) -> Iterable[_Term]:
+def _contraction_terms(program: BaseProgram) -> Iterable[_Term]:
     for node, dims in program.typing.contractions:
         yield _Term(node, dims, Cost(0, 1, 0))

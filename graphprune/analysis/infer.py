@@ -197,11 +197,12 @@ class _Inference:
             for s in self.exported.graph_signature.output_specs
             if hasattr(s.arg, "name")
         }
+        nodes = {node.name: node for node in self.exported.graph.nodes}
         for name, kind in kinds.items():
             why = "a dimension of a model output"
             if kind != OutputKind.USER_OUTPUT:
                 why = "a dimension of updated state"
-            ctx = Context(self.typing, name)
+            ctx = Context(self.typing, name, source_line(nodes[name]) if name in nodes else "")
             for dims in self.typing.values.get(name, ()):
                 for d in dims:
                     ctx.freeze(d, why)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import networkx as nx
 
 from graphprune.analysis.cost import CostModel
-from graphprune.analysis.layers import find_layers, residual_sums
 from graphprune.analysis.roles import assign_roles
 from graphprune.axes import (
     Atom,
@@ -24,7 +24,7 @@ from graphprune.axes import (
     path_to,
 )
 from graphprune.ops import Typing
-from graphprune.program import Block, Program, Structure
+from graphprune.program import BaseProgram, Block, Structure
 
 
 def dependency_graph(typing: Typing, aliases: Mapping[str, str]) -> nx.Graph[Any]:
@@ -39,7 +39,7 @@ def dependency_graph(typing: Typing, aliases: Mapping[str, str]) -> nx.Graph[Any
     return graph
 
 
-def find_structures(program: Program) -> tuple[Structure, ...]:
+def find_structures(program: BaseProgram) -> tuple[Structure, ...]:
     """All structures of `program`, prunable and frozen ones, then its stacks of layers."""
     typing = program.typing
     graph = dependency_graph(typing, program.aliases)
@@ -52,9 +52,9 @@ def find_structures(program: Program) -> tuple[Structure, ...]:
     members = {
         a: pairs for a, pairs in members.items() if any(p in program.trainable for p, _ in pairs)
     }
-    stacks = find_layers(program.exported, typing, program.aliases)
+    stacks = program.stacks()
     ranks = {name: len(dims) for name, dims in typing.parameters.items()}
-    stream = _stream(stacks, typing, residual_sums(program.exported.graph, typing))
+    stream = _stream(stacks, typing, program.residual_sums())
     roles = assign_roles(members, ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
     costs = CostModel(program)
@@ -115,7 +115,7 @@ def _structure(
     role: str,
     within: Atom | None,
     minimum: int,
-    program: Program,
+    program: BaseProgram,
     costs: CostModel,
 ) -> Structure:
     typing, trainable = program.typing, program.trainable
@@ -183,8 +183,9 @@ def _ragged(
     """For each ragged atom the atom around it.
 
     An atom is ragged within another when every tensor that carries it also carries the other,
-    further out, and every parameter does so in the same dimension. A tensor that holds either of
-    them twice (scores between all pairs of places) can't tell which belongs to which.
+    further out, and every parameter and constant does so in the same dimension. A tensor that holds
+    either of them twice (scores between all pairs of places) can't tell which belongs to which, nor
+    can a product that sums over one of two.
     """
     around: dict[Atom, set[Atom]] = {}
 
@@ -196,16 +197,21 @@ def _ragged(
                 around[atom] = around.get(atom, clear) & clear
 
     seen: set[tuple[int, ...]] = set()
-    for name, dims in typing.parameters.items():
-        if aliases.get(name, name) == name:
-            for d in dims:
-                note((d,))
+    made = [typing.values[name][0] for name in typing.constants if name in typing.values]
+    own = [dims for name, dims in typing.parameters.items() if aliases.get(name, name) == name]
+    for d in chain.from_iterable((*own, *made)):
+        note((d,))
     for value in typing.values.values():
         for dims in value:
             key = tuple(map(id, dims))
             if key not in seen:
                 seen.add(key)
                 note(dims)
+    for _, loop in typing.contractions:
+        times = _multiplicity(Product(loop))
+        twice = {a for a in times if times[a] > 1}
+        for atom in around.keys() & times.keys() if twice else ():
+            around[atom] = set() if atom in twice else around[atom] - twice
     order = {atom: i for i, atom in enumerate(members)}
     return {
         atom: min(outer & members.keys(), key=lambda a: order[a])

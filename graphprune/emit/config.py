@@ -106,6 +106,12 @@ def solve_config(
         return SolvedConfig(base, changes(original, data), {}, left, tuple(problems), builder.count)
     solver = _Solver(builder, data, shapes, hints)
     solved, problems = solver.solve()
+    for pinned in solver.pinned() if solved is None else ():
+        again = _Solver(builder, pinned, shapes, hints)
+        solved, _ = again.solve()
+        if solved is not None:
+            solver, problems = again, []
+            break
     final = data if solved is None else solved
     return SolvedConfig(
         type(config).from_dict(final),
@@ -202,6 +208,37 @@ class _Solver:
                 best, cost = searched
         return self._trimmed(best), []
 
+    def pinned(self) -> Iterator[Data]:
+        """The data with a size set that it left to its default, so that it stays as it is.
+
+        Where a head size is the width divided by the heads, no search over sizes that changed
+        finds fewer heads of the same size.
+        """
+        for path in [*unset(self.data), *self.builder.asked(self.data)]:
+            for value in self._derived(path):
+                pinned = edited(self.data, {path: value})
+                model = self.builder.build(pinned).model
+                if model is not None and model.shapes == self.base.shapes and self._holds(pinned):
+                    yield pinned
+
+    def _holds(self, pinned: Data) -> bool:
+        """Whether some size doesn't follow a field any more that it follows in the data."""
+        for path, options in self._fields().items():
+            free = self.builder.build(edited(self.data, {path: options[0]})).model
+            held = self.builder.build(edited(pinned, {path: options[0]})).model
+            if free is not None and held is not None and free.shapes != held.shapes:
+                return True
+        return False
+
+    def _derived(self, path: Path) -> list[int]:
+        """What modules call by the name of a field."""
+        known = [
+            value
+            for (_, name), value in self.base.attributes.items()
+            if name == path[-1] and type(value) is int
+        ]
+        return list(dict.fromkeys(known))
+
     def alternatives(self, solved: Data) -> dict[Path, int]:
         """The candidates that `solved` leaves alone although they show in the built modules."""
         built = self.builder.build(solved).built()
@@ -286,11 +323,7 @@ class _Solver:
         news = dict(self.pairs)
         best: tuple[int, Data] | None = None
         for path in [*unset(data), *self.builder.asked(self.data)]:
-            known = [
-                value
-                for (_, name), value in self.base.attributes.items()
-                if name == path[-1] and type(value) is int
-            ]
+            known = self._derived(path)
             values = [*known, *(news[v] for v in known if v in news), *(s for s, _ in sizes)]
             for value in dict.fromkeys(values):
                 candidate = edited(data, {path: value})

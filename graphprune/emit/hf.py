@@ -132,7 +132,7 @@ def _solve(slim: Any) -> SolvedConfig:
     return solve_config(
         pruned.plain(source.config, source.model_class),
         pruned.original_class(source.model_class),
-        slim.shapes,
+        {name: shape for name, shape in slim.shapes.items() if name not in slim.idle_buffers},
         slim.dropped_layers(),
         slim.size_hints(),
     )
@@ -217,7 +217,8 @@ def _patched(job: _Job) -> tuple[PretrainedConfig, Patch]:
         config = job.solved.config
         _write_weights(job, build_on_meta(job.model_class, config))
         config.save_pretrained(job.directory)
-        return config, difference(_load(job), job.slim.module)
+        idle = job.slim.idle_buffers
+        return config, difference(_load(job), job.slim.module, idle=idle)
     blank = build_on_meta(job.model_class, job.solved.config)
     apply_patch(blank, Patch(dropped=job.solved.dropped))
     patch = difference(blank, job.slim.module, pruned.changed_buffers(job.slim))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from graphprune.emit.attributes import find_patch
-from graphprune.emit.compare import deviation, probe, run
+from graphprune.emit.compare import Example, Outputs, deviation, probe, run
 from graphprune.emit.patch import (
+    Patch,
     apply_patch,
     difference,
     named_tensors,
@@ -19,6 +22,7 @@ from graphprune.emit.patch import (
     skeleton,
     slim_name,
 )
+from graphprune.emit.trials import Check
 from graphprune.errors import EmitError
 
 
@@ -62,21 +66,30 @@ def _resized(slim: Any) -> nn.Module:
     inputs = probe(program.example)
     expected = run(slim.exported.module(), inputs)
 
-    def check(candidate: nn.Module) -> bool:
+    def filled(candidate: nn.Module) -> nn.Module:
         if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
             assign(candidate, slim.weights, buffers)
-        return deviation(run(candidate, inputs), expected) is None
+        return candidate
+
+    def check(candidate: nn.Module) -> bool:
+        return deviation(run(filled(candidate), inputs), expected) is None
+
+    def strict(candidate: nn.Module) -> bool:
+        return check(candidate) and _plainly(candidate, inputs, expected)
 
     module: nn.Module | None = None
     failure: EmitError | None = None
     for config, native in _configs(slim):
+        find = partial(find_patch, blank, slim.shapes, dropped, slim.size_hints(), config=config)
         try:
-            patch = find_patch(blank, slim.shapes, dropped, slim.size_hints(), check, config)
+            module = filled(_native_sizes(_applied(blank, find(check)), native, check))
         except EmitError as error:
             failure = failure or error
             continue
-        module = skeleton(blank)
-        apply_patch(module, patch)
+        if not _plainly(module, inputs, expected):
+            # Some size that fused attention doesn't read is wrong.
+            with suppress(EmitError):
+                module = _native_sizes(_applied(blank, find(strict)), native, strict)
         if native is None or not difference(native, module).attributes:
             break
         # Loading this config would give other factors: better a stale config than a wrong one.
@@ -88,6 +101,51 @@ def _resized(slim: Any) -> nn.Module:
     }
     assign(module, slim.weights, buffers, dense)
     return module
+
+
+def _applied(blank: nn.Module, patch: Patch) -> nn.Module:
+    module = skeleton(blank)
+    apply_patch(module, patch)
+    return module
+
+
+def _native_sizes(module: nn.Module, native: nn.Module | None, check: Check) -> nn.Module:
+    """The module with the sizes that the native one has, where that is as right.
+
+    What one run doesn't read (heads per group, in fused attention) another may.
+    """
+    if native is None:
+        return module
+    sizes = {
+        path: {name: value for name, value in edits.items() if type(value) is int}
+        for path, edits in difference(module, native).attributes.items()
+    }
+    changed = _applied(module, Patch(attributes=sizes))
+    try:
+        return changed if check(changed) else module
+    except Exception:  # anything that a model's code raises on wrong sizes
+        return module
+
+
+def _plainly(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
+    """Whether the outputs are right as well where attention isn't a fused operator.
+
+    Decoding with a mask and exporting take that way through the code. True for models without it.
+    """
+    found: dict[int, Any] = {}
+    for inner in module.modules():
+        config: Any = getattr(inner, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            found[id(config)] = config
+    for config in found.values():
+        config._attn_implementation = "eager"
+    try:
+        return not found or deviation(run(module, inputs), expected) is None
+    except Exception:  # anything that a model's code raises on wrong sizes
+        return False
+    finally:
+        for config in found.values():
+            config._attn_implementation = "sdpa"
 
 
 def _configs(slim: Any) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
@@ -108,7 +166,8 @@ def _configs(slim: Any) -> Iterator[tuple[dict[str, Any], nn.Module | None]]:
     config = plain(source.config, source.model_class)
     model_class = original_class(source.model_class)
     dropped = slim.dropped_layers()
-    solved = solve_config(config, model_class, slim.shapes, dropped, slim.size_hints())
+    shapes = {name: shape for name, shape in slim.shapes.items() if name not in slim.idle_buffers}
+    solved = solve_config(config, model_class, shapes, dropped, slim.size_hints())
     if not solved.problems:
         yield dict(solved.edits), build_on_meta(model_class, solved.config)
     yield cut_layers(config, model_class, dropped), None

@@ -9,7 +9,7 @@ and the standard library may be used by the two.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,7 +151,12 @@ def slim_name(name: str, dropped: Mapping[str, Sequence[int]]) -> str | None:
     return ".".join(renamed)
 
 
-def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ()) -> Patch:
+def difference(
+    base: nn.Module,
+    slim: nn.Module,
+    persistent: Sequence[str] = (),
+    idle: Collection[str] = (),
+) -> Patch:
     """Compute the patch that makes `base` like `slim`, two instances of the same class.
 
     Args:
@@ -159,12 +164,13 @@ def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ())
             its non-persistent buffers count as well.
         slim: A resized module with the same submodules.
         persistent: Buffers to store, in addition to those whose shapes differ.
+        idle: Buffers that nothing reads: `base` may keep its own.
     """
     target = dict(named_tensors(slim))
     shapes = {
         name: tuple(target[name].shape)
         for name, tensor in named_tensors(base)
-        if tensor.shape != target[name].shape
+        if name not in idle and tensor.shape != target[name].shape
     }
     attributes = {}
     for path, module in base.named_modules():
@@ -179,7 +185,8 @@ def difference(base: nn.Module, slim: nn.Module, persistent: Sequence[str] = ())
     keep = {
         name
         for name, buffer in computed.items()
-        if name in shapes or name in persistent or _differ(buffer, target[name])
+        if name not in idle
+        and (name in shapes or name in persistent or _differ(buffer, target[name]))
     }
     return Patch(shapes=shapes, attributes=attributes, persistent=sorted(keep))
 

@@ -5,6 +5,7 @@ This file is run as a script (`python -P reload.py REQUEST`), so it imports noth
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -20,7 +21,8 @@ def outputs(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     """Return the floating-point tensors of a model's output by key or position.
 
     Args:
-        value: A tensor, or a nest of mappings and sequences; other objects (caches) are skipped.
+        value: A tensor, or a nest of mappings, sequences and dataclasses; other objects (caches)
+            are skipped.
         name: What the names begin with.
     """
     if isinstance(value, torch.Tensor):
@@ -29,6 +31,8 @@ def outputs(value: Any, name: str = "") -> dict[str, torch.Tensor]:
         items = list(value.items())
     elif isinstance(value, (list, tuple)):
         items = list(enumerate(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
     else:
         return {}
     found: dict[str, torch.Tensor] = {}

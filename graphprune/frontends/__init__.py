@@ -5,23 +5,51 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphprune.errors import LoadError
-from graphprune.program import Program
+from graphprune.frontends.factory import is_factory
+from graphprune.program import BaseProgram, Program
 
 
-def load(source: str | Path) -> Program:
-    """Open a model: a Hugging Face directory, a hub id or a ``.pt2`` file.
+def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
+    """Open a model: a Hugging Face directory, a hub id, a ``.pt2`` or ``.onnx`` file, or own code.
 
     Args:
-        source: path or hub id.
+        source: path, hub id, ``package.module:factory`` or ``path/to/file.py:factory``; see
+            `graphprune.frontends.factory.load_factory` for what a factory returns.
+        weights: a safetensors file with the state dict of a factory's module.
 
     Returns:
-        The traced program.
+        A `Program` of a PyTorch model, an `OnnxProgram` of an ONNX file.
 
     Raises:
         LoadError: the source is missing, damaged or of an unknown kind.
         TraceError: torch.export can't capture the model.
     """
     path = Path(source)
+    if path.suffix == ".onnx" and weights is None:
+        from graphprune.onnx_program import load_onnx
+
+        return load_onnx(path)
+    return load_traced(source, weights)
+
+
+def load_traced(source: str | Path, weights: str | Path | None = None) -> Program:
+    """Open a PyTorch model; as `load`, but for ONNX files.
+
+    Raises:
+        LoadError, TraceError: see `load`.
+    """
+    path = Path(source)
+    if is_factory(source):
+        from graphprune.frontends.factory import load_factory
+
+        return load_factory(str(source), weights)
+    if weights is not None:
+        raise LoadError(
+            "only the module of a factory takes weights from a file of their own",
+            where=str(weights),
+            why=f"{source} holds its weights itself",
+            hint="give the source as module:factory or file.py:factory",
+        )
     if path.suffix == ".pt2":
         from graphprune.frontends.pt2 import load_pt2
 
@@ -34,7 +62,7 @@ def load(source: str | Path) -> Program:
         raise LoadError(
             "a file of an unknown kind",
             where=str(path),
-            hint="give a Hugging Face directory, a hub id or a .pt2 file",
+            hint="give a checkpoint directory, a hub id, a .pt2 or .onnx file, or file.py:factory",
         )
     return load_checkpoint(_download(str(source)))
 

@@ -80,9 +80,11 @@ def example_inputs(model: Any, device: str = "cpu") -> Example:
 def _is_causal(model: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from graphprune.emit.pruned import original_class
+
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     classes = known if isinstance(known, tuple | list) else (known,)
-    return type(model) in classes and not model.config.is_encoder_decoder
+    return original_class(type(model)) in classes and not model.config.is_encoder_decoder
 
 
 def _image(config: Any) -> tuple[int, int, int]:

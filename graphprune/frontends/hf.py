@@ -66,6 +66,11 @@ def _config(path: Path) -> Any:
 def _model_class(config: Any, path: Path) -> Any:
     import transformers
 
+    from graphprune.emit.pruned import class_of
+
+    pruned = class_of(config)
+    if pruned is not None:  # one of our own checkpoints, whose class is in no library
+        return pruned
     names = list(config.architectures or [])
     for name in names:
         found = getattr(transformers, name, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import traceback
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +17,13 @@ from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
 from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
+
+# torch's recurrent layers keep a list of their own parameters, and renew it while export has put
+# stand-ins in the parameters' place. Export puts the list back, and its graph reads parameters.
+_FLAT = r"self\.[\w.]*\b_flat_weights\[\d+\]"
+_RECURRENT_WEIGHTS = (
+    rf"The tensor attributes? {_FLAT}(, {_FLAT})* (was|were) assigned during export"
+)
 
 
 def trace(
@@ -44,7 +53,7 @@ def trace(
     Raises:
         TraceError: the module is in training mode, or torch.export can't capture it.
     """
-    module = _unwrap(module)
+    module = unwrap(module)
     kwargs = dict(kwargs or {})
     training = [name for name, m in module.named_modules() if m.training]
     if training:
@@ -95,8 +104,8 @@ def assemble(
     return program
 
 
-def _unwrap(module: torch.nn.Module) -> torch.nn.Module:
-    """The user's own module inside DataParallel and torch.compile wrappers."""
+def unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """The module of one's own inside DataParallel and torch.compile wrappers."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(
@@ -117,19 +126,32 @@ def _export(
     try:
         if dynamic_shapes is None:
             dynamic_shapes = _default_dynamic_shapes(module, args, kwargs)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_RECURRENT_WEIGHTS)
             return torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:  # torch.export raises many kinds, some of them private
         raise TraceError(
             f"torch.export can't capture {type(module).__name__}",
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
-            if str(error).strip()
-            else type(error).__name__,
+            where=_own_line(error),
+            why=": ".join(filter(None, (type(error).__name__, _beginning(error)))),
             hint="check the example inputs with module(*args, **kwargs); data-dependent control "
             "flow has to be rewritten or moved out of the module",
         ) from error
+
+
+def _beginning(error: BaseException) -> str:
+    """The first two lines: where ranges are violated, the second one says which."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400]
+
+
+def _own_line(error: BaseException) -> str | None:
+    """The innermost line of the model's own code that an error went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def _default_dynamic_shapes(

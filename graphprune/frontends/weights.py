@@ -1,12 +1,14 @@
-"""Checkpoint tensors, memory-mapped: nothing is read before it is used."""
+"""Weights in safetensors files: mapped checkpoints, and state dicts for modules of one's own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from graphprune.errors import LoadError
 
@@ -39,6 +41,70 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
                 hint="the file is truncated or damaged: download or save it again",
             ) from error
     return tensors
+
+
+def fill(module: torch.nn.Module, file: Path) -> None:
+    """Put the tensors of a safetensors file into a module, which may be on the meta device.
+
+    Tied parameters need one of their names, and stay tied.
+
+    Raises:
+        LoadError: the file can't be read, a name is missing or unknown, or a shape or dtype is
+            another than the module's.
+    """
+    if not file.is_file():
+        raise LoadError("no such file of weights", where=str(file))
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise LoadError(
+            "can't read the weights",
+            where=str(file),
+            why=str(error),
+            hint="save the state dict with safetensors.torch.save_file",
+        ) from error
+    everything = module.state_dict(keep_vars=True)
+    slots = {n: t for n, t in everything.items() if isinstance(t, torch.Tensor)}
+    tied: dict[int, list[str]] = {}
+    for name, tensor in slots.items():
+        tied.setdefault(id(tensor), []).append(name)
+    for names in tied.values():
+        given = [n for n in names if n in state]
+        if not given:
+            raise LoadError("the file lacks a weight", where=f"{names[0]} in {file}", hint=_HINT)
+        wanted, found = slots[given[0]], state[given[0]]
+        if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+            raise LoadError(
+                "a weight doesn't fit the module",
+                where=f"{given[0]} in {file}",
+                why=f"the module has {tuple(wanted.shape)} {wanted.dtype}, the file "
+                f"{tuple(found.shape)} {found.dtype}",
+                hint=_HINT,
+            )
+    unknown = [n for n in state if n not in slots]
+    if unknown:
+        raise LoadError(
+            "the module has no such weight", where=f"{unknown[0]} in {file}", hint=_HINT
+        )
+    for names in tied.values():
+        _place(module, names, slots[names[0]], state[next(n for n in names if n in state)])
+
+
+_HINT = "the file has to hold the state dict of the factory's module, in its dtypes"
+
+
+def _place(
+    module: torch.nn.Module, names: list[str], old: torch.Tensor, tensor: torch.Tensor
+) -> None:
+    """Put one tensor, or one parameter that holds it, in the place of `old` under all its names."""
+    new = tensor if old.is_meta else tensor.to(old.device)
+    if isinstance(old, torch.nn.Parameter):
+        new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        slots: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+        slots[leaf] = new
 
 
 def _files(directory: Path) -> list[Path]:

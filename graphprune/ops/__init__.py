@@ -1,11 +1,12 @@
 """Operator rules: families on axis expressions, and a table per graph format."""
 
-from graphprune.ops import aten, images, layers  # noqa: F401  (they fill the table)
+from graphprune.ops import aten, images, layers, onnx  # noqa: F401  (they fill the table)
 from graphprune.ops.context import Context, Operand, Operator, Rule, RuleError, Size, Sizes, Typing
-from graphprune.ops.registry import ATEN, RuleTable
+from graphprune.ops.registry import ATEN, ONNX, RuleTable
 
 __all__ = [
     "ATEN",
+    "ONNX",
     "Context",
     "Operand",
     "Operator",

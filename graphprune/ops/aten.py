@@ -31,7 +31,8 @@ for _name in (
     "to _to_copy contiguous clone detach detach_ alias "
     "type_as lift_fresh_copy lift_fresh lift "
     "float double half bfloat16 cpu cuda resolve_conj resolve_neg positive _conj "
-    "fill fill_ zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish chalf"
+    "fill fill_ zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish chalf "
+    "real imag"
 ).split():
     ATEN.add(f"aten.{_name}", pointwise.same)
 
@@ -102,25 +103,18 @@ def _extreme(ctx: Context, op: Operator) -> Dims | list[Dims]:
     return indexing.extreme(ctx, op)
 
 
-@rule("prelu")
-def _prelu(ctx: Context, op: Operator) -> Dims:
-    x, weight = (o.dims for o in op.operands)
-    if weight and weight[0].size > 1:
-        ctx.unify(x[1], weight[0])
-    return x
-
-
-@rule("diff")
-def _diff(ctx: Context, op: Operator) -> Dims:
-    x = _dims(op, "self")
-    dim = wrap(op.get("dim", -1), len(x))
-    ctx.freeze(x[dim], "neighbouring places are subtracted")
-    return shape.replace(x, dim, ctx.fresh(op.out[dim], "neighbouring places are subtracted"))
-
-
 @rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten")
 def _reshape(ctx: Context, op: Operator) -> Dims:
-    return shape.reshape(ctx, _dims(op, "self"), op.out)
+    if op.get("dtype") is not None:
+        raise RuleError("a view of the same bits as numbers of another type")
+    return _like(ctx, shape.reshape(ctx, _dims(op, "self"), op.out), op)
+
+
+def _like(ctx: Context, dims: Dims, op: Operator) -> Dims:
+    """The axes of a result, which are those of the tensor that its shape is taken from, if any."""
+    for a, b in zip(dims, _maybe(op, "other") or (), strict=False):
+        ctx.unify(a, b)
+    return dims
 
 
 @rule("permute")
@@ -176,7 +170,7 @@ def _unsqueeze(ctx: Context, op: Operator) -> Dims:
 
 @rule("expand", "expand_as", "broadcast_to", "expand_copy")
 def _expand(ctx: Context, op: Operator) -> Dims:
-    return shape.expand(ctx, _dims(op, "self"), op.out)
+    return _like(ctx, shape.expand(ctx, _dims(op, "self"), op.out), op)
 
 
 @rule("repeat", "tile")
@@ -195,9 +189,12 @@ def _repeat_interleave(ctx: Context, op: Operator) -> Dims:
     return shape.repeat_each(ctx, x, wrap(dim, len(x)), repeats)
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat", "concat", "concatenate", "hstack", "vstack")
 def _cat(ctx: Context, op: Operator) -> Dims:
-    return shape.concatenate(ctx, [o.dims for o in op["tensors"]], op.get("dim", 0))
+    operands = [o.dims for o in op["tensors"]]
+    if op.name.endswith("stack") and min(map(len, operands)) < 2:
+        raise RuleError("a stack of vectors")
+    return shape.concatenate(ctx, operands, op.get("dim", int(op.name.endswith("hstack"))))
 
 
 @rule("stack")
@@ -250,6 +247,7 @@ def _bounds(op: Operator, size: int) -> tuple[int, int]:
         raise RuleError("a slice from a place in a tensor")
     end = op.get("end")
     if op.name.endswith("narrow"):
+        start = wrap(start, size)
         end = start + op["length"]
     end = size if end is None else min(wrap(end, size), size)
     start = max(wrap(start, size), 0)
@@ -434,6 +432,15 @@ def _index(ctx: Context, op: Operator) -> Dims:
     return indexing.take(ctx, op["self"], given, op.out)
 
 
+@rule("take_along_dim")
+def _take_along(ctx: Context, op: Operator) -> Dims:
+    """gather, after both operands are broadcast everywhere but along `dim`."""
+    x, index = op["self"], op["indices"]
+    if op.get("dim") is None:
+        raise RuleError("a take_along_dim of a flattened tensor")
+    return indexing.along_broadcast(ctx, x, wrap(op["dim"], len(x.dims)), index, op.out)
+
+
 @rule("gather")
 def _gather(ctx: Context, op: Operator) -> Dims:
     x = op["self"]
@@ -486,15 +493,3 @@ def _select_scatter(ctx: Context, op: Operator) -> Dims:
     for a, b in zip((*x[:dim], *x[dim + 1 :]), _dims(op, "src"), strict=True):
         ctx.unify(a, b)
     return x
-
-
-@rule("view_as_complex")
-def _view_as_complex(ctx: Context, op: Operator) -> Dims:
-    x = _dims(op, "self")
-    ctx.freeze(x[-1], "real and imaginary parts")
-    return x[:-1]
-
-
-@rule("view_as_real")
-def _view_as_real(ctx: Context, op: Operator) -> Dims:
-    return (*_dims(op, "self"), ctx.fresh(2, "real and imaginary parts"))

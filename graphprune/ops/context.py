@@ -115,6 +115,7 @@ class Typing:
         stored: buffer or constant name to what its values point into.
         minima: axes with the number of indices that an operator needs (k of a top-k).
         choices: value name to an axis and the constant places that an operator takes of it.
+        constants: names of values made by operators from nothing but their places.
     """
 
     values: dict[str, tuple[Dims, ...]] = field(default_factory=dict)
@@ -126,6 +127,7 @@ class Typing:
     stored: dict[str, Points] = field(default_factory=dict)
     minima: list[tuple[Expr, int]] = field(default_factory=list)
     choices: dict[str, tuple[Expr, IntArray]] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
 
 
 @dataclass

@@ -50,6 +50,26 @@ def _fold(ctx: Context, op: Operator) -> Dims:
     return (*x[:-2], channels, *(ctx.fresh(s, "spatial") for s in op.out[-2:]))
 
 
+@rule("diff")
+def _diff(ctx: Context, op: Operator) -> Dims:
+    x = op["self"].dims
+    dim = wrap(op.get("dim", -1), len(x))
+    ctx.freeze(x[dim], "neighbouring places are subtracted")
+    return replace(x, dim, ctx.fresh(op.out[dim], "neighbouring places are subtracted"))
+
+
+@rule("view_as_complex")
+def _view_as_complex(ctx: Context, op: Operator) -> Dims:
+    x: Dims = op["self"].dims
+    ctx.freeze(x[-1], "real and imaginary parts")
+    return x[:-1]
+
+
+@rule("view_as_real")
+def _view_as_real(ctx: Context, op: Operator) -> Dims:
+    return (*op["self"].dims, ctx.fresh(2, "real and imaginary parts"))
+
+
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def _grid_sampler(ctx: Context, op: Operator) -> Dims:
     """Images read at places between pixels that another tensor gives."""

@@ -90,6 +90,15 @@ def along(ctx: Context, x: Operand, dim: int, index: Operand) -> Dims:
     return index.dims
 
 
+def along_broadcast(ctx: Context, x: Operand, dim: int, index: Operand, out: Sizes) -> Dims:
+    """take_along_dim: as `along`, where either operand may have size 1 in the other dimensions."""
+    ctx.look_up(x.dims[dim], index, OUTSIDE)
+    ctx.carry(x)
+    around = [(*dims[:dim], UNIT, *dims[dim + 1 :]) for dims in (x.dims, index.dims)]
+    both = broadcast(ctx, around, (*out[:dim], Size(1), *out[dim + 1 :]))
+    return (*both[:dim], index.dims[dim], *both[dim + 1 :])
+
+
 def select_rows(ctx: Context, x: Operand, dim: int, index: Operand) -> Dims:
     """index_select: a list of places along `dim`."""
     if index.points is None and index.value is not None:
@@ -218,4 +227,5 @@ def constant(ctx: Context, op: Operator) -> Dims:
     A slim model has the values at the places that stay, as a constant.
     """
     given = op.operands or op.dynamic or any(s.dynamic for s in op.out)
+    ctx.typing.constants.add(ctx.node)
     return tuple(ctx.fresh(s, "its values count its places" if given else None) for s in op.out)

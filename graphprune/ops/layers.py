@@ -32,6 +32,14 @@ def _dropout(ctx: Context, op: Operator) -> list[Dims]:
     return [x for _ in op.results]
 
 
+@rule("prelu")
+def _prelu(ctx: Context, op: Operator) -> Dims:
+    x, weight = (o.dims for o in op.operands)
+    if weight and weight[0].size > 1:
+        ctx.unify(x[1], weight[0])
+    return x
+
+
 @rule("_weight_norm", "_weight_norm_interface")
 def _weight_norm(ctx: Context, op: Operator) -> list[Dims]:
     """``v * g / norm(v)``, the norm over all dimensions but `dim`, or over all for -1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.axes import UNIT, Dims, Expr, atoms
+from graphprune.axes import UNIT, Dims, Expr, atoms, product
 from graphprune.ops.context import Context, Operand, Operator, Sizes
 
 # Nonlinearities that make a width of features: without one, two linear maps around it are one.
@@ -74,9 +74,15 @@ def reduce_axes(dims: Dims, axes: Sequence[int], keepdim: bool) -> Dims:
 
 def reduction(ctx: Context, op: Operator) -> list[Dims]:
     """A reduction taken over the kept indices: sum, mean, amax, var, logsumexp, norms."""
-    del ctx
     x = op.operands[0]
     axes = axes_of(op.get("dim", op.get("dims")), len(x.dims))
+    if op.name.rpartition(".")[2].startswith(("var", "std")):
+        correction = op.get("correction")
+        if correction is None:
+            correction = int(op.get("unbiased") is not False)
+        if correction >= 1:  # what the sum of squares is divided by has to stay positive
+            needed = int(correction) + 1
+            ctx.typing.minima.append((product([x.dims[i] for i in axes]), needed))
     dims = reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
     return [dims for _ in op.results]
 

@@ -26,9 +26,14 @@ def layers(ctx: Context, op: Operator) -> list[Dims]:
     time = 1 if op["batch_first"] and len(x) == 3 else 0
     ctx.freeze(x[time], "each step continues from the last")
     state, memory = _states(op["hx"])
+    for begin in (state, memory or ()):
+        for a, b in zip(begin[1:-1], x[1 - time : 2 - time], strict=False):
+            ctx.unify(a, b)  # the batch
     hidden = (memory or state)[-1]
     projected = hidden.size != state[-1].size
-    if not projected:
+    if projected:  # torch tells projections from none by comparing the two sizes
+        ctx.typing.minima.append((hidden, state[-1].size + 1))
+    else:
         ctx.unify(state[-1], hidden)
     directions = 2 if op["bidirectional"] else 1
     each = (2 if op["has_biases"] else 0) + (3 if projected else 2)
@@ -50,8 +55,9 @@ def cell(ctx: Context, op: Operator) -> list[Dims]:
     """lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell: one step of one layer."""
     x = op["input"].dims
     state, memory = _states(op["hx"])
-    if memory is not None:
-        ctx.unify(state[-1], memory[-1])
+    for begin in (state, memory or state):
+        for a, b in zip(begin, (*x[:-1], state[-1]), strict=True):
+            ctx.unify(a, b)
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     given = [op[n].dims for n in names if isinstance(op.get(n), Operand)]
     gates = GATES[op.name.rpartition(".")[2].removesuffix("_cell")]

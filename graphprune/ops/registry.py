@@ -71,3 +71,4 @@ def _load(point: EntryPoint) -> Rule:
 
 
 ATEN = RuleTable("aten.")
+ONNX = RuleTable("onnx.")

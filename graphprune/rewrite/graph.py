@@ -13,11 +13,12 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from graphprune.analysis.infer import source_line
 from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
 from graphprune.plan import Selection
 from graphprune.program import Program
-from graphprune.rewrite.sizes import RULES, Call, Constant, Dense, Scaled
+from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled, rule_of
 
 CONSTANT = "graphprune_constant"  # in the metadata of placeholders that were operators
 
@@ -70,7 +71,7 @@ def _rewrite_call(
     node: fx.Node, new: fx.Node, program: Program, selection: Selection, resolve: Any
 ) -> fx.Node:
     """Give the copy `new` of `node` its slim arguments; returns what takes its place."""
-    rule = RULES.get(_schema_name(node))
+    rule = rule_of(_schema_name(node))
     if rule is None or node.name not in program.typing.values:
         return new
     schema = node.target._schema  # type: ignore[union-attr]
@@ -93,6 +94,10 @@ def _rewrite_call(
         names = [a.name for a in new.target._schema.arguments]
     if call.constant is not None:
         made = _constant(new, f"c_{node.name}", call.constant, node, program)
+        dtype = node.meta["val"].dtype
+        if call.constant.dtype != dtype:
+            new.target, new.args, new.kwargs = torch.ops.aten.to.dtype, (made, dtype), {}
+            return new
         new.graph.erase_node(new)
         return made
     if call.target is not None:
@@ -152,7 +157,7 @@ def _constant(
     with graph.inserting_before(place):
         placeholder = graph.placeholder(name)
     dense = instead.meta["val"]
-    placeholder.meta = {"val": dense, CONSTANT: value.to(dense.device)}
+    placeholder.meta = {"val": dense.to(value.dtype), CONSTANT: value.to(dense.device)}
     return placeholder
 
 
@@ -280,7 +285,7 @@ def _facts(x: Any) -> Any:
 def _wrong_shape(node: fx.Node, why: str) -> GraphPruneError:
     return GraphPruneError(
         "the rewritten graph has a wrong shape",
-        where=node.name,
+        where=" ".join(p for p in (node.name, _schema_name(node), source_line(node)) if p),
         why=why,
         hint="please report this; leaving the structure whole (`exclude`) avoids it",
     )

@@ -32,6 +32,8 @@ from graphprune.axes import (
     touched,
 )
 from graphprune.ops import Typing
+from graphprune.ops.pointwise import axes_of
+from graphprune.plugins import SIZES, plugins
 
 Arguments = dict[str, Any]
 SizeRule = Callable[["Call"], None]
@@ -49,7 +51,8 @@ class Call:
         typing: axes of the original graph.
         keep: what stays.
         target: the operator to call instead, if it changes.
-        constant: what takes the place of the call, if it is the same on all inputs.
+        constant: what takes the place of the call, if it is the same on all inputs; in float64
+            where the call's dtype can't hold it, so that it can be run in either.
     """
 
     node: fx.Node
@@ -157,6 +160,12 @@ def _is_static(given: Any, size: int | torch.SymInt) -> bool:
 RULES: dict[str, SizeRule] = {}
 
 
+def rule_of(operator: str) -> SizeRule | None:
+    """The rule for an operator, "aten::view", those of installed packages included."""
+    rule: SizeRule | None = RULES.get(operator) or plugins(SIZES).get(operator.replace("::", "."))
+    return rule
+
+
 def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
     def register(rule: SizeRule) -> SizeRule:
         for name in names:
@@ -170,7 +179,7 @@ def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
        "new_zeros", "new_ones", "new_full", "new_empty")  # fmt: skip
 def _shape(call: Call) -> None:
     key = "shape" if "shape" in call.arguments else "size"
-    given = call.arguments[key]
+    given = call.arguments.get(key)  # a view as another dtype has none
     if isinstance(given, list | tuple):
         call.arguments[key] = call.shape(given, call.results[0], call.node.meta["val"])
 
@@ -201,11 +210,22 @@ def _unflatten(call: Call) -> None:
     ]
 
 
+@_rule("squeeze")
+def _squeeze(call: Call) -> None:
+    """What was of size 1 is named, since other dimensions may have a single index left."""
+    x = call.dims("self")
+    if any(call.touched(e) for e in x):
+        chosen = axes_of(call.arguments.get("dim"), len(x))
+        call.target = torch.ops.aten.squeeze.dims
+        call.arguments["dim"] = [i for i in chosen if x[i].size == 1]
+
+
 @_rule("repeat", "tile")
 def _repeat(call: Call) -> None:
     key = "repeats" if "repeats" in call.arguments else "dims"
     source, result = call.dims("self"), call.results[0]
     given = call.arguments[key]
+    result = result[len(result) - len(given) :]  # tile may name the last dimensions only
     lead = len(given) - len(source)
     call.arguments[key] = [
         call.kept(result[i]) // (call.kept(source[i - lead]) if i >= lead else 1)
@@ -230,6 +250,7 @@ def _slice(call: Call) -> None:
     kept = call.mask(e)
     start = call.arguments.get("start") or 0
     if "length" in call.arguments:
+        start = start + e.size if start < 0 else start
         stop = start + call.arguments["length"]
         call.arguments["start"] = int(kept[:start].sum())
         call.arguments["length"] = int(kept[start:stop].sum())
@@ -294,6 +315,9 @@ def _constant(call: Call) -> None:
         return
     target: Any = call.node.target
     values = target(**call.arguments)
+    if values.is_floating_point():
+        exact = target(**{**call.arguments, "dtype": torch.float64})
+        values = values if torch.equal(values.double(), exact) else exact
     for dim, e in enumerate(dims):
         kept = torch.from_numpy(np.flatnonzero(call.mask(e))).to(values.device)
         values = values.index_select(dim, kept)

@@ -21,6 +21,7 @@ from torch.export.graph_signature import (
 
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
+from graphprune.analysis.liveness import live_nodes
 from graphprune.axes import count
 from graphprune.errors import EmitError
 from graphprune.plan import Plan, Selection
@@ -82,6 +83,16 @@ class Slim:
         keep = self.selection.keep
         dims = self.program.typing.parameters
         return {new: tuple(count(d, keep) for d in dims[old]) for old, new in self.renamed.items()}
+
+    @cached_property
+    def idle_buffers(self) -> frozenset[str]:
+        """Slim names of the buffers that no value depends on and that no checkpoint stores."""
+        live = {node.name for node in live_nodes(self.program.exported.graph)}
+        return frozenset(
+            self.renamed[s.target]
+            for s in self._specs
+            if s.target is not None and s.persistent is False and s.arg.name not in live
+        )
 
     @cached_property
     def aliases(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ class FakeSlim:
     hints: dict[str, list[tuple[int, int]]]
     dropped: dict[str, list[int]]
     reference: nn.Module
+    idle_buffers: frozenset[str] = frozenset()
     _built: list[nn.Module] = field(default_factory=list)
 
     @property

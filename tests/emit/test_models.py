@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import graphprune as gp
+from graphprune.frontends import load_traced
 from models.cache import model_path
 from models.efficientnet_lite import EfficientNetLite0
 
@@ -27,7 +28,7 @@ torch.save(output[0], sys.argv[3])
 
 
 def compiled(name: str, remove: dict[str, float], score: str = "random") -> gp.Slim:
-    program = gp.load(model_path(name))
+    program = load_traced(model_path(name))
     plan = gp.select(program, remove=remove, score=score)
     slim = gp.apply(program, plan)
     certificate = gp.verify(program, plan, slim, dtype=torch.float64)

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 import graphprune as gp
+from graphprune.frontends import load_traced
 from models.cache import model_path
 
 PLANS = {
@@ -49,7 +50,7 @@ print(json.dumps({"cached": cached.tolist(), "plain": plain.tolist(),
 
 @pytest.fixture(scope="module")
 def program() -> gp.Program:
-    return gp.load(model_path("smollm2"))
+    return load_traced(model_path("smollm2"))
 
 
 NAMES = [n if n == "together" else pytest.param(n, marks=pytest.mark.slow) for n in PLANS]

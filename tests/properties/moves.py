@@ -344,9 +344,11 @@ def place(d: Drawing) -> None:
         case 2:
             d.add("one_hot_best", (v,))
         case 3:
-            d.add("best_row", (v,))
+            if len(shape) - 1 in d.fixed(v):  # a table has a fixed number of rows
+                d.add("best_row", (v,))
         case 4:
-            d.add("positions", (v,))
+            if len(shape) - 2 in d.fixed(v):
+                d.add("positions", (v,))
         case 5:
             d.add("ordered", (v,), d.choice(d.fixed(v)))
         case _:
@@ -382,7 +384,7 @@ def weight(d: Drawing) -> None:
 def writing(d: Drawing) -> None:
     """Operators that write in place."""
     v = d.pick()
-    if d.number(2):
+    if d.number(4):  # the other one takes torch's functionalisation, which is slow
         d.add("in_place", (v,))
         return
     dim = d.choice(d.fixed(v))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from properties import places  # noqa: F401  (fills the table)
+from properties import families, places  # noqa: F401  (they fill the table)
 from properties.operators import OPERATORS
 
 # Name, the values it reads, constants. Value i is input i, then come the results in order.

@@ -8,14 +8,14 @@ from zoo.decoders import SMALL
 
 LATENT = {
     "num_key_value_heads": 4,
-    "kv_lora_rank": 6,
+    "kv_lora_rank": 16,
     "q_lora_rank": 10,
-    "qk_nope_head_dim": 6,
+    "qk_nope_head_dim": 20,
     "qk_rope_head_dim": 8,
     "v_head_dim": 5,
     "first_k_dense_replace": 1,
     "moe_intermediate_size": 12,
-    "n_routed_experts": 8,
+    "n_routed_experts": 16,
     "num_experts_per_tok": 2,
 }
 

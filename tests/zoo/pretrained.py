@@ -13,6 +13,9 @@ import graphprune as gp
 from graphprune.frontends.hf import trace_model
 from graphprune.program import Program
 
+HEAD_DIMS = ("qk_dim", "v_dim")
+"""What most classes can only have smaller together: they have one head size."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -24,7 +27,8 @@ class Pretrained:
         fraction: part of all parameters that some plan removes.
         frozen: what can't be pruned beside vocabularies, positions and the ends of the model:
             glob of parameter and dimension to words of the reason.
-        same_class: whether the slim model has a module of the source's class.
+        beyond: roles that the source's class can't have smaller while all else stays.
+        same_class: whether it can have all of them smaller together.
         inputs: (args, kwargs) of a module that is no transformers model.
     """
 
@@ -32,6 +36,7 @@ class Pretrained:
     roles: Mapping[str, tuple[int, ...]]
     fraction: float
     frozen: Mapping[str, str] = field(default_factory=dict)
+    beyond: tuple[str, ...] = ()
     same_class: bool = True
     inputs: Callable[[], tuple[Any, ...]] | None = None
 

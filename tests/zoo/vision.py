@@ -49,6 +49,11 @@ def swin_v2():
     return swin(2)
 
 
+def convnext():
+    config = hf.ConvNextConfig(hidden_sizes=[8, 12], depths=[2, 2], num_stages=2, image_size=32)
+    return hf.ConvNextForImageClassification(config)
+
+
 def segformer():
     config = hf.SegformerConfig(
         hidden_sizes=[16, 32],

@@ -1,0 +1,236 @@
+"""Axis inference over an ONNX graph: the same families of rules as for a torch graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.analysis.onnx_sizes import Known
+from graphprune.axes import UNIT, Atom, Dims, atoms
+from graphprune.ops import ONNX, Context, Operand, Operator, RuleError, Typing
+from graphprune.ops.onnx import ACTIVATIONS, CARRIERS
+from graphprune.ops.pointwise import opaque
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_MEASURES = ("Shape", "Size")  # these read sizes, not values
+
+
+def infer_onnx(model: ir.Model, known: Mapping[str, Known]) -> Typing:
+    """Give every dimension of every tensor of a graph an axis expression.
+
+    Args:
+        model: the model, as `read_onnx` gives it.
+        known: what `known_values` found.
+
+    Returns:
+        The axes of all values and initialisers. A value has one tuple of axes.
+    """
+    return _Inference(model, known).run()
+
+
+def is_folded(known: Known | None) -> bool:
+    """Whether a value is a constant of the model that no weight has a part in."""
+    if known is None:
+        return False
+    constant = known.constant
+    return constant is not None and (constant.dtype.kind in "iub" or constant.size == 1)
+
+
+def live_nodes(model: ir.Model, known: Mapping[str, Known]) -> set[ir.Node]:
+    """The operators whose values, not only their sizes, reach an output."""
+    live: set[ir.Node] = set()
+    waiting = list(model.graph.outputs)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None or node in live or is_folded(known.get(value.name or "")):
+            continue
+        live.add(node)
+        if node.op_type not in _MEASURES:
+            waiting.extend(v for v in node.inputs if v is not None)
+        waiting.extend(_captured(node))
+    return live
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Values of the outer graph that the bodies of If, Loop and Scan read."""
+    found: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        if attribute.type != ir.AttributeType.GRAPH:
+            continue
+        for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
+            found.extend(v for v in inner.inputs if v is not None and v.graph is node.graph)
+    return found
+
+
+class _Inference:
+    def __init__(self, model: ir.Model, known: Mapping[str, Known]) -> None:
+        self.graph = model.graph
+        self.known = known
+        self.typing = Typing()
+        self.live = live_nodes(model, known)
+
+    def run(self) -> Typing:
+        for value in self.graph.inputs:
+            found = self.known.get(value.name or "")
+            if found is not None:
+                ctx = Context(self.typing, value.name or "")
+                why = "a dimension of a model input"
+                self._set(value, tuple(ctx.fresh(s, why) for s in found.sizes))
+        for name, value in self.graph.initializers.items():
+            found = self.known.get(name)
+            if found is not None:
+                dims = _new(found, name)
+                self.typing.parameters[name] = dims
+                self._set(value, dims)
+        for node in self.graph:
+            self._node(node)
+        self._freeze_outputs()
+        return self.typing
+
+    def _set(self, value: ir.Value, dims: Dims) -> None:
+        self.typing.values[value.name or ""] = (dims,)
+
+    def _node(self, node: ir.Node) -> None:
+        results = [self.known.get(v.name or "") for v in node.outputs]
+        if all(is_folded(r) for r in results):
+            for value, found in zip(node.outputs, results, strict=True):
+                if found is not None:
+                    self._set(value, _new(found, value.name or ""))
+            return
+        first = next((v.name for v in node.outputs if v.name), "")
+        ctx = Context(self.typing, first or "", source_line(node), idle=node not in self.live)
+        op = self._operator(node, results)
+        given = self._apply(
+            ctx,
+            node,
+            op,
+            complete=all(
+                r is not None for r, v in zip(results, node.outputs, strict=True) if v.name
+            ),
+        )
+        for value, dims, found in zip(node.outputs, given, results, strict=True):
+            if value.name and found is not None:
+                self._set(value, dims)
+        if op.name in ACTIVATIONS and op.operands:
+            for e in op.operands[0].dims:
+                ctx.hint(e, "activation")
+        if node.op_type not in _MEASURES:
+            self._note_points(ctx, node, op)
+
+    def _note_points(self, ctx: Context, node: ir.Node, op: Operator) -> None:
+        """Keep what the results point into; points that the rule left alone are numbers."""
+        understood = ctx.node not in self.typing.opaque
+        if not understood:
+            ctx.given.clear()
+        elif op.name in CARRIERS:
+            ctx.carry(op.operands[0], *range(len(op.results)))
+        for operand in op.operands:
+            points = operand.points
+            if points is not None and not ctx.idle and not (understood and points in ctx.taken):
+                points.as_numbers(ctx.reason(f"{op.name} computes with indices of it"))
+        for i, value in enumerate(node.outputs):
+            if i in ctx.given and value.name:
+                self.typing.points[value.name] = (ctx.given[i],)
+
+    def _apply(self, ctx: Context, node: ir.Node, op: Operator, *, complete: bool) -> list[Dims]:
+        bodies = _captured(node)
+        for value in bodies:
+            for dims in self.typing.values.get(value.name or "", ()):
+                for e in dims:
+                    ctx.freeze(e, f"the body of {node.op_type} reads it")
+        table_rule = ONNX.find(op.name)
+        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+            return opaque(ctx, op, f"{node.op_type} has a body that depends on data")
+        if not complete:
+            return opaque(ctx, op, f"the shape of the result of {node.op_type} depends on data")
+        if table_rule is None:
+            return opaque(ctx, op, f"no rule for operator {op.name}")
+        try:
+            given = table_rule(ctx, op)
+            results = list(given) if isinstance(given, list) else [given]
+            _check(results, op)
+        except RuleError as error:
+            return opaque(ctx, op, f"{op.name}: {error}")
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            return opaque(ctx, op, f"the rule for {op.name} failed: {error!r}")
+        return results
+
+    def _operator(self, node: ir.Node, results: list[Known | None]) -> Operator:
+        prefix = "onnx" if node.domain in ("", "ai.onnx") else node.domain
+        arguments: dict[str, Any] = {}
+        for i, value in enumerate(node.inputs):
+            operand = None if value is None else self._operand(value)
+            if operand is not None:
+                arguments[str(i)] = operand
+        for name, attribute in node.attributes.items():
+            if attribute.type != ir.AttributeType.GRAPH:
+                arguments[name] = attribute.value
+        sizes = tuple(None if r is None else r.sizes for r in results)
+        return Operator(f"{prefix}.{node.op_type}", arguments, sizes)
+
+    def _operand(self, value: ir.Value) -> Operand | None:
+        name = value.name or ""
+        dims = self.typing.values.get(name)
+        if dims is None:
+            return None
+        constant = self.known[name].constant if is_folded(self.known.get(name)) else None
+        whole = constant is not None and constant.dtype.kind in "iu"
+        places = np.asarray(constant, dtype=np.int64) if whole else None
+        return Operand(dims[0], self.typing.points.get(name, (None,))[0], places)
+
+    def _freeze_outputs(self) -> None:
+        for value in self.graph.outputs:
+            ctx = Context(self.typing, value.name or "")
+            for dims in self.typing.values.get(value.name or "", ()):
+                for e in dims:
+                    ctx.freeze(e, "a dimension of a model output")
+            for points in self.typing.points.get(value.name or "", ()):
+                if points is not None:
+                    points.as_numbers(ctx.reason("its indices are a model output"))
+        self._freeze_unrelated()
+        read = {v.name for n in self.live for v in n.inputs if v is not None}
+        tied = {a for name in read for a in self._atoms(name or "")}
+        for name in self.graph.initializers:
+            for atom in self._atoms(name):
+                if name not in read and atom not in tied:
+                    Context(self.typing, name).freeze(atom, "no operator reads it")
+
+    def _freeze_unrelated(self) -> None:
+        """Freeze what only one initialiser has: no operator has said what it goes with."""
+        owners: dict[Atom, set[str]] = {}
+        for name in self.typing.values:
+            for atom in self._atoms(name):
+                owners.setdefault(atom, set()).add(name)
+        for atom, names in owners.items():
+            (name,) = names if len(names) == 1 else ("",)
+            if name in self.graph.initializers and not atom.frozen:
+                Context(self.typing, name).freeze(atom, "no operator relates it to anything")
+
+    def _atoms(self, name: str) -> set[Atom]:
+        return {a for dims in self.typing.values.get(name, ()) for e in dims for a in atoms(e)}
+
+
+def source_line(node: ir.Node) -> str:
+    """The line of the model's own code that a torch exporter wrote down, or the node's name."""
+    frames = _FRAME.findall(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
+    own = [f for f in frames if "/torch/nn/" not in f[0]] or frames
+    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else node.name or ""
+
+
+def _new(known: Known, name: str) -> Dims:
+    return tuple(Atom(n, name) if n != 1 else UNIT for n in known.shapes[0])
+
+
+def _check(given: list[Dims], op: Operator) -> None:
+    """Compare a rule's answer with the sizes that are known."""
+    if len(given) != len(op.results):
+        raise RuleError(f"the rule gives {len(given)} results, the graph {len(op.results)}")
+    for dims, sizes in zip(given, op.results, strict=True):
+        if sizes is not None and tuple(d.size for d in dims) != tuple(s.size for s in sizes):
+            found = [d.size for d in dims], [s.size for s in sizes]
+            raise RuleError(f"the rule gives sizes {found[0]}, the graph {found[1]}")

@@ -1,0 +1,254 @@
+"""What is known about the values of an ONNX graph without running it.
+
+Shapes and the small integers that shapes are computed from are propagated twice, for inputs of
+two different sizes. What differs is dynamic. That folds the arithmetic on shapes inside a graph,
+whatever operators it is made of, and needs no symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import InferenceError, infer_node_outputs
+
+import onnx
+from graphprune.errors import LoadError
+from graphprune.ops.context import Size, Sizes
+from graphprune.ops.onnx_shapes import SHAPES
+
+Shape = tuple[int, ...]
+# Values up to this many elements are computed where their operands are known.
+SMALL = 4096
+SMALL_FLOAT = 64
+BATCH = ((2, 3),)
+SPATIAL = ((64, 96), (224, 256), (32, 64))
+OTHER = ((7, 11), (16, 32), (64, 96))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One value under two examples.
+
+    Attributes:
+        shapes: its shape under each of them.
+        dtype: the type of its elements.
+        values: its elements under each of them, where they are few and known.
+    """
+
+    shapes: tuple[Shape, Shape]
+    dtype: ir.DataType
+    values: tuple[NDArray[np.generic], NDArray[np.generic]] | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """Its sizes in the first example, dynamic where the examples differ."""
+        return tuple(
+            Size(a) if a == b else Size(a, dynamic=True, factor=gcd(a, b))
+            for a, b in zip(*self.shapes, strict=True)
+        )
+
+    @property
+    def constant(self) -> NDArray[np.generic] | None:
+        """Its elements, where they are known and the same under both examples."""
+        if self.values is None or not np.array_equal(*self.values):
+            return None
+        return self.values[0]
+
+
+def known_values(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Known]:
+    """Propagate shapes and small values through a graph.
+
+    Args:
+        model: the model, in topological order, without functions.
+        shapes: input name to its shape in the first example; in the second one, dimensions that
+            the model leaves open are larger by one.
+
+    Returns:
+        What is known, by value name. Values whose shape depends on data are missing.
+
+    Raises:
+        LoadError: no example fits the model.
+    """
+    problem: InferenceError | None = None
+    for choice in _choices(model, shapes):
+        try:
+            return _propagate(model, choice)
+        except InferenceError as error:
+            problem = problem or error
+    raise LoadError(
+        "no example input fits the ONNX model",
+        why=str(problem).strip()[:500],
+        hint="give the shapes of its inputs",
+    )
+
+
+def _choices(
+    model: ir.Model, given: Mapping[str, Sequence[int]] | None
+) -> Iterator[dict[str, tuple[Shape, Shape]]]:
+    """Pairs of shapes for all inputs, likely ones first."""
+    count = 1 if given else max(len(SPATIAL), len(OTHER))
+    for attempt in range(count):
+        named: dict[str, tuple[int, int]] = {}
+        result = {}
+        for value in model.graph.inputs:
+            rank = 0 if value.shape is None else len(value.shape)
+            pairs = []
+            for i, dim in enumerate(value.shape or ()):
+                if isinstance(dim, int) and dim > 0:
+                    pairs.append((dim, dim))
+                    continue
+                options = BATCH if i == 0 else SPATIAL if rank == 4 and i > 1 else OTHER
+                pair = options[min(attempt, len(options) - 1)]
+                wanted = (given or {}).get(value.name or "")
+                if wanted is not None:
+                    pair = (wanted[i], wanted[i] + 1)
+                symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
+                if symbol and symbol.isdigit():  # what an exporter makes of a fixed size
+                    pairs.append((int(symbol), int(symbol)))
+                    continue
+                pairs.append(named.setdefault(symbol, pair) if symbol else pair)
+            result[value.name or ""] = (tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+        yield result
+
+
+def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> dict[str, Known]:
+    known: dict[str, Known] = {}
+    for value in model.graph.inputs:
+        if isinstance(value.type, ir.TensorType):
+            known[value.name or ""] = Known(inputs[value.name or ""], value.type.dtype)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None:
+            shape = tuple(tensor.shape.numpy())
+            elements = tensor.numpy() if _is_small(tensor.dtype, shape) else None
+            both = None if elements is None else (elements, elements)
+            known[name] = Known((shape, shape), tensor.dtype, both)
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    for node in model.graph:
+        known.update(_outputs(node, known, opsets))
+    return known
+
+
+def _is_small(dtype: ir.DataType, shape: Sequence[int]) -> bool:
+    return prod(shape) <= (SMALL_FLOAT if dtype.is_floating_point() else SMALL)
+
+
+def _outputs(
+    node: ir.Node, known: Mapping[str, Known], opsets: list[onnx.OperatorSetIdProto]
+) -> dict[str, Known]:
+    """What is known about the results of one operator."""
+    operands = [known.get(v.name or "") if v is not None else None for v in node.inputs]
+    given = [o for v, o in zip(node.inputs, operands, strict=True) if v is not None]
+    shapes: list[list[tuple[Shape, ir.DataType] | None]]
+    if node.domain in ("", "ai.onnx"):
+        proto = ir.to_proto(node)
+        shapes = [_standard(node, proto, operands, i, opsets) for i in (0, 1)]
+    else:
+        proto = None
+        shape = SHAPES.get(node.op_type)
+        if shape is None or any(o is None for o in given):
+            return {}
+        attributes = {n: a.value for n, a in node.attributes.items()}
+        dtype = next(o.dtype for o in given if o is not None)
+        shapes = []
+        for i in (0, 1):
+            found = shape([o.shapes[i] if o else () for o in operands], attributes)
+            shapes.append([None if s is None else (s, dtype) for s in found])
+    values: Sequence[list[NDArray[np.generic]] | None] | None = None
+    if node.op_type in ("Shape", "Size") and operands[0] is not None:
+        values = [[_measured(node, operands[0].shapes[i])] for i in (0, 1)]
+    elif proto is not None and all(o is not None and o.values is not None for o in given):
+        values = [_computed(node, proto, operands, i, opsets) for i in (0, 1)]
+    result = {}
+    for i, output in enumerate(node.outputs):
+        pair = [s[i] if i < len(s) else None for s in shapes]
+        if not output.name or pair[0] is None or pair[1] is None:
+            continue
+        both = None
+        if values is not None and values[0] and values[1]:
+            both = (values[0][i], values[1][i])
+        result[output.name] = Known((pair[0][0], pair[1][0]), pair[0][1], both)
+    return result
+
+
+def _measured(node: ir.Node, shape: Shape) -> NDArray[np.generic]:
+    """The result of Shape or Size."""
+    if node.op_type == "Size":
+        return np.asarray(prod(shape), dtype=np.int64)
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(shape))
+    return np.asarray(shape[start:end], dtype=np.int64)
+
+
+def _standard(
+    node: ir.Node,
+    proto: onnx.NodeProto,
+    operands: Sequence[Known | None],
+    example: int,
+    opsets: list[onnx.OperatorSetIdProto],
+) -> list[tuple[Shape, ir.DataType] | None]:
+    """Shapes and types of the results, by ONNX's own inference."""
+    version = next(o.version for o in opsets if o.domain in ("", "ai.onnx"))
+    schema = onnx.defs.get_schema(node.op_type, version, "")
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value, operand in zip(node.inputs, operands, strict=True):
+        if value is None or operand is None:
+            continue
+        name = value.name or ""
+        types[name] = onnx.helper.make_tensor_type_proto(
+            int(operand.dtype), operand.shapes[example]
+        )
+        if operand.values is not None:
+            data[name] = onnx.numpy_helper.from_array(np.asarray(operand.values[example]), name)
+    try:
+        found = infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
+    except KeyError:  # an operand of unknown type
+        return []
+    result: list[tuple[Shape, ir.DataType] | None] = []
+    for output in node.outputs:
+        tensor = found[output.name].tensor_type if output.name in found else None
+        if tensor is None or not tensor.HasField("shape"):
+            result.append(None)
+        elif all(d.HasField("dim_value") for d in tensor.shape.dim):
+            shape = tuple(d.dim_value for d in tensor.shape.dim)
+            result.append((shape, ir.DataType(tensor.elem_type)))
+        else:
+            result.append(None)
+    return result
+
+
+def _computed(
+    node: ir.Node,
+    proto: onnx.NodeProto,
+    operands: Sequence[Known | None],
+    example: int,
+    opsets: list[onnx.OperatorSetIdProto],
+) -> list[NDArray[np.generic]] | None:
+    """The results, by ONNX's reference implementation, where they are few."""
+    nested = any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+    if nested or node.op_type.startswith("Random"):
+        return None
+    feeds = {
+        v.name or "": o.values[example]
+        for v, o in zip(node.inputs, operands, strict=True)
+        if v is not None and o is not None and o.values is not None
+    }
+    # A node alone would be run by the newest version of its operator.
+    values = [onnx.ValueInfoProto(name=n) for n in (*feeds, *(v.name for v in node.outputs))]
+    graph = onnx.helper.make_graph([proto], "", values[: len(feeds)], values[len(feeds) :])
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    try:
+        results = [np.asarray(r) for r in ReferenceEvaluator(model).run(None, feeds)]
+    except Exception:  # whatever an operator raises: not known, then
+        return None
+    small = all(r.size <= (SMALL if r.dtype.kind in "iub" else SMALL_FLOAT) for r in results)
+    return results if small else None

@@ -1,0 +1,437 @@
+"""The slim ONNX graph: the dense one with weights cut and every size in it put right.
+
+Shapes that a graph computes from its own constants are folded first. What is left to rewrite are
+the operators that take sizes, by attribute or by input; each gets sizes of its own, so that
+constants that several of them share are never changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.analysis.onnx_infer import is_folded
+from graphprune.analysis.onnx_sizes import Known
+from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mask, touched
+from graphprune.errors import EmitError
+from graphprune.ops import Typing
+from graphprune.ops.pointwise import wrap
+from graphprune.rewrite.onnx_edit import Editor, set_attribute, set_input
+
+
+def rewrite_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep) -> None:
+    """Cut a model in place.
+
+    Weights are cut when they are written, one at a time.
+
+    Args:
+        model: as `read_onnx` gives it.
+        known: what `known_values` found for it.
+        typing: what `infer_onnx` found for it.
+        keep: masks of the pruned axes.
+
+    Raises:
+        EmitError: an operator's sizes can't be rewritten; the model is spoilt.
+    """
+    _Rewriter(model, known, typing, keep).run()
+
+
+class _Rewriter:
+    def __init__(
+        self, model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep
+    ) -> None:
+        self.graph = model.graph
+        self.version = model.opset_imports.get("", 0)
+        self.known = known
+        self.typing = typing
+        self.keep = keep
+        self.editor = Editor(model.graph)
+
+    def run(self) -> None:
+        self._fold()
+        for name, value in list(self.graph.initializers.items()):
+            self._cut(name, value)
+        for node in list(self.graph):
+            rule = RULES.get(node.op_type)
+            if rule is not None and self._concerned(node):
+                rule(Call(node, self))
+        _forget_shapes(self.graph, self.known)
+
+    def _fold(self) -> None:
+        outputs = set(self.graph.outputs)
+        for node in list(self.graph):
+            for value in node.outputs:
+                found = self.known.get(value.name or "")
+                if found is None or value in outputs or not is_folded(found):
+                    continue
+                constant = found.constant
+                if constant is None or not value.uses():
+                    continue
+                new = self.editor.constant(constant, f"{value.name}_folded")
+                self.typing.values[new.name or ""] = self.typing.values[value.name or ""]
+                self.known = {**self.known, new.name or "": found}
+                value.replace_all_uses_with(new)
+
+    def _cut(self, name: str, value: ir.Value) -> None:
+        """Put a cut tensor in place of an initialiser."""
+        dims = self.typing.values.get(name, ((),))[0]
+        tensor = value.const_value
+        if tensor is None or not any(touched(e, self.keep) for e in dims):
+            return
+        kept = [indices(e, self.keep) if touched(e, self.keep) else None for e in dims]
+
+        def cut(tensor: ir.TensorProtocol = tensor) -> NDArray[Any]:
+            result = tensor.numpy()
+            for axis, places in enumerate(kept):
+                if places is not None:
+                    result = np.take(result, places, axis=axis)
+            return result
+
+        shape = [e.size if k is None else len(k) for e, k in zip(dims, kept, strict=True)]
+        dtype = tensor.dtype
+        value.const_value = ir.LazyTensor(
+            lambda: ir.Tensor(np.ascontiguousarray(cut()), dtype=dtype, name=name),
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
+        value.shape = ir.Shape(shape)
+
+    def _concerned(self, node: ir.Node) -> bool:
+        names = [v.name for v in (*node.inputs, *node.outputs) if v is not None]
+        return any(
+            touched(e, self.keep)
+            for name in names
+            for dims in self.typing.values.get(name or "", ())
+            for e in dims
+        )
+
+
+class Call:
+    """A node whose sizes change, as a size rule sees it."""
+
+    def __init__(self, node: ir.Node, rewriter: _Rewriter) -> None:
+        self.node = node
+        self._rewriter = rewriter
+        self.editor = rewriter.editor
+        self.version = rewriter.version
+
+    def dims(self, position: int) -> Dims:
+        """Axes of an input; empty where it isn't there."""
+        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        return () if value is None else self._axes(value)
+
+    @property
+    def results(self) -> list[Dims]:
+        """Axes of all results."""
+        return [self._axes(v) for v in self.node.outputs]
+
+    def _axes(self, value: ir.Value) -> Dims:
+        return self._rewriter.typing.values.get(value.name or "", ((),))[0]
+
+    def touched(self, e: Expr) -> bool:
+        """Whether an axis loses places."""
+        return touched(e, self._rewriter.keep)
+
+    def kept(self, e: Expr) -> int:
+        """How many places of an axis stay."""
+        return count(e, self._rewriter.keep)
+
+    def before(self, e: Expr, place: int) -> int:
+        """How many places of an axis stay before one of them."""
+        return int(self.mask(e)[:place].sum())
+
+    def mask(self, e: Expr) -> NDArray[np.bool_]:
+        """Which places of an axis stay.
+
+        Where that differs between the places of an axis in another dimension, those of its first
+        one; boundaries are at the same places for all.
+        """
+        around = set(atoms(e))
+        keep = dict(self._rewriter.keep)
+        for atom, kept in self._rewriter.keep.items():
+            if isinstance(kept, Ragged) and kept.outer not in around:
+                keep[atom] = kept.mask[0]
+        return mask(e, keep)
+
+    def constant(self, position: int) -> NDArray[Any] | None:
+        """The elements of an input that is constant."""
+        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        found = None if value is None else self._rewriter.known.get(value.name or "")
+        return None if found is None else found.constant
+
+    def integers(self, name: str, position: int) -> list[int]:
+        """Integers that are an attribute in some opsets and an input in others."""
+        given = self.constant(position)
+        if given is not None:
+            return [int(i) for i in given.reshape(-1)]
+        attribute = self.node.attributes.get(name)
+        return [] if attribute is None else list(attribute.as_ints())
+
+    def write(self, name: str, position: int, values: Sequence[int]) -> None:
+        """Write such integers, where this node has them."""
+        if name in self.node.attributes and self.constant(position) is None:
+            set_attribute(self.node, name, list(values))
+            return
+        old = self.node.inputs[position] if position < len(self.node.inputs) else None
+        found = None if old is None else self._rewriter.known.get(old.name or "")
+        dtype = np.dtype(np.int64) if found is None else found.dtype.numpy()
+        new = self.editor.constant(
+            np.asarray(values, dtype=dtype), f"{self.node.outputs[0].name}_{name}"
+        )
+        set_input(self.node, position, new)
+
+    def shape(self, position: int) -> None:
+        """Write the sizes of the first result to the input that holds them."""
+        dims, old = self.results[0], self.node.inputs[position]
+        known = self._rewriter.known
+        sizes = known[self.node.outputs[0].name or ""].sizes
+        if old is None:
+            return
+        given = self.constant(position)
+        now = known[old.name or ""].values if given is None else None
+        parts: list[int | None] = []
+        for i, (e, size) in enumerate(zip(dims, sizes, strict=True)):
+            if not size.dynamic:
+                parts.append(self.kept(e))
+            elif given is not None and not self.touched(e):
+                parts.append(int(given[i]))
+            elif now is not None and int(now[0][i]) == -1:
+                parts.append(-1)
+            else:
+                parts.append(None)  # as it was
+        scaled = [i for i, e in enumerate(dims) if parts[i] is None and self.touched(e)]
+        if -1 not in parts and scaled:
+            parts[scaled.pop()] = -1
+        set_input(self.node, position, self._joined(parts, old, scaled))
+
+    def _joined(self, parts: list[int | None], old: ir.Value, scaled: Sequence[int]) -> ir.Value:
+        """A shape of numbers, and of elements of the old one, some of them in proportion."""
+        base = f"{self.node.outputs[0].name}_shape"
+        if None not in parts:
+            return self.editor.constant(np.asarray(parts, dtype=np.int64), base)
+        pieces = []
+        for i, part in enumerate(parts):
+            piece = self._number(i if part is None else part, base)
+            if part is None:
+                piece = self.editor.before(self.node, "Gather", [old, piece], {"axis": 0}, base)
+            if i in scaled:
+                piece = self._in_proportion(piece, self.results[0][i], old, base)
+            pieces.append(piece)
+        return self.editor.before(self.node, "Concat", pieces, {"axis": 0}, base)
+
+    def _in_proportion(self, piece: ir.Value, e: Expr, old: ir.Value, base: str) -> ir.Value:
+        if self._measures_what_is_cut(old):
+            raise EmitError(
+                "a size is computed from sizes that change, and can't be put right",
+                where=f"{self.node.op_type} {self.node.name}",
+                hint="leave one of the structures in it out of the plan",
+            )
+        size = Fraction(self.kept(e), e.size)
+        for op_type, number in (("Mul", size.numerator), ("Div", size.denominator)):
+            piece = self.editor.before(
+                self.node, op_type, [piece, self._number(number, base)], base=base
+            )
+        return piece
+
+    def _number(self, number: int, base: str) -> ir.Value:
+        return self.editor.constant(np.asarray([number], dtype=np.int64), base)
+
+    def _measures_what_is_cut(self, value: ir.Value) -> bool:
+        """Whether a value is computed from the shape of a tensor that is cut."""
+        waiting, seen = [value], set()
+        while waiting:
+            node = waiting.pop().producer()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            inputs = [v for v in node.inputs if v is not None]
+            if node.op_type not in ("Shape", "Size"):
+                waiting.extend(inputs)
+            elif any(self.touched(e) for v in inputs for e in self._axes(v)):
+                return True
+        return False
+
+
+SizeRule: TypeAlias = "Callable[[Call], None]"
+RULES: dict[str, SizeRule] = {}
+
+
+def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
+    def register(rule: SizeRule) -> SizeRule:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
+@_rule("Reshape", "Expand")
+def _shaped(call: Call) -> None:
+    if any(call.touched(e) for e in (*call.results[0], *call.dims(0))):
+        call.shape(1)
+
+
+@_rule("ConstantOfShape")
+def _filled(call: Call) -> None:
+    call.shape(0)
+
+
+@_rule("Tile")
+def _tiled(call: Call) -> None:
+    repeats = call.constant(1)
+    pairs = list(zip(call.dims(0), call.results[0], strict=True))
+    if any(call.touched(r) for _, r in pairs):
+        if repeats is None:
+            if all(call.kept(r) * x.size == r.size * call.kept(x) for x, r in pairs):
+                return
+            raise EmitError("computed repeats can't be cut", where=call.node.name)
+        call.write("repeats", 1, [call.kept(r) // call.kept(x) for x, r in pairs])
+
+
+@_rule("Split")
+def _split(call: Call) -> None:
+    x = call.dims(0)
+    axis = wrap(_int(call.node, "axis", 0), len(x))
+    if call.touched(x[axis]):
+        call.node.attributes.pop("num_outputs", None)
+        call.write("split", 1, [call.kept(dims[axis]) for dims in call.results])
+
+
+@_rule("Squeeze")
+def _squeeze(call: Call) -> None:
+    """What was of size 1 is named, since other dimensions may have a single index left."""
+    x = call.dims(0)
+    if call.integers("axes", 1) or not any(call.touched(e) for e in x):
+        return
+    axes = [i for i, e in enumerate(x) if e.size == 1]
+    if call.version < 13:
+        set_attribute(call.node, "axes", axes)
+    else:
+        call.write("axes", 1, axes)
+
+
+@_rule("Slice")
+def _slice(call: Call) -> None:
+    x = call.dims(0)
+    starts, ends = call.integers("starts", 1), call.integers("ends", 2)
+    axes = call.integers("axes", 3) or list(range(len(starts)))
+    steps = call.integers("steps", 4) or [1] * len(starts)
+    changed = False
+    for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        e = x[wrap(axis, len(x))]
+        if not call.touched(e) or step < 0:  # an axis that is reversed is so as a whole
+            continue
+        first, last = (min(max(wrap(p, e.size), 0), e.size) for p in (starts[i], ends[i]))
+        changed = True
+        if step == 1:
+            starts[i], ends[i] = call.before(e, first), call.before(e, last)
+        else:  # whole blocks of `step` places go or stay
+            ends[i] = call.kept(e)
+    if changed:
+        call.write("starts", 1, starts)
+        call.write("ends", 2, ends)
+
+
+@_rule("Pad")
+def _pad(call: Call) -> None:
+    x, pads = call.dims(0), call.integers("pads", 1)
+    axes = call.integers("axes", 3) or list(range(len(x)))
+    for j, axis in enumerate(axes):
+        i = wrap(axis, len(x))
+        result = call.results[0][i]
+        if call.touched(result):
+            before, after = pads[j], pads[j + len(axes)]
+            pads[j] = call.before(result, before)
+            pads[j + len(axes)] = call.kept(result) - call.before(result, result.size - after)
+    call.write("pads", 1, pads)
+
+
+@_rule("Gather")
+def _gather(call: Call) -> None:
+    """Constant places are counted anew among those that stay."""
+    places = call.constant(1)
+    e = call.dims(0)[wrap(_int(call.node, "axis", 0), len(call.dims(0)))]
+    if places is None or not call.touched(e):
+        return
+    kept = call.mask(e)
+    flat = np.where(places < 0, places + e.size, places).reshape(-1)
+    new = (np.cumsum(kept) - 1)[flat[kept[flat]]]
+    call.write("indices", 1, [int(i) for i in new])
+
+
+@_rule("Conv", "ConvTranspose", "ConvInteger")
+def _groups(call: Call) -> None:
+    groups = _int(call.node, "group", 1)
+    if groups > 1:
+        channels = call.mask(call.dims(1)[0]).reshape(groups, -1)
+        set_attribute(call.node, "group", int(channels.any(axis=1).sum()))
+
+
+@_rule("GroupNormalization")
+def _groups_of_norm(call: Call) -> None:
+    groups = _int(call.node, "num_groups", 1)
+    channels = call.mask(call.dims(0)[1]).reshape(groups, -1)
+    set_attribute(call.node, "num_groups", int(channels.any(axis=1).sum()))
+
+
+@_rule("LSTM", "GRU", "RNN")
+def _hidden(call: Call) -> None:
+    set_attribute(call.node, "hidden_size", call.kept(call.dims(2)[2]))
+
+
+@_rule("Resize")
+def _resize(call: Call) -> None:
+    if len(call.node.inputs) > 3 and call.node.inputs[3] is not None:
+        call.shape(3)
+
+
+@_rule("Attention")
+def _attention(call: Call) -> None:
+    q, k = call.dims(0), call.dims(1)
+    width = q[-1]
+    if len(q) == 3:
+        heads = _int(call.node, "q_num_heads", 1)
+        other = _int(call.node, "kv_num_heads", 1)
+        for name, e, n in (("q_num_heads", q[2], heads), ("kv_num_heads", k[2], other)):
+            kept = call.mask(e).reshape(n, -1)
+            set_attribute(call.node, name, int(kept.any(axis=1).sum()))
+        size = width.size // heads
+    else:
+        size = width.size
+    if "scale" not in call.node.attributes and any(call.touched(e) for e in (*q, *k)):
+        set_attribute(call.node, "scale", 1 / math.sqrt(size))
+
+
+@_rule("EyeLike", "OneHot", "Range")
+def _places(call: Call) -> None:
+    """What counts places has the values of those that stay, which only a constant can hold."""
+    if any(call.touched(e) for e in call.results[0]):
+        raise EmitError(
+            f"the places that {call.node.op_type} counts can't be cut",
+            where=call.node.name,
+            hint="leave the structure out of the plan",
+        )
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return int(node.attributes.get_int(name, default))
+
+
+def _forget_shapes(graph: ir.Graph, known: Mapping[str, Known]) -> None:
+    """Shapes of inner values are stale; those of inputs and outputs never change."""
+    outputs = set(graph.outputs)
+    for value in outputs:
+        found = known.get(value.name or "")
+        if found and value.shape is not None and len(value.shape) != len(found.sizes):
+            sizes = [None if s.dynamic else s.size for s in found.sizes]
+            value.shape = ir.Shape(sizes)  # the source has a wrong one
+    for node in graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None

@@ -1,0 +1,55 @@
+"""What the command-line tests share: results, and how a failure has to look."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+LETTERS = [chr(code) for code in range(32, 127)]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def damaged(dense: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a checkpoint with other weights."""
+    copy = folder / "damaged"
+    shutil.copytree(dense, copy)
+    weights = load_file(copy / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def check_failure(result: Result, *messages: str) -> None:
+    """One message without a traceback, nothing on stdout."""
+    assert result.code == 1
+    assert result.out == ""
+    for message in messages:
+        assert message in result.err
+    assert result.err.count("error: ") == 1
+    assert "Traceback" not in result.err
+    assert "internal error" not in result.err
+
+
+def compile_broken(
+    run: Callable[..., Result], source: object, folder: Path, *flags: object
+) -> Result:
+    """Compile and check that nothing is left."""
+    output = folder / "output" / "slim"
+    flags = flags or ("--remove", "ffn=0.5")
+    result = run("compile", source, "-o", output, *flags)
+    assert not output.parent.exists() or tree(output.parent) == []
+    return result

@@ -1,0 +1,148 @@
+"""`graphprune compile`: what it prints and what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from cli.helpers import Result, tree
+
+
+def test_compile_writes_all_formats_and_nothing_else(compiled: Path) -> None:
+    written = set(tree(compiled))
+    assert written >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "model.onnx",
+        "model.pt2",
+        "graphprune_plan.json",
+        "report.json",
+    }
+    assert tree(compiled.parent) == ["slim", *sorted(f"slim/{name}" for name in written)]
+    model = AutoModelForCausalLM.from_pretrained(compiled)
+    assert model.config.intermediate_size == 48
+    assert model.config.num_key_value_heads == 2
+
+
+def test_the_report_says_what_the_files_are(compiled: Path, dense: Path) -> None:
+    report = json.loads((compiled / "report.json").read_text())
+    slim = AutoModelForCausalLM.from_pretrained(compiled)
+    assert (
+        report["before"]["parameters"]
+        == 96 * 48 + 3 * (4 * 48 * 48 - 2 * 48 * 24 + 3 * 48 * 64 + 2 * 48) + 48
+    )
+    assert report["after"]["parameters"] == sum(p.numel() for p in slim.parameters())
+    assert report["after"]["bytes"] == 4 * report["after"]["parameters"]
+    assert report["kept"] == {"ffn": [144, 192], "kv_heads": [6, 9]}
+    assert report["native"] is True
+    assert report["source"] == str(dense)
+    assert 0 <= report["max_abs_error"] < 1e-9
+    for side in ("before", "after"):
+        assert report[side]["torch"]["milliseconds"] > 0
+        assert report[side]["onnxruntime"]["milliseconds"] > 0
+        assert report[side]["perplexity"]["windows"] == 8
+
+
+def test_compile_prints_a_table(
+    run: Callable[..., Result], dense: Path, text: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "slim.pt2"
+    result = run("compile", dense, "-o", output, "--remove", "ffn=0.5", "--text", text)
+    assert result.code == 0, result.err
+    for words in ("parameters", "-25.9 %", "PyTorch, ms", "perplexity", f"written: {output}"):
+        assert words in result.out
+    assert "verifying ..." in result.err
+    assert tree(output.parent) == [
+        "slim.pt2",
+        "slim.pt2.graphprune_plan.json",
+        "slim.pt2.report.json",
+    ]
+    assert run("verify", output).code == 0
+
+
+def test_json_is_nothing_but_json_and_a_dry_run_writes_nothing(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "slim"
+    result = run("compile", dense, "-o", output, "--target", "params=36912", "--dry-run", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["outputs"] == []
+    assert report["after"]["parameters"] == 36_912
+    assert tree(tmp_path) == []
+
+
+def test_a_saved_plan_replays_to_the_same_bytes(
+    run: Callable[..., Result], dense: Path, compiled: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    plan = compiled / "graphprune_plan.json"
+    result = run("compile", dense, "-o", output, "--plan", plan)
+    assert result.code == 0, result.err
+    again = (output / "model.safetensors").read_bytes()
+    assert again == (compiled / "model.safetensors").read_bytes()
+
+
+def test_a_recipe_with_flags(run: Callable[..., Result], dense: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("shape: {ffn: 32, kv_heads: 2}\nscore: random\n")
+    found = run("compile", dense, recipe, "--dry-run", "--json", "--seed", 1)
+    assert json.loads(found.out)["kept"] == {"ffn": [96, 192], "kv_heads": [6, 9]}
+    flags = ("--shape", "ffn=48", "--align", 16, "--exclude", "model.layers.0.*")
+    found = run("compile", dense, recipe, "--dry-run", "--json", *flags)
+    assert json.loads(found.out)["kept"] == {"ffn": [64 + 2 * 48, 192]}
+
+
+def test_selectors_choose_layers_and_dimensions(run: Callable[..., Result], dense: Path) -> None:
+    chosen = ("--remove", "ffn=0.25", "--remove", "model.layers.[12].*/ffn=0.5")
+    found = run("compile", dense, "--dry-run", "--json", *chosen)
+    assert json.loads(found.out)["kept"] == {"ffn": [48 + 2 * 32, 192]}
+    kept_whole = ("--exclude", "model.layers.2.mlp.up_proj.weight:0")
+    found = run("compile", dense, "--dry-run", "--json", *chosen, *kept_whole)
+    assert json.loads(found.out)["kept"] == {"ffn": [48 + 32 + 64, 192]}
+    flags = ("--remove", "ffn=0.5", "--include", "model.layers.1.*")
+    found = run("compile", dense, "--dry-run", "--json", *flags)
+    assert json.loads(found.out)["kept"] == {"ffn": [64 + 32 + 64, 192]}
+
+
+def test_rounds_reach_the_same_size(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("remove: {ffn: 0.5, layers: 1/3}\nrounds: 2\n")
+    result = run("compile", dense, recipe, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    kept = json.loads(result.out)["kept"]
+    assert kept["layers"] == [2, 3]
+    assert kept["ffn"] == [2 * 32, 192]
+
+
+def test_taylor_takes_its_calibration_from_the_text(
+    run: Callable[..., Result], dense: Path, text: Path
+) -> None:
+    flags = ("--remove", "ffn=0.5", "--score", "taylor", "--text", text, "--dry-run")
+    result = run("compile", dense, *flags)
+    assert result.code == 0, result.err
+    assert "reading calibration text" in result.err
+
+
+def test_overwriting_ones_own_output(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "slim"
+    output.mkdir()
+    for name in ("graphprune_plan.json", "model.onnx"):
+        (output / name).write_text("old")
+    flags = ("--remove", "ffn=0.5", "--format", "pt2", "-o", output, "--overwrite")
+    result = run("compile", dense, *flags)
+    assert result.code == 0, result.err
+    assert tree(tmp_path) == [
+        "slim",
+        "slim/graphprune_plan.json",
+        "slim/model.pt2",
+        "slim/report.json",
+    ]

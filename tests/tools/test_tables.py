@@ -1,0 +1,46 @@
+"""The tools that print the tables of docs/."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(tool, *arguments):
+    command = [sys.executable, ROOT / "tools" / tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_supported_operators_are_up_to_date():
+    done = run("supported_ops", "--check", "docs/supported-operators.md")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_operator_is_listed_once_with_words():
+    from graphprune.ops import ATEN
+
+    text = run("supported_ops").stdout
+    for name in ATEN:
+        if name.startswith("aten."):
+            assert (
+                text.count(f"`{name.removeprefix('aten.')}`, ")
+                + text.count(f"`{name.removeprefix('aten.')}` |")
+                == 1
+            ), name
+    assert "See its source" not in text
+
+
+@pytest.mark.parametrize("tool", ["supported_ops", "zoo"])
+def test_write_then_check(tool, tmp_path):
+    file = tmp_path / "table.md"
+    assert run(tool, "--check", file).returncode == 1
+    assert run(tool, "--write", file).returncode == 0
+    assert run(tool, "--check", file).returncode == 0
+    assert file.read_text(encoding="utf-8") == run(tool).stdout
+    file.write_text("old", encoding="utf-8")
+    done = run(tool, "--check", file)
+    assert done.returncode == 1
+    assert f"run tools/{tool} --write" in done.stderr

@@ -1,0 +1,67 @@
+"""Models of transformers: every prunable role alone and all together, judged by the oracle."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+import graphprune as gp
+from graphprune.emit.compare import deviation, probe, run
+from zoo.case import check, frozen_reasons, prunable_fraction, prunable_sizes
+from zoo.expected_pretrained import MODELS
+from zoo.pretrained import Pretrained
+
+VOCABULARY = ("*embed*:0", "*wte.weight:0", "*wpe.weight:0")
+SECONDS = 10.0
+"""Processor time in which a tiny model has to be planned for and cut; it takes less than one."""
+
+every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.build.__name__)
+
+
+@every_model
+def test_together(model: Pretrained):
+    program = model.trace()
+    assert prunable_sizes(program) == dict(model.roles)
+    assert prunable_fraction(program) == pytest.approx(model.fraction, abs=5e-5)
+    _check_frozen(program, model)
+    start = time.process_time()
+    gp.apply(program, gp.select(program, remove={"*": 0.5}, score="random", seed=3))
+    assert time.process_time() - start < SECONDS
+    _check_module(check(program, {"*": 0.5}), same_class=model.same_class)
+
+
+@pytest.mark.slow
+@every_model
+def test_alone(model: Pretrained):
+    program = model.trace()
+    for role in model.roles:
+        _check_module(check(program, {role: 0.5}), same_class=role not in model.beyond)
+
+
+def _check_frozen(program: gp.Program, model: Pretrained) -> None:
+    """Everything that is frozen is expected to be, and everything expected is there."""
+    used = set()
+    for place, reason in frozen_reasons(program).items():
+        if any(fnmatchcase(place, p) for p in VOCABULARY) and "from outside" in reason:
+            continue
+        known = [
+            g for g, words in model.frozen.items() if fnmatchcase(place, g) and words in reason
+        ]
+        assert known, f"{place} is frozen: {reason}"
+        used.update(known)
+    assert used == model.frozen.keys()
+
+
+def _check_module(slim: gp.Slim, *, same_class: bool) -> None:
+    """The slim module computes what the slim program computes, and is of the class expected."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the slim module is the exported graph")
+        module = slim.module
+    assert (type(module) is type(slim.program.module)) is same_class
+    inputs = probe(slim.program.example)
+    with torch.no_grad():
+        assert deviation(run(module, inputs), run(slim.exported.module(), inputs)) is None
