@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.analysis.onnx_infer import is_folded
+from graphprune.analysis.onnx_infer import is_folded, is_standard
 from graphprune.analysis.onnx_sizes import Known
 from graphprune.axes import Dims, Keep, Ragged, atoms, mask, product, touched
 from graphprune.errors import VerifyError
@@ -25,7 +25,6 @@ from graphprune.rewrite.onnx_edit import Editor
 
 # Types whose zero isn't 0: quantised values have a zero point, which their scale takes away.
 _QUANTISED = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
-LOWEST = float(np.finfo(np.float32).min)
 
 
 def mask_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep) -> None:
@@ -62,7 +61,7 @@ class _Masking:
         nodes = list(self.graph)
         self.read = {n: [None if v is None else v.name or "" for v in n.inputs] for n in nodes}
         for node in nodes:
-            formula = FORMULAS.get(node.op_type)
+            formula = FORMULAS.get(node.op_type) if is_standard(node) else None
             if formula is not None:
                 formula(Call(node, self))
         for value in self.graph.initializers.values():
@@ -172,12 +171,15 @@ class Call:
         """Whether one of the dimensions loses places."""
         return any(touched(self.dims[i], self.masking.keep) for i in axes)
 
-    def neutral(self, value: float) -> None:
+    @property
+    def limits(self) -> tuple[Any, Any]:
+        """The lowest and the highest number of the first input's type."""
+        dtype = self.masking.known[self._read[0] or ""].dtype
+        return (False, True) if dtype == ir.DataType.BOOL else (dtype.min, dtype.max)
+
+    def neutral(self, value: Any) -> None:
         """Put another number than zero at the removed coordinates of the first input."""
         dtype = self.dtype
-        if np.issubdtype(dtype, np.integer):
-            limits = np.iinfo(dtype)
-            value = min(max(value, limits.min), limits.max)
         number = self.editor.constant(np.asarray(value, dtype=dtype), "graphprune_neutral")
         chosen = self.masking.mask_value(self.dims)
         changed = self.editor.before(self.node, "Where", [chosen, self.x, number])
@@ -203,6 +205,33 @@ class Call:
         places = self.editor.constant(np.asarray(axes, dtype=np.int64), "graphprune_axes")
         return self.editor.before(self.node, "ReduceSum", [x, places])
 
+    def normalised(
+        self,
+        x: ir.Value,
+        chosen: ir.Value | None,
+        axes: Sequence[int],
+        counts: NDArray[np.int64],
+        *,
+        centred: bool,
+    ) -> ir.Value:
+        """`x` by its statistics over the kept coordinates along `axes`; zeros stay zeros."""
+        number = self.number(counts)
+        if centred:
+            mean = self.make("Div", self.sum(x, axes), number)
+            x = self.make("Where", chosen, self.make("Sub", x, mean), self.number(0.0))
+        square = self.make("Div", self.sum(self.make("Mul", x, x), axes), number)
+        epsilon = self.number(float(self.get("epsilon", 1e-5)))
+        return self.make("Div", x, self.make("Sqrt", self.make("Add", square, epsilon)))
+
+    def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """`x` in another shape."""
+        sizes = self.editor.constant(np.asarray(shape, dtype=np.int64), "graphprune_shape")
+        return self.make("Reshape", x, sizes)
+
+    def read(self, position: int) -> str:
+        """The name of an input in the dense graph."""
+        return self._read[position] or ""
+
     def make(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
         """An operator before this one."""
         return self.editor.before(self.node, op_type, list(inputs))
@@ -214,7 +243,11 @@ class Call:
                 f"statistics of {self.node.op_type} over a pruned axis are read",
                 where=self.node.name,
             )
-        self.node.outputs[0].replace_all_uses_with(value)
+        result = self.node.outputs[0]
+        chosen = self.masking.mask_value(self.masking.dims(result))
+        if chosen is not None:
+            value = self.make("Where", chosen, value, self.number(0.0))
+        result.replace_all_uses_with(value)
 
 
 Formula: TypeAlias = "Callable[[Call], None]"
@@ -235,19 +268,19 @@ def _softmax(call: Call) -> None:
     old = call.masking.version < 13  # then over all dimensions from `axis` on
     axis = wrap(int(call.get("axis", 1 if old else -1)), rank)
     if call.touched(range(axis, rank) if old else [axis]):
-        call.neutral(LOWEST)
+        call.neutral(call.limits[0])
 
 
 @_formula("ReduceMax", "ReduceLogSumExp")
 def _largest(call: Call) -> None:
     if call.touched(call.axes()):
-        call.neutral(LOWEST)
+        call.neutral(call.limits[0])
 
 
 @_formula("ReduceMin")
 def _smallest(call: Call) -> None:
     if call.touched(call.axes()):
-        call.neutral(-LOWEST)
+        call.neutral(call.limits[1])
 
 
 @_formula("ReduceProd")
@@ -261,24 +294,26 @@ def _places(call: Call) -> None:
     default = -1 if call.node.op_type == "TopK" else 0
     if call.touched([wrap(int(call.get("axis", default)), len(call.dims))]):
         least = call.node.op_type == "ArgMin" or not call.get("largest", 1)
-        call.neutral(-LOWEST if least else LOWEST)
+        call.neutral(call.limits[1 if least else 0])
 
 
 @_formula("ReduceMean")
 def _mean(call: Call) -> None:
     axes = call.axes()
-    if not call.touched(axes):
+    if not call.touched(axes) or call.x is None:
         return
-    kept = call.counts(axes)
+    if np.issubdtype(call.dtype, np.integer):
+        raise VerifyError(
+            "the mean of integers over a pruned axis has no masked form in ONNX",
+            where=call.node.name,
+            hint="leave the axis out of the plan (exclude=)",
+        )
+    # The operator divides by the number of all places. Its operand makes up for that, since its
+    # result may be an output of the model.
     whole = math.prod(call.dims[i].size for i in axes)
-    factor = whole / kept
-    if not call.get("keepdims", 1):
-        factor = factor.squeeze(tuple(axes))
-    result = call.node.outputs[0]
-    uses = list(result.uses())
-    mean = call.editor.after(call.node, "Mul", [result, call.number(factor)])
-    for use in uses:
-        use.node.replace_input_with(use.idx, mean)
+    call.node.replace_input_with(
+        0, call.make("Mul", call.x, call.number(whole / call.counts(axes)))
+    )
 
 
 @_formula("LayerNormalization", "RMSNormalization")
@@ -288,37 +323,45 @@ def _trailing_norm(call: Call) -> None:
     if not call.touched(axes) or call.x is None:
         return
     centred = call.node.op_type == "LayerNormalization"
-    normalised = _normalised(call, call.x, call.dims, axes, call.counts(axes), centred)
+    chosen = call.masking.mask_value(call.dims)
+    normalised = call.normalised(call.x, chosen, axes, call.counts(axes), centred=centred)
     result = call.make("Mul", normalised, call.node.inputs[1])
     if len(call.node.inputs) > 2 and call.node.inputs[2] is not None:
         result = call.make("Add", result, call.node.inputs[2])
     call.replace(result)
 
 
-def _normalised(
-    call: Call,
-    x: ir.Value,
-    dims: Dims,
-    axes: Sequence[int],
-    counts: NDArray[np.int64],
-    centred: bool,
-) -> ir.Value:
-    """`x` by its statistics over the kept coordinates along `axes`; zeros stay zeros."""
-    number = call.number(counts)
-    if centred:
-        mean = call.make("Div", call.sum(x, axes), number)
-        chosen = call.masking.mask_value(dims)
-        x = call.make("Where", chosen, call.make("Sub", x, mean), call.number(0.0))
-    square = call.make("Div", call.sum(call.make("Mul", x, x), axes), number)
-    epsilon = call.number(float(call.get("epsilon", 1e-5)))
-    return call.make("Div", x, call.make("Sqrt", call.make("Add", square, epsilon)))
+@_formula("InstanceNormalization")
+def _instance_norm(call: Call) -> None:
+    axes = range(2, len(call.dims))
+    if not call.touched(axes) or call.x is None:
+        return
+    chosen = call.masking.mask_value(call.dims)
+    result = call.normalised(call.x, chosen, axes, call.counts(axes), centred=True)
+    for op_type, position in (("Mul", 1), ("Add", 2)):
+        given = call.node.inputs[position]
+        if given is not None:
+            each = call.reshape(given, [1, -1, *(1 for _ in axes)])
+            result = call.make(op_type, result, each)
+    call.replace(result)
 
 
-@_formula("GroupNormalization", "MeanVarianceNormalization")
+@_formula("GroupNormalization")
 def _group_norm(call: Call) -> None:
-    if call.touched(range(1, len(call.dims))):
-        raise VerifyError(
-            f"{call.node.op_type} over pruned channels has no masked form in ONNX yet",
-            where=call.node.name,
-            hint="leave its channels out of the plan (exclude=)",
-        )
+    """Groups apart, ``[batch, groups, channels, places]``, then as they were."""
+    if not call.touched([1]) or call.x is None:
+        return
+    groups = int(call.get("num_groups", 1))
+    batch, channels, *space = (e.size for e in call.dims)
+    kept = mask(call.dims[1], call.masking.keep).reshape(1, groups, -1, 1)
+    counts = kept.sum(axis=2, keepdims=True) * math.prod(space)
+    apart = call.reshape(call.x, [batch, groups, channels // groups, math.prod(space)])
+    chosen = call.editor.constant(kept, "graphprune_mask")
+    result = call.normalised(apart, chosen, [2, 3], np.maximum(counts, 1), centred=True)
+    # Scales and shifts are of every channel, or of every group in older opsets.
+    each = call.masking.known[call.read(1)].shapes[0][0] // groups
+    for op_type, position in (("Mul", 1), ("Add", 2)):
+        given = call.node.inputs[position]
+        if given is not None:
+            result = call.make(op_type, result, call.reshape(given, [1, groups, each, 1]))
+    call.replace(call.reshape(result, [batch, channels, *space]))

@@ -14,12 +14,12 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-import onnx
 from graphprune._version import __version__
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.onnx_infer import infer_onnx

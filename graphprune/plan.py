@@ -106,7 +106,8 @@ class Plan:
                 cuts[name] = _cut(structure, units)
             else:
                 keep[structure.atom] = _mask(structure, units)
-        for e, least in program.typing.minima:
+        for e, least, above in program.typing.minima:
+            least = least if above is None else count(above, keep) + 1
             if touched(e, keep) and count(e, keep) < least:
                 raise PlanError(
                     f"an operator needs {least} indices of an axis, and the plan leaves "

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-import onnx
 from graphprune import evaluate
 from graphprune.errors import EvaluationError, LoadError
-from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture(scope="module")

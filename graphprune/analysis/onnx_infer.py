@@ -34,10 +34,15 @@ def infer_onnx(model: ir.Model, known: Mapping[str, Known]) -> Typing:
 
 def is_folded(known: Known | None) -> bool:
     """Whether a value is a constant of the model that no weight has a part in."""
-    if known is None:
+    if known is None or known.weighted:
         return False
     constant = known.constant
     return constant is not None and (constant.dtype.kind in "iub" or constant.size == 1)
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Whether an operator is one of ONNX's own."""
+    return node.domain in ("", "ai.onnx")
 
 
 def live_nodes(model: ir.Model, known: Mapping[str, Known]) -> set[ir.Node]:
@@ -146,10 +151,10 @@ class _Inference:
         table_rule = ONNX.find(op.name)
         if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return opaque(ctx, op, f"{node.op_type} has a body that depends on data")
-        if not complete:
-            return opaque(ctx, op, f"the shape of the result of {node.op_type} depends on data")
         if table_rule is None:
             return opaque(ctx, op, f"no rule for operator {op.name}")
+        if not complete:
+            return opaque(ctx, op, f"the shape of the result of {node.op_type} depends on data")
         try:
             given = table_rule(ctx, op)
             results = list(given) if isinstance(given, list) else [given]
@@ -161,7 +166,7 @@ class _Inference:
         return results
 
     def _operator(self, node: ir.Node, results: list[Known | None]) -> Operator:
-        prefix = "onnx" if node.domain in ("", "ai.onnx") else node.domain
+        prefix = "onnx" if is_standard(node) else node.domain
         arguments: dict[str, Any] = {}
         for i, value in enumerate(node.inputs):
             operand = None if value is None else self._operand(value)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-import onnx
 from graphprune.errors import LoadError
 from graphprune.ops.context import Size, Sizes
-from graphprune.ops.onnx_shapes import SHAPES
+from graphprune.ops.onnx_shapes import LIKE_FIRST, SHAPES
 
 Shape = tuple[int, ...]
 # Values up to this many elements are computed where their operands are known.
@@ -39,11 +39,14 @@ class Known:
         shapes: its shape under each of them.
         dtype: the type of its elements.
         values: its elements under each of them, where they are few and known.
+        weighted: whether they are numbers that elements of a weight have a part in, which change
+            where the weight is cut. Integers are places and sizes, and never are.
     """
 
     shapes: tuple[Shape, Shape]
     dtype: ir.DataType
     values: tuple[NDArray[np.generic], NDArray[np.generic]] | None = None
+    weighted: bool = False
 
     @property
     def sizes(self) -> Sizes:
@@ -130,7 +133,8 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
             shape = tuple(tensor.shape.numpy())
             elements = tensor.numpy() if _is_small(tensor.dtype, shape) else None
             both = None if elements is None else (elements, elements)
-            known[name] = Known((shape, shape), tensor.dtype, both)
+            weighted = tensor.dtype.is_floating_point() and prod(shape) > 1
+            known[name] = Known((shape, shape), tensor.dtype, both, weighted)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
     for node in model.graph:
         known.update(_outputs(node, known, opsets))
@@ -167,6 +171,8 @@ def _outputs(
         values = [[_measured(node, operands[0].shapes[i])] for i in (0, 1)]
     elif proto is not None and all(o is not None and o.values is not None for o in given):
         values = [_computed(node, proto, operands, i, opsets) for i in (0, 1)]
+    measures = node.op_type in ("Shape", "Size")
+    weighted = not measures and any(o is not None and o.weighted for o in given)
     result = {}
     for i, output in enumerate(node.outputs):
         pair = [s[i] if i < len(s) else None for s in shapes]
@@ -175,7 +181,9 @@ def _outputs(
         both = None
         if values is not None and values[0] and values[1]:
             both = (values[0][i], values[1][i])
-        result[output.name] = Known((pair[0][0], pair[1][0]), pair[0][1], both)
+        dtype = pair[0][1]
+        numbers = weighted and dtype.is_floating_point()
+        result[output.name] = Known((pair[0][0], pair[1][0]), dtype, both, numbers)
     return result
 
 
@@ -223,7 +231,23 @@ def _standard(
             result.append((shape, ir.DataType(tensor.elem_type)))
         else:
             result.append(None)
+    first = operands[0] if operands else None
+    _check_fit(node, None if first is None else first.shapes[example], result[0])
+    if node.op_type in LIKE_FIRST and first is not None and result[0] is None:
+        result[0] = (first.shapes[example], first.dtype)
     return result
+
+
+def _check_fit(
+    node: ir.Node, given: Shape | None, result: tuple[Shape, ir.DataType] | None
+) -> None:
+    """What ONNX's inference lets pass: other numbers of elements, and images that vanish."""
+    if given is None or result is None:
+        return
+    wrong = node.op_type == "Reshape" and prod(given) != prod(result[0])
+    vanished = node.op_type.endswith(("Conv", "Pool")) and min(result[0]) <= 0 < min(given)
+    if wrong or vanished:
+        raise InferenceError(f"{node.op_type} {node.name}: {given} becomes {result[0]}")
 
 
 def _computed(
@@ -235,8 +259,11 @@ def _computed(
 ) -> list[NDArray[np.generic]] | None:
     """The results, by ONNX's reference implementation, where they are few."""
     nested = any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
-    if nested or node.op_type.startswith("Random"):
+    if nested or node.op_type.startswith(("Random", "Multinomial", "Bernoulli", "Dropout")):
         return None
+    version = next(o.version for o in opsets if o.domain in ("", "ai.onnx"))
+    if version < 13 and node.op_type.endswith(("Softmax", "Hardmax")):
+        return None  # the reference only has the newer ones, of another meaning
     feeds = {
         v.name or "": o.values[example]
         for v, o in zip(node.inputs, operands, strict=True)

@@ -81,7 +81,7 @@ def _minima(typing: Typing) -> dict[Atom, int]:
             return False
 
     # An axis of one atom leaves no choice, so it comes first; then the inner atoms give way.
-    for e, needed in sorted(typing.minima, key=lambda pair: len(set(atoms(pair[0])))):
+    for e, needed, _ in sorted(typing.minima, key=lambda m: len(set(atoms(m.axis)))):
         for atom in reversed(list(dict.fromkeys(atoms(e)))):
             while not atom.frozen and size_of(atom) < atom.size and not enough(e, needed):
                 least[atom] = size_of(atom) + 1

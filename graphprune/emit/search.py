@@ -2,7 +2,8 @@
 
 Both the attributes of a resized module and the fields of its config are found by trying: every
 choice has a most likely option (number 0), and usually taking all of them is right at once. Where
-it is not, the search changes one choice at a time, nearest to the best attempt so far first.
+it is not, the search changes one choice at a time: in turns from the best attempt so far, and from
+what is nearest to the start, since an attempt may be good by coincidence.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+DETOUR = 2
+"""How many deviations a choice that is hardly to blame counts for."""
 
 State = tuple[int, ...]
 """The option taken for every choice."""
@@ -24,11 +28,13 @@ class Verdict:
         cost: How far it is from one, lower is better; ``None`` if that could not be measured, and
             then the cost of the state that it was derived from stands.
         focus: The choices to change next, most suspicious first; ``None`` for all, in order.
+        later: Further choices, which are hardly to blame.
     """
 
     passed: bool
     cost: float | None = None
     focus: Sequence[int] | None = None
+    later: Sequence[int] = ()
 
 
 def best_first(
@@ -45,14 +51,20 @@ def best_first(
         The first state that passed and ``True``, or the cheapest one tried and ``False``.
     """
     start: State = (0,) * len(options)
-    # The order within equal costs: few deviations from the start, then the caller's suspicion.
-    queue: list[tuple[float, int, int, int, State]] = [(0.0, 0, 0, 0, start)]
-    seen = {start}
+    # What is waiting, in two orders: low costs first, and few deviations from the start first.
+    # Then what is more suspicious to the caller, then what was seen earlier.
+    cheap: list[tuple[float, int, int, int, State]] = [(0.0, 0, 0, 0, start)]
+    near: list[tuple[int, float, int, int, State]] = []
+    seen, tried = {start}, set[State]()
     best: tuple[float, State] | None = None
-    for _ in range(limit):
-        if not queue:
-            break
-        inherited, _, _, _, state = heapq.heappop(queue)
+    while len(tried) < limit and (cheap or near):
+        if near and (len(tried) % 2 or not cheap):
+            _, inherited, _, _, state = heapq.heappop(near)
+        else:
+            inherited, _, _, _, state = heapq.heappop(cheap)
+        if state in tried:
+            continue
+        tried.add(state)
         verdict = evaluate(state)
         if verdict.passed:
             return state, True
@@ -60,11 +72,12 @@ def best_first(
             best = verdict.cost, state
         cost = inherited if verdict.cost is None else verdict.cost
         focus = range(len(options)) if verdict.focus is None else verdict.focus
-        for rank, position in enumerate(focus):
+        for rank, position in enumerate((*focus, *verdict.later)):
             for option in range(options[position]):
                 following = (*state[:position], option, *state[position + 1 :])
                 if following not in seen:
                     seen.add(following)
-                    deviations = sum(map(bool, following))
-                    heapq.heappush(queue, (cost, deviations, rank, len(seen), following))
+                    far = sum(map(bool, following)) + DETOUR * (rank >= len(focus))
+                    heapq.heappush(cheap, (cost, far, rank, len(seen), following))
+                    heapq.heappush(near, (far, cost, rank, len(seen), following))
     return (start if best is None else best[1]), False

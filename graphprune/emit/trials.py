@@ -56,12 +56,12 @@ class Trials:
         """The attributes that a state changes."""
         return merge(c.options[i] for c, i in zip(self.choices, state, strict=True))
 
-    def attempt(self, state: State) -> tuple[bool, int, str | None, Exception | None]:
+    def attempt(self, state: State) -> tuple[bool, list[str], str | None, Exception | None]:
         """Set the attributes and check.
 
         Returns:
-            Whether it passed, how many module calls came to their end, the path of the module
-            that was running when an exception came, and that exception.
+            Whether it passed, the paths of the module calls that came to their end, the path of
+            the module that was running when an exception came, and that exception.
         """
         apply_patch(self.module, Patch(attributes=self.originals))
         apply_patch(self.module, Patch(attributes=self.edits(state)))
@@ -70,21 +70,24 @@ class Trials:
                 passed, error = self.check(self.module), None
             except Exception as caught:  # anything that a model's code raises on wrong sizes
                 passed, error = False, caught
-        return passed, len(finished), running[-1] if running else None, error
+        return passed, finished, running[-1] if running else None, error
 
     def evaluate(self, state: State) -> Verdict:
         """Prefer states that get further, and suspect what the failing module is made of."""
         passed, finished, culprit, _ = self.attempt(state)
         if culprit is None:
-            return Verdict(passed, -float(finished))
+            return Verdict(passed, -float(len(finished)))
         parts = place(culprit).split(".")
         trail = [".".join(parts[:i]) for i in range(len(parts), 0, -1)] + [""]
         distance = [
             min(trail.index(p) if p in trail else len(trail) for p in places)
             for places in self.places
         ]
+        reached = {place(path) for path in finished} | set(trail)
         focus = sorted(range(len(distance)), key=distance.__getitem__)
-        return Verdict(False, -float(finished), focus)
+        called = [i for i in focus if self.places[i] & reached]
+        later = [i for i in focus if i not in called]
+        return Verdict(False, -float(len(finished)), called, later)
 
     def failure(self, state: State) -> tuple[str | None, Exception | None]:
         """Where and how a state fails."""

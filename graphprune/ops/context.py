@@ -101,6 +101,20 @@ class RuleError(Exception):
 Rule: TypeAlias = "Callable[[Context, Operator], Dims | list[Dims]]"
 
 
+class Minimum(NamedTuple):
+    """How many indices of an axis an operator needs.
+
+    Attributes:
+        axis: the axis.
+        least: that many, whatever else is pruned (k of a top-k).
+        above: an axis that has to stay the smaller one, of which `least` is the size and one more.
+    """
+
+    axis: Expr
+    least: int
+    above: Expr | None = None
+
+
 @dataclass
 class Typing:
     """The result of axis inference.
@@ -113,7 +127,7 @@ class Typing:
         opaque: value name to the reason for operators that no rule could type.
         points: value name to what the values of its tensors point into, None where they don't.
         stored: buffer or constant name to what its values point into.
-        minima: axes with the number of indices that an operator needs (k of a top-k).
+        minima: how many indices of axes operators need.
         choices: value name to an axis and the constant places that an operator takes of it.
         constants: names of values made by operators from nothing but their places.
     """
@@ -125,7 +139,7 @@ class Typing:
     opaque: dict[str, Reason] = field(default_factory=dict)
     points: dict[str, tuple[Points | None, ...]] = field(default_factory=dict)
     stored: dict[str, Points] = field(default_factory=dict)
-    minima: list[tuple[Expr, int]] = field(default_factory=list)
+    minima: list[Minimum] = field(default_factory=list)
     choices: dict[str, tuple[Expr, IntArray]] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
 
@@ -226,4 +240,4 @@ class Context:
         """The values of a result are places along `e`, which needs `least` of them."""
         self.given[result] = Points(e)
         if least > 1:
-            self.typing.minima.append((e, least))
+            self.typing.minima.append(Minimum(e, least))

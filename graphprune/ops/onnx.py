@@ -30,10 +30,9 @@ for _name in (
     "Identity Cast CastLike Relu Gelu Sigmoid Tanh Softplus Elu Selu Celu LeakyRelu HardSwish "
     "HardSigmoid Mish Swish ThresholdedRelu Softsign Erf Exp Log Sqrt Reciprocal Neg Abs Sign Ceil "
     "Floor Round Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Not IsNaN IsInf BitwiseNot "
-    "Shrink Clip Softmax LogSoftmax CumSum LpNormalization MeanVarianceNormalization Det"
+    "Shrink Clip Softmax LogSoftmax CumSum LpNormalization"
 ).split():
-    if _name != "Det":
-        ONNX.add(f"onnx.{_name}", pointwise.same)
+    ONNX.add(f"onnx.{_name}", pointwise.same)
 
 for _name in (
     "Add Sub Mul Div Pow Mod And Or Xor Where Max Min Mean Sum PRelu BitShift BitwiseAnd BitwiseOr "
@@ -139,6 +138,9 @@ def _triangle(ctx: Context, op: Operator) -> Dims:
 
 @rule("MatMul", "MatMulInteger")
 def _matmul(ctx: Context, op: Operator) -> Dims:
+    for i in (2, 3):  # zero points
+        if math.prod(e.size for e in maybe(op, i) or ()) != 1:
+            raise RuleError("a zero point for every row or column")
     return contraction.matmul(ctx, dims(op, 0), dims(op, 1))
 
 
@@ -186,9 +188,15 @@ def convolve(ctx: Context, op: Operator, x: Dims, weight: Dims, bias: Dims | Non
 @rule("BatchNormalization", "InstanceNormalization")
 def _channel_norm(ctx: Context, op: Operator) -> list[Dims]:
     x = normalisation.per_channel(ctx, dims(op, 0), [maybe(op, i) for i in range(1, 5)])
-    if op.name.endswith("InstanceNormalization"):
-        normalisation.over_space(ctx, x)
     return [x, *(tuple(ctx.fresh(s, "unused") for s in r or ()) for r in op.results[1:])]
+
+
+@rule("MeanVarianceNormalization")
+def _over_named_axes(ctx: Context, op: Operator) -> Dims:
+    x = dims(op, 0)
+    for axis in op.get("axes") or (0, 2, 3):
+        ctx.freeze(x[wrap(axis, len(x))], "normalised over it")
+    return x
 
 
 @rule("GroupNormalization")
@@ -332,6 +340,9 @@ def _by_places(ctx: Context, op: Operator) -> Dims:
         raise RuleError("batch_dims")
     x, index = dims(op, 0), dims(op, 1)
     depth = index[-1].size
+    given = op["1"].value
+    if op.name.endswith("GatherND") and given is not None and given.shape[1:] == (1,):
+        return indexing.select_rows(ctx, op["0"], 0, Operand(index[:1], None, given[:, 0]))
     for e in (*x[:depth], index[-1]):
         ctx.freeze(e, indexing.OUTSIDE)
     if op.name.endswith("GatherND"):
@@ -430,6 +441,8 @@ def _spatial(ctx: Context, op: Operator) -> list[Dims]:
         ctx.freeze(x[0], "the images of regions")
     elif op.name.endswith("GridSample"):
         ctx.unify(x[0], dims(op, 1)[0])
+    if len(op.results) > 1 and op.results[1] is not None:
+        ctx.freeze(x[1], "its places in the image are counted through all channels")
     return [
         (batch, x[1], *(ctx.fresh(s, "spatial") for s in sizes[2:])) if sizes else ()
         for sizes in op.results
@@ -463,7 +476,9 @@ def _recurrent(ctx: Context, op: Operator) -> list[Dims]:
     ctx.unify(w[1], stacked)
     ctx.unify(r[1], stacked)
     ctx.unify(w[2], x[-1])
-    bias, state, memory, peepholes = (maybe(op, i) for i in (3, 5, 6, 7))
+    bias, lengths, state, memory, peepholes = (maybe(op, i) for i in range(3, 8))
+    if lengths is not None:
+        ctx.unify(lengths[0], x[1])
     ctx.freeze(w[0], "directions")
     for given in (r, bias, state, memory, peepholes):
         if given is not None:
@@ -529,6 +544,7 @@ def _attention(ctx: Context, op: Operator) -> list[Dims]:
         parts = [(x, *heads(ctx, x[2], int(n))) for x, n in zip((q, k, v), counts, strict=True)]
         q, k, v = ((x[0], head, x[1], dim) for x, head, dim in parts)
     causal = bool(op.get("is_causal", 0))
+    ctx.freeze(k[2], "the places that attention is paid to")
     out = contraction.attention(ctx, q, k, v, maybe(op, 3), grouped=True, causal=causal)
     return [(out[0], out[2], product((out[1], out[3]))) if flat else out]
 

@@ -21,6 +21,13 @@ def _shapes(*names: str) -> Callable[[ShapeRule], ShapeRule]:
     return register
 
 
+# Standard operators whose results have the shape of their first input, and which are functions
+# that ONNX's inference doesn't look into.
+LIKE_FIRST = frozenset(
+    "GroupNormalization MeanVarianceNormalization RMSNormalization Gelu Mish Swish HardSwish".split()
+)
+
+
 @_shapes(
     "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization",
     "BiasSplitGelu", "BiasSoftmax", "Inverse",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.axes import UNIT, Dims, Expr, atoms, product
-from graphprune.ops.context import Context, Operand, Operator, Sizes
+from graphprune.ops.context import Context, Minimum, Operand, Operator, Sizes
 
 # Nonlinearities that make a width of features: without one, two linear maps around it are one.
 ACTIVATIONS = frozenset(
@@ -82,7 +82,7 @@ def reduction(ctx: Context, op: Operator) -> list[Dims]:
             correction = int(op.get("unbiased") is not False)
         if correction >= 1:  # what the sum of squares is divided by has to stay positive
             needed = int(correction) + 1
-            ctx.typing.minima.append((product([x.dims[i] for i in axes]), needed))
+            ctx.typing.minima.append(Minimum(product([x.dims[i] for i in axes]), needed))
     dims = reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
     return [dims for _ in op.results]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.axes import Dims, Expr, concat, product
-from graphprune.ops.context import Context, Operand, Operator, RuleError
+from graphprune.ops.context import Context, Minimum, Operand, Operator, RuleError
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -32,7 +32,7 @@ def layers(ctx: Context, op: Operator) -> list[Dims]:
     hidden = (memory or state)[-1]
     projected = hidden.size != state[-1].size
     if projected:  # torch tells projections from none by comparing the two sizes
-        ctx.typing.minima.append((hidden, state[-1].size + 1))
+        ctx.typing.minima.append(Minimum(hidden, state[-1].size + 1, above=state[-1]))
     else:
         ctx.unify(state[-1], hidden)
     directions = 2 if op["bidirectional"] else 1

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.analysis.onnx_infer import is_folded
+from graphprune.analysis.onnx_infer import is_folded, is_standard
 from graphprune.analysis.onnx_sizes import Known
 from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mask, touched
 from graphprune.errors import EmitError
@@ -58,7 +58,7 @@ class _Rewriter:
         for name, value in list(self.graph.initializers.items()):
             self._cut(name, value)
         for node in list(self.graph):
-            rule = RULES.get(node.op_type)
+            rule = RULES.get(node.op_type) if is_standard(node) else None
             if rule is not None and self._concerned(node):
                 rule(Call(node, self))
         _forget_shapes(self.graph, self.known)
@@ -174,9 +174,11 @@ class Call:
         attribute = self.node.attributes.get(name)
         return [] if attribute is None else list(attribute.as_ints())
 
-    def write(self, name: str, position: int, values: Sequence[int]) -> None:
-        """Write such integers, where this node has them."""
-        if name in self.node.attributes and self.constant(position) is None:
+    def write(
+        self, name: str, position: int, values: Sequence[int] | NDArray[Any], since: int = 0
+    ) -> None:
+        """Write such integers where this node has them; `since` an opset they are an input."""
+        if self.version < since:
             set_attribute(self.node, name, list(values))
             return
         old = self.node.inputs[position] if position < len(self.node.inputs) else None
@@ -187,13 +189,21 @@ class Call:
         )
         set_input(self.node, position, new)
 
-    def shape(self, position: int) -> None:
-        """Write the sizes of the first result to the input that holds them."""
-        dims, old = self.results[0], self.node.inputs[position]
-        known = self._rewriter.known
-        sizes = known[self.node.outputs[0].name or ""].sizes
+    def shape(self, position: int, places: Sequence[int] | None = None) -> None:
+        """Write sizes of the first result to the input that holds them.
+
+        Args:
+            position: the input.
+            places: the dimensions whose sizes it holds; None for the last ones, one an element.
+        """
+        old = self.node.inputs[position] if position < len(self.node.inputs) else None
         if old is None:
             return
+        known = self._rewriter.known
+        whole = known[self.node.outputs[0].name or ""].sizes
+        if places is None:  # an expansion may leave out the first ones
+            places = range(len(whole) - known[old.name or ""].shapes[0][0], len(whole))
+        dims, sizes = [self.results[0][i] for i in places], [whole[i] for i in places]
         given = self.constant(position)
         now = known[old.name or ""].values if given is None else None
         parts: list[int | None] = []
@@ -207,11 +217,17 @@ class Call:
             else:
                 parts.append(None)  # as it was
         scaled = [i for i, e in enumerate(dims) if parts[i] is None and self.touched(e)]
-        if -1 not in parts and scaled:
+        if -1 not in parts and scaled and self.node.op_type == "Reshape":
             parts[scaled.pop()] = -1
-        set_input(self.node, position, self._joined(parts, old, scaled))
+        set_input(self.node, position, self._joined(parts, old, dims, scaled))
 
-    def _joined(self, parts: list[int | None], old: ir.Value, scaled: Sequence[int]) -> ir.Value:
+    def _joined(
+        self,
+        parts: list[int | None],
+        old: ir.Value,
+        dims: Sequence[Expr],
+        scaled: Sequence[int],
+    ) -> ir.Value:
         """A shape of numbers, and of elements of the old one, some of them in proportion."""
         base = f"{self.node.outputs[0].name}_shape"
         if None not in parts:
@@ -222,7 +238,7 @@ class Call:
             if part is None:
                 piece = self.editor.before(self.node, "Gather", [old, piece], {"axis": 0}, base)
             if i in scaled:
-                piece = self._in_proportion(piece, self.results[0][i], old, base)
+                piece = self._in_proportion(piece, dims[i], old, base)
             pieces.append(piece)
         return self.editor.before(self.node, "Concat", pieces, {"axis": 0}, base)
 
@@ -300,7 +316,7 @@ def _split(call: Call) -> None:
     axis = wrap(_int(call.node, "axis", 0), len(x))
     if call.touched(x[axis]):
         call.node.attributes.pop("num_outputs", None)
-        call.write("split", 1, [call.kept(dims[axis]) for dims in call.results])
+        call.write("split", 1, [call.kept(dims[axis]) for dims in call.results], since=13)
 
 
 @_rule("Squeeze")
@@ -310,10 +326,7 @@ def _squeeze(call: Call) -> None:
     if call.integers("axes", 1) or not any(call.touched(e) for e in x):
         return
     axes = [i for i, e in enumerate(x) if e.size == 1]
-    if call.version < 13:
-        set_attribute(call.node, "axes", axes)
-    else:
-        call.write("axes", 1, axes)
+    call.write("axes", 1, axes, since=13)
 
 
 @_rule("Slice")
@@ -331,8 +344,8 @@ def _slice(call: Call) -> None:
         changed = True
         if step == 1:
             starts[i], ends[i] = call.before(e, first), call.before(e, last)
-        else:  # whole blocks of `step` places go or stay
-            ends[i] = call.kept(e)
+        else:  # whole blocks of `step` places go or stay, and each has one of the first block
+            starts[i], ends[i] = first, call.kept(e)
     if changed:
         call.write("starts", 1, starts)
         call.write("ends", 2, ends)
@@ -352,9 +365,9 @@ def _pad(call: Call) -> None:
     call.write("pads", 1, pads)
 
 
-@_rule("Gather")
+@_rule("Gather", "GatherND")
 def _gather(call: Call) -> None:
-    """Constant places are counted anew among those that stay."""
+    """Constant places are counted anew among those that stay, along the first axis of GatherND."""
     places = call.constant(1)
     e = call.dims(0)[wrap(_int(call.node, "axis", 0), len(call.dims(0)))]
     if places is None or not call.touched(e):
@@ -362,7 +375,7 @@ def _gather(call: Call) -> None:
     kept = call.mask(e)
     flat = np.where(places < 0, places + e.size, places).reshape(-1)
     new = (np.cumsum(kept) - 1)[flat[kept[flat]]]
-    call.write("indices", 1, [int(i) for i in new])
+    call.write("indices", 1, new if places.ndim == 1 else new[:, None])
 
 
 @_rule("Conv", "ConvTranspose", "ConvInteger")
@@ -387,8 +400,9 @@ def _hidden(call: Call) -> None:
 
 @_rule("Resize")
 def _resize(call: Call) -> None:
-    if len(call.node.inputs) > 3 and call.node.inputs[3] is not None:
-        call.shape(3)
+    axes = call.integers("axes", len(call.node.inputs))
+    rank = len(call.results[0])
+    call.shape(3, [wrap(i, rank) for i in axes or range(rank)])
 
 
 @_rule("Attention")

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import graphprune as gp
 from graphprune.errors import PlanError, TraceError
 from graphprune.rounds import composed, retrace
-from zoo import plain, recurrent
+from zoo import plain, recurrent, sharing
 from zoo.case import check, check_module, prunable_sizes, randomise
 
 
@@ -182,10 +182,10 @@ def test_data_parallel_and_compiled_modules_are_unwrapped():
     assert type(slim.module) is Net
 
 
-@pytest.mark.parametrize("build", [recurrent.lstm_stacked, plain.weight_norm_old, Net])
+@pytest.mark.parametrize("build", [recurrent.lstm_stacked, sharing.weight_norm_old, Net])
 def test_the_module_is_left_as_it_was(build):
     module = randomise(build())
-    shape = {recurrent.lstm_stacked: (2, 4, 5), plain.weight_norm_old: (2, 3, 8)}.get(build)
+    shape = {recurrent.lstm_stacked: (2, 4, 5), sharing.weight_norm_old: (2, 3, 8)}.get(build)
     x = torch.randn(shape) if shape else image()
     state = copy.deepcopy(module.state_dict())
     with torch.no_grad():
@@ -240,7 +240,7 @@ def same_tensors(a, b):
         (plain.attention_grouped, (2, 5, 8)),  # the exported graph in between, ragged heads
         (plain.encoder_pre_norm, (2, 5, 8)),  # layers leave
         (recurrent.lstm_projected, (2, 4, 5)),
-        (plain.permuted, (2, 5, 8)),
+        (sharing.permuted, (2, 5, 8)),
     ],
 )
 def test_two_prunings_are_one_plan(build, shape):

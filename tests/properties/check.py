@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import graphprune as gp
 from graphprune.axes import atoms
-from graphprune.masked import run_graph
+from graphprune.masked import GraphRunner, run_graph
 from graphprune.plan import Units
 from graphprune.program import Program, Structure
 from properties.recipe import Recipe
 
 OTHER_BATCH = 4
+PICKING = frozenset("topk argmax argmin max min argsort sort kthvalue median mode".split())
 MISFITS = (RuntimeError, IndexError)  # what torch raises where sizes or places don't fit
 
 
@@ -97,6 +99,8 @@ def check(recipe: Recipe, program: Program, plan: gp.Plan) -> float:
     certificate = gp.verify(program, plan, slim, cases, dtype=torch.float64)
     if certificate.problem and "pruning makes it NaN" in certificate.problem:
         raise Unsuitable
+    if "it differs by" in (certificate.problem or "") and any(_tied(program, c) for c in cases):
+        raise Unsuitable
     certificate.raise_if_failed()
     kept = plan.kept(program)
     for old, new in slim.renamed.items():
@@ -108,6 +112,26 @@ def check(recipe: Recipe, program: Program, plan: gp.Plan) -> float:
     count = sum(slim.weights[slim.renamed[n]].numel() for n in trainable)
     assert slim.cost.params == count, (slim.cost.params, count)
     return certificate.dense_difference
+
+
+class _Ties(GraphRunner):
+    """Notices equal values where an operator tells which one is larger: torch may name either."""
+
+    found = False
+
+    def _compute(self, target: Any, arguments: dict[str, Any], nodes: Any) -> Any:
+        x = next(iter(arguments.values()), None)
+        if target._schema.name.removeprefix("aten::") in PICKING and x.dim():
+            dim = arguments.get("dim")
+            x, dim = (x.flatten(), 0) if dim is None else (x, dim)
+            self.found |= bool((x.sort(dim).values.diff(dim=dim) == 0).any())
+        return super()._compute(target, arguments, nodes)
+
+
+def _tied(program: Program, case: Any) -> bool:
+    runner = _Ties(program.exported, program.weights, torch.float64, program.aliases)
+    runner.outputs(case)
+    return runner.found
 
 
 def _runs(program: Program, args: tuple[torch.Tensor, ...]) -> bool:

@@ -16,7 +16,7 @@ from regressions.hand import (
     structures_at,
     verified,
 )
-from zoo import plain
+from zoo import plain, sharing
 from zoo.case import check, prunable_sizes, randomise
 
 HEADS, DIM = plain.HEADS, plain.DIM
@@ -172,7 +172,7 @@ def test_13_pooling_convolutions_follow_the_dims_of_all_heads():
 
 def test_15_every_slice_of_a_modulation_follows_hidden():
     args = (torch.randn(2, 5, 8), torch.randn(2, 5))
-    program = gp.trace(randomise(plain.adaptive_norm()), args)
+    program = gp.trace(randomise(sharing.adaptive_norm()), args)
     hidden = structure_at(program, "stem.weight", 0)
     units = [0, 1, 5, 9, 15]
     plan = plan_of(program, (hidden, units))
@@ -226,7 +226,7 @@ def test_16_relative_position_tables_lose_the_dims_of_queries():
 
 @pytest.mark.parametrize("keep", [1, 5, 11])
 def test_17_merged_patches_are_four_copies_of_the_channels(keep):
-    program = gp.trace(randomise(plain.patch_merging()), (torch.randn(2, 3, 8, 8),))
+    program = gp.trace(randomise(sharing.patch_merging()), (torch.randn(2, 3, 8, 8),))
     hidden = structure_at(program, "stem.weight", 0)
     units = list(range(12))[-keep:]
     plan = plan_of(program, (hidden, units))
@@ -238,8 +238,8 @@ def test_17_merged_patches_are_four_copies_of_the_channels(keep):
 
 def test_19_weight_normed_groups_are_cut_in_g_and_v():
     for build, g, v in (
-        (plain.weight_norm_grouped, "original0", "original1"),
-        (plain.weight_norm_old, "weight_g", "weight_v"),
+        (sharing.weight_norm_grouped, "original0", "original1"),
+        (sharing.weight_norm_old, "weight_g", "weight_v"),
     ):
         program = gp.trace(randomise(build()), (torch.randn(2, 3, 8),))
         prefix = "conv.parametrizations.weight." if "original" in g else "conv."

@@ -12,7 +12,7 @@ from graphprune.errors import PlanError
 from graphprune.plan import rows_of
 from graphprune.rounds import composed, retrace
 from regressions.hand import kept, verified
-from zoo import plain
+from zoo import plain, sharing
 from zoo.case import randomise
 
 
@@ -32,7 +32,7 @@ def test_35_a_budget_is_in_parameters_and_is_met():
 
 
 def test_36_a_smaller_budget_never_gives_a_larger_model():
-    program = gp.trace(randomise(plain.vision_transformer()), (torch.randn(2, 3, 8, 8),))
+    program = gp.trace(randomise(sharing.vision_transformer()), (torch.randn(2, 3, 8, 8),))
     total = program.costs.total().params
     sizes = []
     for fraction in (0.9, 0.7, 0.5, 0.3, 0.15):

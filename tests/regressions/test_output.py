@@ -2,6 +2,7 @@
 
 import json
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,7 +18,6 @@ from transformers import (
 )
 
 import graphprune as gp
-import onnx
 from graphprune.compiler import compile
 from graphprune.errors import PlanError
 from graphprune.frontends.hf import trace_model

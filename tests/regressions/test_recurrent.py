@@ -39,3 +39,20 @@ def test_34_hidden_units_are_cut_out_of_every_gate(kind, gates):
         torch.testing.assert_close(slim.module(x), wanted)
     assert type(slim.module.body) is kind
     assert slim.module.body.hidden_size == 4
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_tracing_says_nothing_of_the_list_that_torch_keeps_of_weights(kind, recwarn):
+    gp.trace(randomise(Tagger(kind)), (torch.randn(2, 6, 5),))
+    gp.trace(kind(5, 7).eval(), (torch.randn(2, 6, 5),))
+    assert not [w for w in recwarn if "assigned during export" in str(w.message)]
+
+
+def test_a_tensor_that_the_model_assigns_is_still_warned_of():
+    class Stateful(Tagger):
+        def forward(self, x):
+            self.last = x * 2
+            return super().forward(self.last)
+
+    with pytest.warns(UserWarning, match=r"self\.last.* assigned during export"):
+        gp.trace(randomise(Stateful(nn.GRU)), (torch.randn(2, 6, 5),))

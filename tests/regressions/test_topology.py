@@ -16,7 +16,7 @@ from regressions.hand import (
     structures_at,
     verified,
 )
-from zoo import convolutional, plain
+from zoo import convolutional, images, sharing
 from zoo.case import check, randomise
 
 
@@ -138,7 +138,7 @@ def test_27_attention_between_channels():
 
 
 def test_28_branches_that_are_concatenated_stay_apart():
-    program = gp.trace(randomise(plain.wide_deep()), (torch.randn(4, 8),))
+    program = gp.trace(randomise(sharing.wide_deep()), (torch.randn(4, 8),))
     wide, deep = structure_at(program, "wide.weight", 0), structure_at(program, "deep.2.weight", 0)
     assert wide is not deep
     plan = plan_of(program, (wide, [1, 5]), (deep, [0, 8]))
@@ -147,7 +147,7 @@ def test_28_branches_that_are_concatenated_stay_apart():
 
 
 def test_29_a_single_output_channel_makes_no_depthwise_convolution():
-    program = gp.trace(randomise(convolutional.single_output()), (torch.randn(2, 3, 4, 4),))
+    program = gp.trace(randomise(images.single_output()), (torch.randn(2, 3, 4, 4),))
     plan = plan_of(program, (structure_at(program, "0.weight", 0), [3, 4]))
     slim = verified(program, plan)
     assert kept(program, plan, "2.weight") == [[0], [3, 4], [0, 1, 2], [0, 1, 2]]
@@ -191,7 +191,7 @@ def test_30_groups_stay_equal_or_go_whole():
 
 
 def test_31_implicit_parameters_are_sliced_and_cost_less():
-    program = gp.trace(randomise(convolutional.yolo_implicit()), (torch.randn(2, 3, 4, 4),))
+    program = gp.trace(randomise(images.yolo_implicit()), (torch.randn(2, 3, 4, 4),))
     channels = structure_at(program, "add", 1)
     plan = plan_of(program, (channels, [0, 1, 9]))
     slim = verified(program, plan)
@@ -203,7 +203,7 @@ def test_31_implicit_parameters_are_sliced_and_cost_less():
 
 
 def test_32_no_gradient_is_needed():
-    module = randomise(convolutional.frozen_batch_norm())
+    module = randomise(images.frozen_batch_norm())
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     with torch.no_grad():
@@ -268,7 +268,7 @@ class Detector(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), convolutional.FrozenBatchNorm(8)
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), images.FrozenBatchNorm(8)
         self.body = nn.Conv2d(8, 6, 3, padding=1)
         self.head = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
 

@@ -85,7 +85,15 @@ def modernbert():
 
 def t5():
     """The first layer's table of position biases is every layer's."""
-    config = hf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=96)
+    config = hf.T5Config(
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=96,
+        decoder_start_token_id=0,
+    )
     return hf.T5ForConditionalGeneration(config)
 
 
@@ -97,6 +105,7 @@ def t5_gated():
         num_layers=2,
         num_heads=4,
         vocab_size=96,
+        decoder_start_token_id=0,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
     )

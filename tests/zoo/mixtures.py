@@ -14,7 +14,7 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 5,
     "first_k_dense_replace": 1,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 16,
     "n_routed_experts": 16,
     "num_experts_per_tok": 2,
 }
@@ -31,7 +31,7 @@ def qwen2_moe():
         num_key_value_heads=2,
         num_experts=6,
         num_experts_per_tok=2,
-        moe_intermediate_size=12,
+        moe_intermediate_size=16,
         shared_expert_intermediate_size=20,
     )
     return hf.Qwen2MoeForCausalLM(config)
@@ -44,7 +44,7 @@ def qwen3_moe():
         head_dim=8,
         num_experts=6,
         num_experts_per_tok=3,
-        moe_intermediate_size=12,
+        moe_intermediate_size=16,
         norm_topk_prob=True,
     )
     return hf.Qwen3MoeForCausalLM(config)

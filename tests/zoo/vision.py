@@ -40,7 +40,7 @@ def swin(version: int = 1) -> hf.PreTrainedModel:
         else (hf.Swinv2Config, hf.Swinv2ForImageClassification)
     )
     config = kind(
-        image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
+        image_size=16, patch_size=2, embed_dim=24, depths=[2, 2], num_heads=[3, 6], window_size=4
     )
     return model(config)
 
