@@ -165,7 +165,10 @@ class SlimOnnx:
             raise EmitError(
                 f"an ONNX model can't be written as {format}", hint="ask for format onnx"
             )
-        if path.resolve() == self.program.path.resolve():
+        tensors = [v.const_value for v in self.program.model.graph.initializers.values()]
+        source = {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
+        source.add(self.program.path.resolve())
+        if not source.isdisjoint({path.resolve(), Path(f"{path}.data").resolve()}):
             raise EmitError(
                 "the output is the source itself", where=str(path), hint="choose another path"
             )

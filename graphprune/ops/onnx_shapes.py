@@ -24,7 +24,9 @@ def _shapes(*names: str) -> Callable[[ShapeRule], ShapeRule]:
 # Standard operators whose results have the shape of their first input, and which are functions
 # that ONNX's inference doesn't look into.
 LIKE_FIRST = frozenset(
-    "GroupNormalization MeanVarianceNormalization RMSNormalization Gelu Mish Swish HardSwish".split()
+    (
+        "GroupNormalization MeanVarianceNormalization RMSNormalization Gelu Mish Swish HardSwish"
+    ).split()
 )
 
 

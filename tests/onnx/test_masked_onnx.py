@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import graphprune as gp
 from graphprune.errors import GraphPruneError
@@ -123,11 +124,8 @@ def test_any_and_all(tmp_path, name):
     plan = planned(program, {("a", 1): KEEP})
     oracle = read_onnx(file)
     mask_onnx(oracle, program.known, program.typing, plan.bind(program).keep)
-    onnx.save(ir.to_proto(oracle), tmp_path / "masked.onnx")
-    try:
-        (found,) = run(tmp_path / "masked.onnx", x=X)
-    except Exception as error:  # ONNX Runtime's, of no common class
-        pytest.skip(f"ONNX Runtime has no {name} of truth values: {type(error).__name__}")
+    # ONNX Runtime has no reductions of truth values.
+    (found,) = ReferenceEvaluator(ir.to_proto(oracle)).run(None, {"x": X})
     wanted = {"ReduceMax": np.any, "ReduceMin": np.all}[name](far < H, axis=-1, keepdims=True)
     np.testing.assert_array_equal(found, wanted)
 

@@ -163,6 +163,18 @@ def test_the_source_is_never_written_over(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dense.onnx"]
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "out.onnx"])
+def test_data_of_the_source_is_never_written_over(tmp_path, name):
+    """Neither by the model nor by the data file beside it."""
+    file = external(tmp_path, "out.onnx.data" if name == "out.onnx" else "weights.bin")
+    if name == "out.onnx":
+        (tmp_path / "weights.bin").rename(tmp_path / "out.onnx.data")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(EmitError, match="source itself"):
+        slim(file).save(tmp_path / name)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_another_format(tmp_path):
     with pytest.raises(EmitError, match="can't be written as hf"):
         slim(written(model(), tmp_path)).save(tmp_path / "out", format="hf")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers as hf
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -15,7 +17,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-OLD = {
+OLD: dict[str, Any] = {
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
@@ -27,7 +29,8 @@ OLD = {
 
 
 def llama(heads: int = 8, kv_heads: int = 2, dim: int = 8) -> hf.PreTrainedModel:
-    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+    sizes: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes["head_dim"] = dim
     sizes |= {"hidden_size": 48} if heads % 3 == 0 else {}
     return hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL | sizes))
 
@@ -125,7 +128,7 @@ def bloom():
     )
 
 
-def falcon(**options: object) -> hf.PreTrainedModel:
+def falcon(**options: Any) -> hf.PreTrainedModel:
     config = hf.FalconConfig(
         hidden_size=32,
         num_hidden_layers=2,

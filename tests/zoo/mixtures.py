@@ -14,8 +14,8 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 5,
     "first_k_dense_replace": 1,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 16,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 12,
     "num_experts_per_tok": 2,
 }
 
