@@ -156,7 +156,6 @@ def _choices(
 ) -> Iterator[Choice]:
     """Yield one choice for every attribute at every place."""
     places: dict[tuple[str, str], dict[str, dict[str, Edits]]] = {}
-    evident: set[tuple[str, str, int]] = set()
     for path, inner in module.named_modules():
         own = {
             name: (tuple(tensor.shape), wanted.get(f"{path}.{name}" if path else name))
@@ -165,7 +164,6 @@ def _choices(
         }
         shapes = {name: (old, old if new is None else new) for name, (old, new) in own.items()}
         pairs = [pair for old, new in shapes.values() for pair in zip(old, new, strict=True)]
-        changed = {(old, new) for old, new in pairs if old != new}
         pairs = list(dict.fromkeys([*pairs, *scopes[path]]))
         if all(old == new for old, new in pairs):
             continue
@@ -179,10 +177,9 @@ def _choices(
                 derived = not type(inner).__module__.startswith("torch.nn")
                 labelled = _by_value(name, value, pairs, derived)
                 if labelled:
-                    evident |= {(path, name, new) for old, new in changed if old == value}
                     places.setdefault((place(path), name), {})[path] = labelled
     for modules in places.values():
-        yield replace(_choice(modules), evident=frozenset(evident))
+        yield _choice(modules)
 
 
 def _choice(modules: Mapping[str, Mapping[str, Edits]]) -> Choice:

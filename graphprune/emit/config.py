@@ -36,7 +36,10 @@ Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
 
 LIMIT = 200
-"""Models built on the meta device at most in one search."""
+"""Models built on the meta device at most in the first search."""
+
+AGAIN = 40
+"""The same for the searches that start from a config with one more field set."""
 
 ALTERNATIVES = 4
 """Fields without influence on shapes that are worth trying in all combinations."""
@@ -107,7 +110,7 @@ def solve_config(
     solver = _Solver(builder, data, shapes, hints)
     solved, problems = solver.solve()
     for pinned in solver.pinned() if solved is None else ():
-        again = _Solver(builder, pinned, shapes, hints)
+        again = _Solver(builder, pinned, shapes, hints, AGAIN)
         solved, _ = again.solve()
         if solved is not None:
             solver, problems = again, []
@@ -169,9 +172,15 @@ class _Solver:
     """Searches the fields of one config for the wanted shapes."""
 
     def __init__(
-        self, builder: Builder, data: Data, shapes: Mapping[str, Shape], hints: Mapping[str, Pairs]
+        self,
+        builder: Builder,
+        data: Data,
+        shapes: Mapping[str, Shape],
+        hints: Mapping[str, Pairs],
+        limit: int = LIMIT,
     ) -> None:
         self.builder = builder
+        self.limit = limit
         self.data = data
         self.base = builder.build(data).built()
         self.wanted = {n: tuple(s) for n, s in shapes.items() if n in self.base.shapes}
@@ -302,7 +311,7 @@ class _Solver:
             cost = self._cost(attempt.model)
             return Verdict(not cost, cost)
 
-        state, _ = best_first([len(c) for c in choices], evaluate, LIMIT)
+        state, _ = best_first([len(c) for c in choices], evaluate, self.limit)
         best = apply(state)
         model = self.builder.build(best).model
         if model is None:

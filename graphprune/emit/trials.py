@@ -24,13 +24,10 @@ class Choice:
     Attributes:
         options: The alternatives, likeliest first: module path to edits. Fewer than two: none.
         certain: Edits that need no choice.
-        evident: Paths and attributes with a new value that is a size of the module's own tensors,
-            whose old size it had.
     """
 
     options: tuple[Mapping[str, Edits], ...]
     certain: Mapping[str, Edits]
-    evident: frozenset[tuple[str, str, int]] = frozenset()
 
 
 def place(path: str) -> str:
@@ -101,18 +98,15 @@ class Trials:
         """Take back what was changed without need, and return the edits that remain.
 
         An attribute that the run reads and that makes no difference to it is more likely a
-        coincidence (a window, a limit) than a size. One that nothing reads stays as changed, and
-        so does one that follows the module's own tensors: other ways through it may need that.
+        coincidence (a window, a limit) than a size. One that nothing reads stays as changed.
         """
         apply_patch(self.module, Patch(attributes=self.originals))
         apply_patch(self.module, Patch(attributes=self.edits(state)))
         reads = self._reads(self.edits(state))
         for i, choice in enumerate(self.choices):
             keep = [k for k, option in enumerate(choice.options) if not any(option.values())]
-            option = choice.options[state[i]].items()
-            changes = {(path, name, value) for path, e in option for name, value in _hashed(e)}
-            read = {change[:2] for change in changes} & reads
-            if keep and read and not changes <= choice.evident:
+            changes = {(path, name) for path, e in choice.options[state[i]].items() for name in e}
+            if keep and changes & reads:
                 reverted = (*state[:i], keep[0], *state[i + 1 :])
                 if self.attempt(reverted)[0]:
                     state = reverted
@@ -131,10 +125,6 @@ class Trials:
             for path, inner in modules.items():
                 inner.__class__ = classes[path]
         return reads
-
-
-def _hashed(edits: Edits) -> list[tuple[str, Any]]:
-    return [(name, tuple(v) if isinstance(v, list) else v) for name, v in edits.items()]
 
 
 def _spying(
