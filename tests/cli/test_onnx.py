@@ -102,9 +102,10 @@ def test_rounds_need_a_module(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_inputs_that_show_no_effect_are_told(tmp_path: Path, scale: float) -> None:
-    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    head = nn.Linear(8, 3)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), head).eval()
     with torch.no_grad():
-        module[2].weight.mul_(scale)
+        head.weight.mul_(scale)
     report = gp.compile(
         module, {"remove": {"ffn": 0.5}}, tmp_path / "o.pt2", example=(torch.randn(2, 4),)
     )
