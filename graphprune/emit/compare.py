@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphprune.emit.reload import outputs
@@ -13,8 +15,11 @@ from graphprune.emit.reload import outputs
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 Outputs = Mapping[str, torch.Tensor]
 
-TOLERANCE = 1e-4
+TOLERANCE = 2e-5
 """Largest difference that passes, relative to the largest output; more for short floats."""
+
+EXACT = 1e-5
+"""The same in float64: transformers computes some steps in float32 whatever the weights are."""
 
 
 def probe(example: Example, seed: int = 0) -> Example:
@@ -45,8 +50,34 @@ def run(model: Callable[..., Any], inputs: Example) -> dict[str, torch.Tensor]:
         return outputs(model(*args, **kwargs))
 
 
-def deviation(found: Outputs, expected: Outputs) -> str | None:
+def in_float64(module: nn.Module, inputs: Example) -> tuple[nn.Module, Example]:
+    """Return copies of a module and its inputs with all floats in float64."""
+
+    def widen(value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.double() if floats else value
+
+    return copy.deepcopy(module).double(), pytree.tree_map(widen, inputs)
+
+
+def rounding(module: nn.Module) -> float:
+    """Return the difference that passes for a module: its least exact weights set it.
+
+    Outputs in float32 say nothing of steps in between that were computed in bfloat16.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    return max([TOLERANCE, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
+
+
+def deviation(found: Outputs, expected: Outputs, tolerance: float | None = None) -> str | None:
     """Say how outputs differ from those expected.
+
+    Args:
+        found: Outputs by name.
+        expected: Those that have to be there.
+        tolerance: The largest difference that passes, relative to the largest output; None for
+            what the dtype of the output allows.
 
     Returns:
         None if all the expected ones are there and equal within the tolerance.
@@ -64,7 +95,7 @@ def deviation(found: Outputs, expected: Outputs) -> str | None:
         finite = wide.isfinite()
         scale = float(wide[finite].abs().max()) if finite.any() else 1.0
         error = float((wide - narrow)[finite].abs().max()) if finite.any() else 0.0
-        tolerance = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
-        if error > tolerance * max(scale, 1e-6):
+        allowed = tolerance or max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
+        if error > allowed * max(scale, 1e-6):
             return f"output '{name}' differs by {error:.3g} where the largest value is {scale:.3g}"
     return None

@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 from graphprune.emit import pruned, reload
 from graphprune.emit.builds import build_on_meta, quiet
 from graphprune.emit.checkpoint import write_weights
-from graphprune.emit.compare import Example, deviation, probe, run
+from graphprune.emit.compare import Example, deviation, probe, rounding, run
 from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
@@ -110,6 +110,11 @@ class _Job:
     expected: Mapping[str, torch.Tensor]
 
     @property
+    def tolerance(self) -> float:
+        """The difference of the outputs that passes."""
+        return rounding(self.slim.module)
+
+    @property
     def model_class(self) -> type[nn.Module]:
         """The transformers class, not resized."""
         return pruned.original_class(self.slim.program.source.model_class)
@@ -186,7 +191,7 @@ def _write_native(job: _Job) -> list[str]:
         config.save_pretrained(job.directory)
         if len(candidates) > 1:  # only the one that is right is worth a process of its own
             try:
-                wrong = deviation(_expected(_load(job), job.inputs), job.expected)
+                wrong = deviation(_expected(_load(job), job.inputs), job.expected, job.tolerance)
             except Exception as error:  # whatever a model's code says to odd sizes
                 wrong = f"the model can't be loaded or run: {error}"
             if wrong is not None:
@@ -293,7 +298,7 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
             for kind in ("missing", "unexpected", "mismatched")
             if answer[kind]
         ]
-        wrong = deviation(load_file(found), job.expected)
+        wrong = deviation(load_file(found), job.expected, job.tolerance)
     return trouble + ([wrong] if wrong else [])
 
 

@@ -10,9 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from graphprune.emit.attributes import find_patch
-from graphprune.emit.compare import Example, Outputs, deviation, probe, run
+from graphprune.emit.compare import (
+    EXACT,
+    Example,
+    Outputs,
+    deviation,
+    in_float64,
+    probe,
+    rounding,
+    run,
+)
 from graphprune.emit.patch import (
     Patch,
     apply_patch,
@@ -24,6 +34,8 @@ from graphprune.emit.patch import (
 )
 from graphprune.emit.trials import Check
 from graphprune.errors import EmitError
+from graphprune.masked import run_graph
+from graphprune.verification import affordable_dtype
 
 
 def build(slim: Any) -> nn.Module:
@@ -65,6 +77,7 @@ def _resized(slim: Any) -> nn.Module:
     }
     inputs = probe(program.example)
     expected = run(slim.exported.module(), inputs)
+    exact = _exact_outputs(slim, inputs, expected)
 
     def filled(candidate: nn.Module) -> nn.Module:
         if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
@@ -72,7 +85,10 @@ def _resized(slim: Any) -> nn.Module:
         return candidate
 
     def check(candidate: nn.Module) -> bool:
-        return deviation(run(filled(candidate), inputs), expected) is None
+        tolerance = rounding(candidate)
+        if deviation(run(filled(candidate), inputs), expected, tolerance) is not None:
+            return False
+        return exact is None or _is_exact(candidate, inputs, exact)
 
     def strict(candidate: nn.Module) -> bool:
         return check(candidate) and _plainly(candidate, inputs, expected)
@@ -101,6 +117,28 @@ def _resized(slim: Any) -> nn.Module:
     }
     assign(module, slim.weights, buffers, dense)
     return module
+
+
+def _exact_outputs(slim: Any, inputs: Example, expected: Outputs) -> Outputs | None:
+    """What the slim graph computes in float64; None where that doesn't fit into memory.
+
+    In the model's own dtype a small error of a module looks like rounding.
+    """
+    exported = slim.exported
+    if not isinstance(exported, ExportedProgram) or affordable_dtype(slim.program) != torch.float64:
+        return None
+    values = run_graph(exported, slim.weights, inputs, torch.float64, aliases=slim.aliases)
+    floats = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    return dict(zip(expected, floats, strict=True)) if len(floats) == len(expected) else None
+
+
+def _is_exact(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
+    wide, wide_inputs = in_float64(module, inputs)
+    try:
+        found = run(wide, wide_inputs)
+    except RuntimeError:  # its code names a dtype: the comparison in its own has to do
+        return True
+    return deviation(found, expected, EXACT) is None
 
 
 def _applied(blank: nn.Module, patch: Patch) -> nn.Module:
@@ -140,7 +178,7 @@ def _plainly(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
     for config in found.values():
         config._attn_implementation = "eager"
     try:
-        return not found or deviation(run(module, inputs), expected) is None
+        return not found or deviation(run(module, inputs), expected, rounding(module)) is None
     except Exception:  # anything that a model's code raises on wrong sizes
         return False
     finally:

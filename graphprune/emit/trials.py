@@ -70,7 +70,9 @@ class Trials:
                 passed, error = self.check(self.module), None
             except Exception as caught:  # anything that a model's code raises on wrong sizes
                 passed, error = False, caught
-        return passed, finished, running[-1] if running else None, error
+        # A check may have caught what came of a run in another dtype, and pass all the same.
+        culprit = running[-1] if running and not passed else None
+        return passed, finished, culprit, error
 
     def evaluate(self, state: State) -> Verdict:
         """Prefer states that get further, and suspect what the failing module is made of."""

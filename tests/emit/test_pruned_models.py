@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import graphprune as gp
 from graphprune.emit import hf, pruned
+from graphprune.emit.config import SolvedConfig
 from graphprune.emit.hf import precheck
-from zoo import decoders
+from graphprune.emit.search import Verdict, best_first
+from zoo import decoders, vision
 from zoo.case import check
 from zoo.pretrained import Pretrained
 
@@ -73,3 +76,57 @@ def test_a_self_contained_checkpoint_is_opened(tmp_path, unopened):
         found = program.exported.module()(input_ids=ids())
         wanted = slim.exported.module()(input_ids=ids())
     torch.testing.assert_close(found.logits, wanted.logits)
+
+
+def test_an_error_that_looks_like_rounding():
+    """The encoding of positions follows from the width: a part in ten thousand of the logits."""
+    slim = pruned_model(vision.detr, "hidden")
+    with pytest.warns(UserWarning, match="exported graph instead"):
+        assert type(slim.module) is not type(slim.program.module)
+
+
+def test_a_model_that_can_not_run(tmp_path, monkeypatch, unopened):
+    """Kernels may refuse a size, such as rows that are no multiple of 16 bytes: no crash."""
+
+    def refuse(_):
+        raise RuntimeError("strides should be multiple of 16 bytes")
+
+    slim = pruned_model(decoders.gpt2, "ffn")
+    monkeypatch.setattr(SolvedConfig, "candidates", lambda self: iter([self.config] * 2))
+    monkeypatch.setattr(hf, "_load", refuse)
+    monkeypatch.setattr(hf, "_write_self_contained", lambda _: ["not tried"])
+    with pytest.raises(gp.EmitError) as caught:
+        slim.save(tmp_path / "out", format="hf")
+    assert "can't be loaded or run: strides should be multiple" in str(caught.value)
+
+
+def test_search_is_not_led_astray_by_a_coincidence():
+    """One wrong option gets further than the start does; the right ones are near the start."""
+    right = (0, 1, 1, 0, 0)
+    tried = []
+
+    def evaluate(state):
+        tried.append(state)
+        cost = -7.0 if state[3] == 2 else -6.0
+        return Verdict(state == right, cost, focus=(0, 1, 2, 3), later=(4,))
+
+    assert best_first([2, 3, 3, 3, 9], evaluate, 64) == (right, True)
+    assert len(tried) < 50
+
+
+def test_code_that_names_a_dtype_keeps_its_class():
+    """Its run in float64 raises, which says nothing of the module."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 4)
+            self.outer = nn.Linear(12, 8)
+
+        def forward(self, x):
+            return self.inner(torch.relu(self.outer(x.float())))
+
+    program = gp.trace(Named().eval(), (torch.randn(2, 12),))
+    slim = gp.apply(program, gp.select(program, remove={"ffn": 0.5}))
+    assert type(slim.module) is Named
+    assert slim.module.outer.weight.shape == (4, 12)

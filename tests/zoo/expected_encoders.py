@@ -286,7 +286,7 @@ ENCODERS = [
             "layers": (2, 2),
         },
         0.99986,
-        beyond=HEAD_DIMS,
+        beyond=("hidden", "latent", *HEAD_DIMS),
     ),
     Pretrained(
         vision.clip,
@@ -329,7 +329,8 @@ ENCODERS = [
         },
         0.99979,
         {"model.query_position_embeddings.weight:0": "its places compete for attention"},
-        beyond=HEAD_DIMS,
+        beyond=("hidden", *HEAD_DIMS),
+        same_class=False,
     ),
     Pretrained(
         vision.dit,
@@ -342,7 +343,7 @@ ENCODERS = [
         },
         0.99861,
         {"position:1": "spatial", "label.weight:0": "indexed by values from outside"},
-        beyond=("ffn", "qk_dim"),
+        beyond=("hidden", "ffn", "kv_heads", "qk_dim"),
         same_class=False,
         inputs=noisy,
     ),

@@ -8,7 +8,8 @@ Why a source's class can't have all that the graph can (`beyond`):
 
 * it has one head size for keys and values, so that both have to be pruned alike (HEAD_DIMS),
 * it computes a scale from the head size while it runs (qk_dim), or slopes from the number of
-  heads (kv_heads),
+  heads (kv_heads), or the encoding of positions from the width (hidden),
+* it takes one size for another: the output of a block is as wide as its input (hidden, latent),
 * a layer is special by its number (layers), or a number is written in the code (ffn).
 """
 

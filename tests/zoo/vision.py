@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import transformers as hf
@@ -34,15 +36,17 @@ def dinov2():
 
 
 def swin(version: int = 1) -> hf.PreTrainedModel:
-    kind, model = (
+    kinds: tuple[Any, Any] = (
         (hf.SwinConfig, hf.SwinForImageClassification)
         if version == 1
         else (hf.Swinv2Config, hf.Swinv2ForImageClassification)
     )
+    kind, model = kinds
     config = kind(
         image_size=16, patch_size=2, embed_dim=24, depths=[2, 2], num_heads=[3, 6], window_size=4
     )
-    return model(config)
+    swin_model: hf.PreTrainedModel = model(config)
+    return swin_model
 
 
 def swin_v2():
