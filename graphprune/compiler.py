@@ -88,8 +88,9 @@ def compile(
     plan = run.choose(program)
     slim = _planned(program, plan)
     with run.stage("checking the formats"):
-        hf = isinstance(slim, Slim) and "hf" in wanted
-        native, notes = _native(slim, settled) if hf and isinstance(slim, Slim) else (None, ())
+        native, notes = (
+            _native(slim, settled) if isinstance(slim, Slim) and "hf" in wanted else (None, ())
+        )
     report = Report(
         source=_shown(source),
         weights=None if weights is None else str(Path(weights).absolute()),

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.analysis.onnx_infer import is_folded, is_standard
-from graphprune.analysis.onnx_sizes import Known
+from graphprune.analysis.onnx_infer import is_folded
+from graphprune.analysis.onnx_sizes import Known, is_standard
 from graphprune.axes import Dims, Keep, Ragged, atoms, mask, product, touched
 from graphprune.errors import VerifyError
 from graphprune.ops import Typing

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,14 +17,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune._version import __version__
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.onnx_infer import infer_onnx
-from graphprune.analysis.onnx_layers import residual_sums
 from graphprune.analysis.onnx_sizes import Known, known_values
+from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import EmitError
 from graphprune.frontends.onnx import read_onnx
@@ -76,7 +75,20 @@ class OnnxProgram(BaseProgram):
 
     def residual_sums(self) -> list[str]:
         """See `BaseProgram.residual_sums`."""
-        return residual_sums(self.model.graph, self.typing)
+        products = {name for name, _ in self.typing.contractions}
+        graph = self.model.graph
+
+        def sources(node: ir.Node) -> list[ir.Node]:
+            found = (v.producer() for v in node.inputs if v is not None)
+            return [n for n in dict.fromkeys(found) if n is not None]
+
+        found = residual_sums(
+            graph,
+            sources,
+            {n for n in graph if n.op_type in ("Add", "Sum")},
+            {n for n in graph if n.outputs[0].name in products},
+        )
+        return [node.outputs[0].name or "" for node in found]
 
 
 class _Weights(Mapping[str, torch.Tensor]):
@@ -186,20 +198,13 @@ class SlimOnnx:
         return model
 
 
-def write_model(
-    model: ir.Model,
-    path: Path,
-    *,
-    external: bool,
-    accept: Callable[[Path], None] | None = None,
-) -> None:
+def write_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write a model beside its place, check it, and put it there.
 
     Args:
         model: what to write.
         path: where.
         external: whether weights go to a second file, ``<path>.data``.
-        accept: called with the written file; what it raises stops everything.
 
     Raises:
         EmitError: the checker refuses the model, or the file system does.
@@ -215,8 +220,6 @@ def write_model(
                 raise EmitError(
                     "the slim ONNX model is not valid", why=str(error).strip()[:500]
                 ) from error
-            if accept is not None:
-                accept(file)
             for written in sorted(file.parent.iterdir(), reverse=True):  # the data file first
                 os.replace(written, path.parent / written.name)
     except OSError as error:
@@ -238,8 +241,3 @@ def _save(model: ir.Model, file: Path, *, external: bool) -> None:
     if not external:
         ir.external_data.load_to_model(model)  # what the source has in another file
     ir.save(model, file, external_data=f"{file.name}.data" if external else None)
-
-
-def as_array(values: NDArray[np.generic]) -> torch.Tensor:
-    """A result of ONNX Runtime as a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(values))

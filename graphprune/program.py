@@ -237,6 +237,6 @@ class Program(BaseProgram):
 
     def residual_sums(self) -> list[str]:
         """See `BaseProgram.residual_sums`."""
-        from graphprune.analysis.layers import residual_sums
+        from graphprune.analysis.layers import sums_of
 
-        return residual_sums(self.exported.graph, self.typing)
+        return sums_of(self.exported.graph, self.typing)

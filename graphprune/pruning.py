@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
+
+import torch
 
 from graphprune.errors import PlanError, VerifyError
 from graphprune.masked import Inputs
+from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.rewrite import slim as torch_slim
 from graphprune.rewrite.slim import Slim
 from graphprune.verification import Certificate
 from graphprune.verification import verify as verify_torch
-
-if TYPE_CHECKING:
-    import torch
-
-    from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.verification_onnx import verify_onnx
 
 
 @overload
@@ -43,8 +42,6 @@ def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | 
     Raises:
         PlanError: the plan was made for another model.
     """
-    from graphprune.onnx_program import OnnxProgram, SlimOnnx
-
     if isinstance(program, OnnxProgram):
         return SlimOnnx(program, plan)
     if isinstance(program, Program):
@@ -80,9 +77,6 @@ def verify(
         PlanError: the plan doesn't belong to the program.
         VerifyError: one of the models can't be run on these inputs.
     """
-    from graphprune.onnx_program import OnnxProgram, SlimOnnx
-    from graphprune.verification_onnx import verify_onnx
-
     if isinstance(program, OnnxProgram):
         if not isinstance(slim, SlimOnnx | Path) or not isinstance(inputs, Mapping | None):
             raise VerifyError("an ONNX program is compared with a slim ONNX model, on named arrays")

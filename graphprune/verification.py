@@ -83,6 +83,19 @@ class Certificate:
     failed_output: str | None = None
     problem: str | None = None
 
+    @classmethod
+    def of(cls, differences: Sequence[Difference], **facts: Any) -> Certificate:
+        """The outcome of some comparisons; `facts` are the attributes that they don't hold."""
+        failed = next((d for d in differences if d.problem is not None), None)
+        return cls(
+            passed=failed is None,
+            max_abs_error=max((d.error for d in differences), default=0.0),
+            max_rel_error=max((d.error / (d.scale or 1.0) for d in differences), default=0.0),
+            failed_output=failed.output if failed else None,
+            problem=failed.problem if failed else None,
+            **facts,
+        )
+
     def raise_if_failed(self) -> None:
         """Do nothing for a certificate that passed.
 
@@ -157,18 +170,13 @@ def verify(
     )
     cases, how = _cases(program, inputs, check.dense, seed)
     found = [d for case in cases for d in check.run(case)]
-    failed = next((d for d in found if d.problem is not None), None)
-    return Certificate(
-        passed=failed is None,
-        max_abs_error=max((d.error for d in found), default=0.0),
-        max_rel_error=max((d.error / (d.scale or 1.0) for d in found), default=0.0),
+    return Certificate.of(
+        found,
         dense_difference=check.effect,
         dtype=str(dtype).removeprefix("torch."),
         tolerance=tolerance,
         outputs=tuple(check.names),
         inputs=f"{how}: {_describe(program, cases[0])}",
-        failed_output=failed.output if failed else None,
-        problem=failed.problem if failed else None,
     )
 
 
@@ -195,11 +203,11 @@ class _Check:
             return [Difference(n, torch.inf, 0.0, reason) for n in self.names]
         differences = compare(self.names, expected, actual, self.tolerance)
         for i, d in enumerate(differences):
-            if _spoilt(original[i], expected[i]):
+            if spoilt(original[i], expected[i]):
                 place = _first_nonfinite(self.masked, self.dense, case)
                 reason = f"pruning makes it NaN or infinite, first at {place}"
                 differences[i] = replace(d, problem=reason)
-            elif len(actual) == len(expected) and _spoilt(expected[i], actual[i]):
+            elif len(actual) == len(expected) and spoilt(expected[i], actual[i]):
                 place = _first_nonfinite(self.slim, self.masked, case)
                 reason = f"the slim model makes it NaN or infinite, first at {place}"
                 differences[i] = replace(d, problem=reason)
@@ -253,7 +261,7 @@ def _real(x: Tensor) -> Tensor:
     return (torch.view_as_real(x) if x.is_complex() else x).double()
 
 
-def _spoilt(before: Any, after: Any) -> bool:
+def spoilt(before: Any, after: Any) -> bool:
     """Whether values that were finite are not so any more."""
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False

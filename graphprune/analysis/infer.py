@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator as python_operator
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphprune.analysis.liveness import live_nodes
+from graphprune.analysis.rules import apply_rule, innermost_line, settle_points
 from graphprune.analysis.sizes import ExampleSizes
 from graphprune.axes import UNIT, Atom, Dims, Select, atoms
 from graphprune.axes.expr import IntArray
-from graphprune.ops import ATEN, Context, Operand, Operator, RuleError, Sizes, Typing
+from graphprune.ops import ATEN, Context, Operand, Operator, Sizes, Typing
 from graphprune.ops.aten import CARRIERS
 from graphprune.ops.points import Points
-from graphprune.ops.pointwise import ACTIVATIONS, elementwise, opaque
+from graphprune.ops.pointwise import ACTIVATIONS, elementwise
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _ABOUT_SHAPES = ("aten._assert", "aten.sym_")  # these don't read the values of tensors
 _SAME_VALUES = frozenset(
     f"aten.{name}"
@@ -48,9 +47,7 @@ def infer(exported: ExportedProgram, aliases: Mapping[str, str]) -> Typing:
 
 def source_line(node: fx.Node) -> str:
     """The innermost line of the model's own code that made `node`, "file.py:12", or ""."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/nn/" not in f[0]] or frames
-    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
+    return innermost_line(node.meta.get("stack_trace") or "")
 
 
 class _Inference:
@@ -134,16 +131,9 @@ class _Inference:
             self.places[node.name] = op.operands[0].value
 
     def _note_points(self, ctx: Context, op: Operator) -> None:
-        """Keep what the results point into; points that the rule left alone are numbers."""
-        known = ctx.node not in self.typing.opaque
-        if not known:
-            ctx.given.clear()
-        elif op.name in CARRIERS and op.get("dtype") != torch.bool:
-            ctx.carry(op.operands[0], *range(len(op.results)))
-        for operand in op.operands:
-            points = operand.points
-            if points is not None and not ctx.idle and not (known and points in ctx.taken):
-                points.as_numbers(ctx.reason(f"{op.name} computes with indices of it"))
+        """Keep what the results point into."""
+        carries = op.name in CARRIERS and op.get("dtype") != torch.bool
+        settle_points(ctx, op, carries=carries)
         if ctx.given:
             self.typing.points[ctx.node] = tuple(ctx.given.get(i) for i in range(len(op.results)))
 
@@ -151,17 +141,7 @@ class _Inference:
         rule = ATEN.find(op.name)
         if rule is None and _is_pointwise(node.target):
             rule = elementwise
-        if rule is None:
-            return tuple(opaque(ctx, op, f"no rule for operator {op.name}"))
-        try:
-            given = rule(ctx, op)
-            dims = tuple(given) if isinstance(given, list) else (given,)
-            _check(dims, op)
-        except RuleError as error:
-            return tuple(opaque(ctx, op, f"{op.name}: {error}"))
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            return tuple(opaque(ctx, op, f"the rule for {op.name} failed: {error!r}"))
-        return dims
+        return tuple(apply_rule(ctx, op, rule))
 
     def _results(self, node: fx.Node) -> tuple[Sizes | None, ...]:
         value = node.meta.get("val")
@@ -256,13 +236,3 @@ def _name(target: Any) -> str:
 
 def _is_pointwise(target: Any) -> bool:
     return torch.Tag.pointwise in getattr(target, "tags", ())
-
-
-def _check(dims: tuple[Dims, ...], op: Operator) -> None:
-    """Compare a rule's answer with the sizes that torch computed."""
-    if len(dims) != len(op.results):
-        raise RuleError(f"the rule gives {len(dims)} results, the graph {len(op.results)}")
-    for given, known in zip(dims, op.results, strict=True):
-        if known is not None and tuple(d.size for d in given) != tuple(s.size for s in known):
-            sizes = [d.size for d in given], [s.size for s in known]
-            raise RuleError(f"the rule gives sizes {sizes[0]}, the graph {sizes[1]}")

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from graphprune.analysis.residual import residual_sums
 from graphprune.axes import Atom, atoms, normal
 from graphprune.ops import Typing
 from graphprune.program import Block
@@ -100,39 +101,16 @@ def _residual_graph(graph: fx.Graph) -> nx.DiGraph[str]:
     return skips
 
 
-def residual_sums(graph: fx.Graph, typing: Typing) -> list[str]:
-    """Names of the values ``x + f(x)`` whose f multiplies by weights all the way.
-
-    A polynomial of x, as in some activations, is no residual sum.
-    """
-    weighted = {name for name, _ in typing.contractions}
-    places = {node: i for i, node in enumerate(graph.nodes)}
-    found = []
-    for node in graph.nodes:
-        name = _schema_name(node)
-        if name in _ADD and len(node.all_input_nodes) == 2:
-            early, late = sorted(node.all_input_nodes, key=places.__getitem__)
-            depends = _computed_from(early, late, places, frozenset())
-            if depends and not _computed_from(early, late, places, weighted):
-                found.append(node.name)
-    return found
-
-
-def _computed_from(
-    early: fx.Node, late: fx.Node, places: Mapping[fx.Node, int], barriers: Collection[str]
-) -> bool:
-    """Whether `late` depends on `early` other than through `barriers`."""
-    if late.name in barriers:
-        return False
-    waiting, seen = [late], {late}
-    while waiting:
-        for node in waiting.pop().all_input_nodes:
-            if node is early:
-                return True
-            if node not in seen and places[node] > places[early] and node.name not in barriers:
-                seen.add(node)
-                waiting.append(node)
-    return False
+def sums_of(graph: fx.Graph, typing: Typing) -> list[str]:
+    """Names of the residual sums of a torch graph."""
+    products = {name for name, _ in typing.contractions}
+    found = residual_sums(
+        graph.nodes,
+        lambda node: node.all_input_nodes,
+        {n for n in graph.nodes if _schema_name(n) in _ADD},
+        {n for n in graph.nodes if n.name in products},
+    )
+    return [node.name for node in found]
 
 
 def _block(

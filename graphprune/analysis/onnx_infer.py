@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.analysis.onnx_sizes import Known
+from graphprune.analysis.onnx_sizes import Known, is_standard
+from graphprune.analysis.rules import apply_rule, innermost_line, settle_points
 from graphprune.axes import UNIT, Atom, Dims, atoms
-from graphprune.ops import ONNX, Context, Operand, Operator, RuleError, Typing
+from graphprune.ops import ONNX, Context, Operand, Operator, Typing
 from graphprune.ops.onnx import ACTIVATIONS, CARRIERS
 from graphprune.ops.pointwise import opaque
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _MEASURES = ("Shape", "Size")  # these read sizes, not values
 
 
@@ -38,11 +37,6 @@ def is_folded(known: Known | None) -> bool:
         return False
     constant = known.constant
     return constant is not None and (constant.dtype.kind in "iub" or constant.size == 1)
-
-
-def is_standard(node: ir.Node) -> bool:
-    """Whether an operator is one of ONNX's own."""
-    return node.domain in ("", "ai.onnx")
 
 
 def live_nodes(model: ir.Model, known: Mapping[str, Known]) -> set[ir.Node]:
@@ -106,18 +100,13 @@ class _Inference:
             for value, found in zip(node.outputs, results, strict=True):
                 if found is not None:
                     self._set(value, _new(found, value.name or ""))
+                    self.typing.constants.add(value.name or "")
             return
         first = next((v.name for v in node.outputs if v.name), "")
         ctx = Context(self.typing, first or "", source_line(node), idle=node not in self.live)
         op = self._operator(node, results)
-        given = self._apply(
-            ctx,
-            node,
-            op,
-            complete=all(
-                r is not None for r, v in zip(results, node.outputs, strict=True) if v.name
-            ),
-        )
+        shapes = [r for r, v in zip(results, node.outputs, strict=True) if v.name]
+        given = self._apply(ctx, node, op, complete=None not in shapes)
         for value, dims, found in zip(node.outputs, given, results, strict=True):
             if value.name and found is not None:
                 self._set(value, dims)
@@ -125,45 +114,22 @@ class _Inference:
             for e in op.operands[0].dims:
                 ctx.hint(e, "activation")
         if node.op_type not in _MEASURES:
-            self._note_points(ctx, node, op)
-
-    def _note_points(self, ctx: Context, node: ir.Node, op: Operator) -> None:
-        """Keep what the results point into; points that the rule left alone are numbers."""
-        understood = ctx.node not in self.typing.opaque
-        if not understood:
-            ctx.given.clear()
-        elif op.name in CARRIERS:
-            ctx.carry(op.operands[0], *range(len(op.results)))
-        for operand in op.operands:
-            points = operand.points
-            if points is not None and not ctx.idle and not (understood and points in ctx.taken):
-                points.as_numbers(ctx.reason(f"{op.name} computes with indices of it"))
-        for i, value in enumerate(node.outputs):
-            if i in ctx.given and value.name:
-                self.typing.points[value.name] = (ctx.given[i],)
+            settle_points(ctx, op, carries=op.name in CARRIERS)
+            for i, value in enumerate(node.outputs):
+                if i in ctx.given and value.name:
+                    self.typing.points[value.name] = (ctx.given[i],)
 
     def _apply(self, ctx: Context, node: ir.Node, op: Operator, *, complete: bool) -> list[Dims]:
-        bodies = _captured(node)
-        for value in bodies:
+        for value in _captured(node):
             for dims in self.typing.values.get(value.name or "", ()):
                 for e in dims:
                     ctx.freeze(e, f"the body of {node.op_type} reads it")
-        table_rule = ONNX.find(op.name)
+        rule = ONNX.find(op.name)
         if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return opaque(ctx, op, f"{node.op_type} has a body that depends on data")
-        if table_rule is None:
-            return opaque(ctx, op, f"no rule for operator {op.name}")
-        if not complete:
+        if rule is not None and not complete:
             return opaque(ctx, op, f"the shape of the result of {node.op_type} depends on data")
-        try:
-            given = table_rule(ctx, op)
-            results = list(given) if isinstance(given, list) else [given]
-            _check(results, op)
-        except RuleError as error:
-            return opaque(ctx, op, f"{op.name}: {error}")
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            return opaque(ctx, op, f"the rule for {op.name} failed: {error!r}")
-        return results
+        return apply_rule(ctx, op, rule)
 
     def _operator(self, node: ir.Node, results: list[Known | None]) -> Operator:
         prefix = "onnx" if is_standard(node) else node.domain
@@ -222,20 +188,9 @@ class _Inference:
 
 def source_line(node: ir.Node) -> str:
     """The line of the model's own code that a torch exporter wrote down, or the node's name."""
-    frames = _FRAME.findall(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
-    own = [f for f in frames if "/torch/nn/" not in f[0]] or frames
-    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else node.name or ""
+    line = innermost_line(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
+    return line or node.name or ""
 
 
 def _new(known: Known, name: str) -> Dims:
     return tuple(Atom(n, name) if n != 1 else UNIT for n in known.shapes[0])
-
-
-def _check(given: list[Dims], op: Operator) -> None:
-    """Compare a rule's answer with the sizes that are known."""
-    if len(given) != len(op.results):
-        raise RuleError(f"the rule gives {len(given)} results, the graph {len(op.results)}")
-    for dims, sizes in zip(given, op.results, strict=True):
-        if sizes is not None and tuple(d.size for d in dims) != tuple(s.size for s in sizes):
-            found = [d.size for d in dims], [s.size for s in sizes]
-            raise RuleError(f"the rule gives sizes {found[0]}, the graph {found[1]}")

@@ -141,6 +141,11 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
     return known
 
 
+def is_standard(node: ir.Node) -> bool:
+    """Whether an operator is one of ONNX's own."""
+    return node.domain in ("", "ai.onnx")
+
+
 def _is_small(dtype: ir.DataType, shape: Sequence[int]) -> bool:
     return prod(shape) <= (SMALL_FLOAT if dtype.is_floating_point() else SMALL)
 
@@ -152,7 +157,7 @@ def _outputs(
     operands = [known.get(v.name or "") if v is not None else None for v in node.inputs]
     given = [o for v, o in zip(node.inputs, operands, strict=True) if v is not None]
     shapes: list[list[tuple[Shape, ir.DataType] | None]]
-    if node.domain in ("", "ai.onnx"):
+    if is_standard(node):
         proto = ir.to_proto(node)
         shapes = [_standard(node, proto, operands, i, opsets) for i in (0, 1)]
     else:
@@ -167,11 +172,11 @@ def _outputs(
             found = shape([o.shapes[i] if o else () for o in operands], attributes)
             shapes.append([None if s is None else (s, dtype) for s in found])
     values: Sequence[list[NDArray[np.generic]] | None] | None = None
-    if node.op_type in ("Shape", "Size") and operands[0] is not None:
+    measures = node.op_type in ("Shape", "Size")
+    if measures and operands[0] is not None:
         values = [[_measured(node, operands[0].shapes[i])] for i in (0, 1)]
     elif proto is not None and all(o is not None and o.values is not None for o in given):
         values = [_computed(node, proto, operands, i, opsets) for i in (0, 1)]
-    measures = node.op_type in ("Shape", "Size")
     weighted = not measures and any(o is not None and o.weighted for o in given)
     result = {}
     for i, output in enumerate(node.outputs):

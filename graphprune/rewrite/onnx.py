@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.analysis.onnx_infer import is_folded, is_standard
-from graphprune.analysis.onnx_sizes import Known
+from graphprune.analysis.onnx_infer import is_folded
+from graphprune.analysis.onnx_sizes import Known, is_standard
 from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mask, touched
 from graphprune.errors import EmitError
 from graphprune.ops import Typing
@@ -48,8 +48,8 @@ class _Rewriter:
     ) -> None:
         self.graph = model.graph
         self.version = model.opset_imports.get("", 0)
-        self.known = known
-        self.typing = typing
+        self.known = dict(known)  # both grow by what is folded
+        self.values = dict(typing.values)
         self.keep = keep
         self.editor = Editor(model.graph)
 
@@ -74,13 +74,13 @@ class _Rewriter:
                 if constant is None or not value.uses():
                     continue
                 new = self.editor.constant(constant, f"{value.name}_folded")
-                self.typing.values[new.name or ""] = self.typing.values[value.name or ""]
-                self.known = {**self.known, new.name or "": found}
+                self.values[new.name or ""] = self.values[value.name or ""]
+                self.known[new.name or ""] = found
                 value.replace_all_uses_with(new)
 
     def _cut(self, name: str, value: ir.Value) -> None:
         """Put a cut tensor in place of an initialiser."""
-        dims = self.typing.values.get(name, ((),))[0]
+        dims = self.values.get(name, ((),))[0]
         tensor = value.const_value
         if tensor is None or not any(touched(e, self.keep) for e in dims):
             return
@@ -108,7 +108,7 @@ class _Rewriter:
         return any(
             touched(e, self.keep)
             for name in names
-            for dims in self.typing.values.get(name or "", ())
+            for dims in self.values.get(name or "", ())
             for e in dims
         )
 
@@ -133,7 +133,7 @@ class Call:
         return [self._axes(v) for v in self.node.outputs]
 
     def _axes(self, value: ir.Value) -> Dims:
-        return self._rewriter.typing.values.get(value.name or "", ((),))[0]
+        return self._rewriter.values.get(value.name or "", ((),))[0]
 
     def touched(self, e: Expr) -> bool:
         """Whether an axis loses places."""
@@ -422,15 +422,19 @@ def _attention(call: Call) -> None:
         set_attribute(call.node, "scale", 1 / math.sqrt(size))
 
 
-@_rule("EyeLike", "OneHot", "Range")
-def _places(call: Call) -> None:
-    """What counts places has the values of those that stay, which only a constant can hold."""
-    if any(call.touched(e) for e in call.results[0]):
+@_rule("OneHot")
+def _depth(call: Call) -> None:
+    """As many places as the axis has that is pointed into."""
+    depth = call.constant(1)
+    if not call.touched(call.results[0][-1]):
+        return
+    if depth is None:
         raise EmitError(
-            f"the places that {call.node.op_type} counts can't be cut",
+            "a one-hot axis of a computed size can't be cut",
             where=call.node.name,
             hint="leave the structure out of the plan",
         )
+    call.write("depth", 1, np.full(depth.shape, call.kept(call.results[0][-1])))
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -330,3 +330,22 @@ def test_a_plan_of_another_model(tmp_path):
     )
     with pytest.raises(gp.GraphPruneError):
         SlimOnnx(other, gp.Plan("0" * 16, plan.kept_units, plan.sizes))
+
+
+def test_pruning_that_makes_some_outputs_nan_fails(tmp_path):
+    """Slim and masked agree on the NaN, where the dense model has a number."""
+    a = np.zeros((5, 8), np.float32)
+    a[0] = [1 if unit in KEEP else -1 for unit in range(8)]
+    model = graph(
+        """g (float[16,5] x) => (float[16,3] y) {
+        h = MatMul(x, a)  r = Relu(h)  s = ReduceSum<keepdims = 1>(r, last)
+        q = Div(r, s)  y = MatMul(q, c) }""",
+        a=a,
+        c=weights(8, 3),
+        last=np.array([1]),
+    )
+    program = load_onnx(written(model, tmp_path))
+    plan = planned(program, {("a", 1): KEEP})
+    certificate = verify_onnx(program, plan, SlimOnnx(program, plan))
+    assert not certificate.passed
+    assert "NaN" in certificate.problem
