@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune._version import __version__
 
 if TYPE_CHECKING:
+    from graphprune import runtime
     from graphprune.compiler import compile
     from graphprune.errors import (
         EmitError,
@@ -69,6 +70,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("graphprune.runtime")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
@@ -78,7 +81,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__"])
+    return sorted([*_HOMES, "__version__", "runtime"])
 
 
 __all__ = [
@@ -100,6 +103,7 @@ __all__ = [
     "apply",
     "compile",
     "load",
+    "runtime",
     "select",
     "trace",
     "verify",

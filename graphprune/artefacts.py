@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -14,11 +16,12 @@ from torch.utils import _pytree as pytree
 from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
 from graphprune.frontends import load, load_traced
+from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.plan import Plan
 from graphprune.program import Program
 from graphprune.pruning import verify
-from graphprune.target import beside
+from graphprune.target import FILES, beside
 from graphprune.verification import compare, random_inputs
 
 ONNX_TOLERANCE = 1e-3
@@ -86,14 +89,14 @@ def _models(output: Path) -> list[Path]:
         return [output]
     if not output.is_dir():
         raise LoadError("there is no such output", where=str(output))
-    files = [output / name for name in ("model.pt2", "model.onnx")]
+    files = [output / name for name in FILES.values()]
     found = [output] if (output / "config.json").is_file() else []
     found += [file for file in files if file.is_file()]
     if not found:
         raise LoadError(
             "the output holds no model",
             where=str(output),
-            why="it has no config.json, model.pt2 or model.onnx",
+            why=f"it has no config.json, {' or '.join(FILES.values())}",
         )
     return found
 
@@ -125,9 +128,13 @@ def _verify_onnx(program: Program, plan: Plan, path: Path) -> float:
     inputs = random_inputs(program)
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     names = [entry.name for entry in session.get_inputs()]
+    names = names[:1] if has_cache(session) else names
     if len(names) != len(leaves):
         raise VerifyError("the ONNX file has other inputs than the dense model", where=str(path))
-    found = session.run(None, {n: x.numpy() for n, x in zip(names, leaves, strict=True)})
+    if has_cache(session):
+        found: Sequence[Any] = [_logits_by_steps(Decoder(session), leaves[0].numpy())]
+    else:
+        found = session.run(None, {n: x.numpy() for n, x in zip(names, leaves, strict=True)})
     expected = run_masked(program, plan.bind(program), inputs, torch.float32)
     differences = compare(
         output_names(program.exported),
@@ -143,3 +150,10 @@ def _verify_onnx(program: Program, plan: Plan, path: Path) -> float:
                 why=one.problem,
             )
     return max((one.error for one in differences), default=0.0)
+
+
+def _logits_by_steps(decoder: Decoder, ids: Any) -> Any:
+    """A decoder's logits for every token: the first half at once, the others one after another."""
+    half = -(-ids.shape[1] // 2)
+    ends = range(half, ids.shape[1] + 1)
+    return np.concatenate([decoder.step(ids[:, decoder.length : end]) for end in ends], axis=1)

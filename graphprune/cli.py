@@ -36,7 +36,7 @@ app = typer.Typer(
 Source = Annotated[
     str,
     typer.Argument(
-        help="A checkpoint directory, hub id, .pt2 file, module:factory or file.py:factory."
+        help="A checkpoint, hub id, .pt2 or .onnx file, module:factory or file.py:factory."
     ),
 ]
 Weights = Annotated[
@@ -81,7 +81,9 @@ def _compile(
         list[str] | None, typer.Option(help="Exact sizes: hidden=2048, layers=24.")
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Replay a saved plan.")] = None,
-    score: Annotated[str | None, typer.Option(help="magnitude, taylor or random.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="auto (the default), magnitude, taylor or random.")
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
     ] = None,
@@ -93,7 +95,8 @@ def _compile(
     ] = None,
     align: Annotated[int | None, typer.Option(help="Kept sizes are multiples of this.")] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="hf, onnx or pt2; repeatable.")
+        list[str] | None,
+        typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
     ] = None,
     text: Text = None,
     weights: Weights = None,
@@ -192,21 +195,30 @@ def _eval(
     ],
     against: Annotated[str | None, typer.Option(help="Another model beside it.")] = None,
     text: Text = None,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,
+    length: Annotated[int, typer.Option(min=2, help="Tokens; open sizes of ONNX files.")] = 512,
     windows: Annotated[int | None, typer.Option(min=1, help="Windows; default: all.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity, latency, parameters and size."""
+    """Measure perplexity, latency, parameters and size.
+
+    With --against, calls of both models are timed in turns, and the share of the ideal speed-up is
+    the ratio of their times divided by the ratio of their multiply-accumulates.
+    """
     sources = [model] if against is None else [against, model]
     with _progress() as progress:
         from dataclasses import asdict
 
         from graphprune.measure import measure_sources
-        from graphprune.report import comparison
+        from graphprune.report import comparison, speedups
 
-        measured = measure_sources(sources, text, length, windows, progress)
+        measured = measure_sources(sources, text, length, windows, progress, threads)
     if as_json:
         data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
+        if against is not None:
+            data[model]["speedup"] = speedups(*measured)
         _show(json.dumps(data, indent=2) + "\n")
         return
     titles = (Path(sources[0]).name, Path(sources[-1]).name)

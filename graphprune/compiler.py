@@ -23,8 +23,9 @@ from graphprune.errors import EmitError, LoadError, RecipeError
 from graphprune.frontends import load
 from graphprune.frontends.factory import file_of, is_factory
 from graphprune.frontends.module import trace
-from graphprune.measure import measured, token_windows
+from graphprune.measure import is_causal, measured, token_windows, tokenizer_of
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
@@ -60,9 +61,10 @@ def compile(
             module with an `example`; or a program.
         recipe: a recipe, its plain data, or the path of a YAML file.
         output: a directory, or a ``.pt2`` or ``.onnx`` file; None only with `dry_run`.
-        formats: hf, onnx, pt2; overrides the recipe's. The Hugging Face files are put into the
-            output directory itself, the others are model.onnx and model.pt2 in it. Where neither
-            says anything it is hf for a checkpoint, onnx for ONNX, and pt2 for everything else.
+        formats: hf, onnx, onnx-decoder, pt2; overrides the recipe's. The Hugging Face files are
+            put into the output directory itself, the others are model.onnx, decoder.onnx and
+            model.pt2 in it. Where neither says anything it is hf for a checkpoint, onnx for ONNX,
+            and pt2 for everything else.
         dry_run: plan and report what would happen; write nothing.
         seed: overrides the recipe's.
         progress: called with the name of each stage as it begins.
@@ -85,8 +87,11 @@ def compile(
     if not dry_run:
         with run.stage("checking weights"):
             _check_weights(program)
+    run.recipe = settled = _with_score(settled, program)
     plan = run.choose(program)
     slim = _planned(program, plan)
+    if target is not None and isinstance(slim, SlimOnnx):
+        slim.check_output(target.path)
     with run.stage("checking the formats"):
         native, notes = (
             _native(slim, settled) if isinstance(slim, Slim) and "hf" in wanted else (None, ())
@@ -97,11 +102,22 @@ def compile(
         before=_measures(program.costs.total()),
         after=_measures(slim.cost),
         kept=_kept(slim),
+        score=None if settled.plan else settled.score.name,
         native=native,
         notes=notes,
         seconds=run.seconds,
     )
     return report if target is None else run.write(program, plan, report, target)
+
+
+def choose(program: BaseProgram, recipe: Recipe) -> Plan:
+    """The plan that `compile` makes of a recipe; nothing is cut or written.
+
+    Raises:
+        GraphPruneError: see `compile`.
+    """
+    run = _Run(_with_score(recipe, program), lambda stage: None)
+    return run.choose(named(program, recipe.names))
 
 
 @dataclass
@@ -176,7 +192,7 @@ class _Run:
             report,
             max_abs_error=certificate.max_abs_error,
             verified_in=certificate.dtype,
-            notes=(*report.notes, *_little_proof(certificate)),
+            notes=(*report.notes, *_little_proof(certificate), *_in_pieces(certificate)),
             outputs=tuple(target.shown(name) for name in target.formats),
         )
         with target.staging() as staged:
@@ -205,6 +221,16 @@ class _Run:
         )
         certificate.raise_if_failed()
         return certificate
+
+
+def _in_pieces(certificate: Certificate) -> tuple[str, ...]:
+    """What to say of a quantised model, whose rounding makes steps of the smallest differences."""
+    if not certificate.steps:
+        return ()
+    return (
+        f"compared at {certificate.steps} quantisation steps, from one to the next; "
+        f"all in one, outputs differ by {certificate.drift:.1e}",
+    )
 
 
 def _little_proof(certificate: Certificate) -> tuple[str, ...]:
@@ -259,6 +285,24 @@ def _with_formats(
     return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": (form,)})
 
 
+def _with_score(recipe: Recipe, program: BaseProgram) -> Recipe:
+    """The recipe with a score in place of ``auto``.
+
+    The largest activations of language models pass through channels whose weights are small, so
+    that magnitude leaves a model that guesses: they are scored on text, wherever there can be one.
+    """
+    if recipe.score.name != "auto":
+        return recipe
+    readable = (
+        isinstance(program, Program)
+        and is_causal(program)
+        and tokenizer_of(program) is not None
+        and not any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
+    )
+    name = "taylor" if readable else "magnitude"
+    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "score": name})
+
+
 def _check_formats(
     formats: Sequence[str],
     program: BaseProgram,
@@ -267,8 +311,13 @@ def _check_formats(
     if not isinstance(program, Program):
         if tuple(formats) != ("onnx",):
             raise _only_onnx(source)
-    elif "hf" in formats and program.source is None:
+        return
+    if "hf" in formats and program.source is None:
         raise _no_checkpoint(source)
+    if "onnx-decoder" in formats:
+        from graphprune.emit.decoder import precheck
+
+        precheck(program)
 
 
 def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
@@ -346,13 +395,20 @@ def _check_weights(program: BaseProgram) -> None:
             raise LoadError(
                 "the model has no weights", where=name, hint="only inspect and dry runs need none"
             )
-        if not bool(weight.isfinite().all()):
+        broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
+        if broken:
             raise LoadError(
                 "a weight is not a finite number",
                 where=f"parameter {name}",
-                why=f"{int((~weight.isfinite()).sum())} of {weight.numel()} are NaN or infinite",
+                why=f"{broken} of {weight.numel()} are NaN or infinite",
                 hint="repair the checkpoint",
             )
+
+
+def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Parts of a tensor, so that what is computed from it isn't as large as it is."""
+    rows = weight.detach().reshape(weight.shape or (1,))
+    return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
 
 
 def _native(slim: Slim, recipe: Recipe) -> tuple[bool, tuple[str, ...]]:

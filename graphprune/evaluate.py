@@ -7,23 +7,23 @@ One that would be nonsense, such as that of a model that looks ahead, is an erro
 from __future__ import annotations
 
 import math
-import statistics
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import EvaluationError, LoadError
+from graphprune.ort import example_feeds, open_raw
+from graphprune.timing import Latency, in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import torch
 
 _BATCH_TOKENS = 1024
-_SECONDS_PER_MEASUREMENT = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,6 @@ class Perplexity:
     def meaningful(self) -> bool:
         """Whether the model does better than guessing."""
         return self.value < self.vocabulary
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one call.
-
-    Attributes:
-        milliseconds: Median over the repeats, after warm-up.
-        repeats: Calls measured.
-        threads: Threads within an operator.
-        runtime: ``torch`` or ``onnxruntime``.
-    """
-
-    milliseconds: float
-    repeats: int
-    threads: int
-    runtime: str
 
 
 def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
@@ -108,7 +91,7 @@ def torch_latencies(
     args: tuple[object, ...] = (),
     kwargs: Mapping[str, object] | None = None,
     *,
-    repeats: int = 9,
+    repeats: int | None = None,
 ) -> list[Latency]:
     """Measures modules in PyTorch on the same inputs, in turns, without gradients."""
     import torch
@@ -116,24 +99,26 @@ def torch_latencies(
     keywords = dict(kwargs or {})
     calls = [partial(module, *args, **keywords) for module in modules]
     with torch.inference_mode():
-        return _in_turns(calls, repeats, torch.get_num_threads(), "torch")
+        return in_turns(calls, repeats, torch.get_num_threads(), "torch")
 
 
 def onnx_latencies(
     paths: Sequence[str | Path],
-    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    feeds: Mapping[str, np.ndarray[Any, Any]] | Sequence[Mapping[str, Any]] | None = None,
     *,
     length: int = 128,
-    repeats: int = 9,
+    repeats: int | None = None,
     threads: int | None = None,
 ) -> list[Latency]:
     """Measures ONNX files in ONNX Runtime on the CPU, in turns.
 
     Args:
         paths: The ``.onnx`` files.
-        feeds: Inputs by name; None makes a batch of one from the declared shapes.
+        feeds: Inputs by name, for all files or for each; None makes a batch of one from the
+            declared shapes.
         length: What made-up inputs have where a dimension after the first is dynamic.
-        repeats: Calls to measure.
+        repeats: Calls to measure; None for nine, or as many as it takes to measure for half a
+            second.
         threads: Threads within an operator; None uses as many as PyTorch does.
 
     Raises:
@@ -143,71 +128,28 @@ def onnx_latencies(
         import torch
 
         threads = torch.get_num_threads()
+    each = [feeds] * len(paths) if feeds is None or isinstance(feeds, Mapping) else feeds
     calls = []
-    for path in paths:
+    for path, given in zip(paths, each, strict=True):
         session = onnx_session(path, threads)
-        inputs = dict(feeds) if feeds is not None else example_feeds(session, length)
+        inputs = dict(given) if given is not None else example_feeds(session, length)
         calls.append(partial(session.run, None, inputs))
-    return _in_turns(calls, repeats, threads, "onnxruntime")
+    return in_turns(calls, repeats, threads, "onnxruntime")
 
 
-def onnx_session(path: str | Path, threads: int = 0) -> Any:
+def onnx_session(path: str | Path, threads: int = 0, *, mapped: bool = False) -> Any:
     """Opens an ONNX file in ONNX Runtime on the CPU.
 
     Args:
         path: The ``.onnx`` file.
         threads: Threads within an operator; 0 leaves it to ONNX Runtime.
+        mapped: Leave external weights in their file, mapped into memory. Otherwise kernels keep
+            copies in an order of their own, which makes calls faster.
 
     Raises:
         LoadError: The file is missing or not ONNX, or ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise LoadError(
-            "ONNX Runtime is not installed", hint="pip install 'graphprune[cpu]'"
-        ) from None
-    if not Path(path).is_file():
-        raise LoadError("the ONNX file does not exist", where=str(path))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Idle threads that spin would take the processor from whatever is measured next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status code.
-        why = " ".join(str(error).split())
-        raise LoadError("ONNX Runtime can't open the file", where=str(path), why=why) from error
-
-
-def example_feeds(
-    session: Any,
-    length: int,
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Makes inputs for a session: a batch of one, ``length`` along other dynamic dimensions.
-
-    Integers are all one, which is a valid token, position and mask; floats are standard normal.
-    """
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    types = {"tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8"}
-    types |= {"tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(bool)": "?"}
-    feeds: dict[str, np.ndarray[Any, Any]] = {}
-    for entry in session.get_inputs():
-        if entry.type not in types:
-            raise EvaluationError(
-                "no example input can be made", where=entry.name, why=f"its type is {entry.type}"
-            )
-        shape = [
-            size if isinstance(size, int) else (1 if axis == 0 else length)
-            for axis, size in enumerate(entry.shape)
-        ]
-        floating = types[entry.type].startswith("f")
-        values = generator.standard_normal(shape) if floating else np.ones(shape)
-        feeds[entry.name] = values.astype(types[entry.type])
-    return feeds
+    return open_raw(path, threads, ["cpu"], mapped=mapped)
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -291,26 +233,3 @@ def _logits(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
             "the model has no perplexity", why=f"it returns {type(result).__name__}, not logits"
         )
     return logits
-
-
-def _in_turns(
-    calls: Sequence[Callable[[], object]], repeats: int, threads: int, runtime: str
-) -> list[Latency]:
-    """Times calls in turns, so that whatever else the machine does disturbs them alike.
-
-    One call of each warms up. Slow models get fewer repeats, though never fewer than three.
-    """
-    for call in calls:
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    began = time.perf_counter()
-    for number in range(repeats):
-        if number >= 3 and time.perf_counter() - began > _SECONDS_PER_MEASUREMENT:
-            break
-        for call, taken in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-    return [
-        Latency(statistics.median(taken) * 1000, len(taken), threads, runtime) for taken in times
-    ]

@@ -8,7 +8,7 @@ neutral elements, or are computed over the kept coordinates by formulas of their
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,18 +16,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.analysis.onnx_infer import is_folded
-from graphprune.analysis.onnx_sizes import Known, is_standard
+from graphprune.analysis.onnx_sizes import Known, qualified
 from graphprune.axes import Dims, Keep, Ragged, atoms, mask, product, touched
 from graphprune.errors import VerifyError
+from graphprune.masked_contrib import CONTRIB
+from graphprune.masked_quantised import Zeros
+from graphprune.onnx_tensors import Streamed
 from graphprune.ops import Typing
 from graphprune.ops.pointwise import wrap
+from graphprune.program import Block
 from graphprune.rewrite.onnx_edit import Editor
 
-# Types whose zero isn't 0: quantised values have a zero point, which their scale takes away.
-_QUANTISED = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
 
-
-def mask_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep) -> None:
+def mask_onnx(
+    model: ir.Model,
+    known: Mapping[str, Known],
+    typing: Typing,
+    keep: Keep,
+    cuts: Iterable[Block] = (),
+) -> None:
     """Make the masked model of a model, in place, for inputs of the first example's sizes.
 
     Args:
@@ -35,11 +42,12 @@ def mask_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep:
         known: what `known_values` found for it.
         typing: what `infer_onnx` found for it.
         keep: masks of the pruned axes.
+        cuts: removed layers, those of a stack in order.
 
     Raises:
         VerifyError: an operator over a pruned axis has no formula.
     """
-    _Masking(model, known, typing, keep).run()
+    _Masking(model, known, typing, keep).run(cuts)
 
 
 class _Masking:
@@ -53,16 +61,18 @@ class _Masking:
         self.keep = keep
         self.ragged = any(isinstance(k, Ragged) for k in keep.values())
         self.editor = Editor(model.graph)
+        self.zeros = Zeros(model.graph)
         self.masks: dict[tuple[Any, ...], ir.Value] = {}
         # What operators read in the dense graph; formulas before them change that.
         self.read: dict[ir.Node, list[str | None]] = {}
 
-    def run(self) -> None:
+    def run(self, cuts: Iterable[Block]) -> None:
         nodes = list(self.graph)
         self.read = {n: [None if v is None else v.name or "" for v in n.inputs] for n in nodes}
+        self._stand_in(cuts)
         for node in nodes:
-            formula = FORMULAS.get(node.op_type) if is_standard(node) else None
-            if formula is not None:
+            formula = FORMULAS.get(qualified(node)) or CONTRIB.get(qualified(node))
+            if formula is not None and self._is_typed(node):
                 formula(Call(node, self))
         for value in self.graph.initializers.values():
             self._zero(value)
@@ -71,26 +81,50 @@ class _Masking:
                 if not is_folded(self.known.get(value.name or "")):
                     self._zero_behind(value, node)
 
+    def _is_typed(self, node: ir.Node) -> bool:
+        """Whether all that an operator reads has axes; otherwise they are frozen."""
+        return all(name is None or name in self.typing.values for name in self.read[node])
+
+    def _stand_in(self, cuts: Iterable[Block]) -> None:
+        """Behind a removed layer everything reads a copy of what the layer read; it runs idle."""
+        values = {v.name or "": v for v in (*self.graph.inputs, *self.graph.initializers.values())}
+        values |= {v.name or "": v for node in self.graph for v in node.outputs}
+        for block in cuts:
+            result = values[block.exit]
+            node = result.producer()
+            assert node is not None  # a layer computes it
+            copy = self.editor.after(node, "Identity", [values[block.entry]])
+            copy.type, copy.shape = result.type, result.shape
+            result.replace_all_uses_with(copy, replace_graph_outputs=True)
+            if copy.is_graph_output():
+                result.name, copy.name = copy.name, result.name
+            values[block.exit] = copy
+
     def dims(self, value: ir.Value | None) -> Dims:
         """Axes of a value."""
         return () if value is None else self.typing.values.get(value.name or "", ((),))[0]
 
     def kept(self, dims: Dims) -> NDArray[np.bool_] | None:
         """The mask of a tensor, which broadcasts to its shape; None where everything stays."""
-        if not any(touched(e, self.keep) for e in dims):
+        factors = self._factors(dims)
+        if not factors:
             return None
-        if self.ragged:
+        result = np.ones([1] * len(dims), dtype=bool)
+        for factor in factors:
+            result = result & factor
+        return result
+
+    def _factors(self, dims: Dims) -> list[NDArray[np.bool_]]:
+        """Masks that broadcast to a tensor's shape; what all of them keep stays."""
+        changed = [i for i, e in enumerate(dims) if touched(e, self.keep)]
+        if self.ragged and changed:
             around = {a for e in dims for a in atoms(e) if a in self.keep}
             if any(isinstance(self.keep[a], Ragged) for a in around):
-                whole = mask(product(dims), self.keep)
-                return whole.reshape([e.size for e in dims])
-        result = np.ones([1] * len(dims), dtype=bool)
-        for i, e in enumerate(dims):
-            if touched(e, self.keep):
-                shape = [1] * len(dims)
-                shape[i] = e.size
-                result = result & mask(e, self.keep).reshape(shape)
-        return result
+                return [mask(product(dims), self.keep).reshape([e.size for e in dims])]
+        return [
+            mask(dims[i], self.keep).reshape([-1 if j == i else 1 for j in range(len(dims))])
+            for i in changed
+        ]
 
     def mask_value(self, dims: Dims) -> ir.Value | None:
         """The mask as a constant of the graph."""
@@ -104,23 +138,30 @@ class _Masking:
 
     def _zero(self, value: ir.Value) -> None:
         """Removed coordinates of an initialiser."""
-        kept = self.kept(self.dims(value))
+        factors = self._factors(self.dims(value))
         tensor = value.const_value
-        if kept is None or tensor is None or tensor.dtype in _QUANTISED:
+        if not factors or tensor is None:
             return
-        dtype, name = tensor.dtype, value.name
+        zeros = self.zeros.stored(value.name or "", tensor)
+        if zeros is None:
+            return
 
-        def masked() -> ir.TensorProtocol:
-            whole = np.where(kept, tensor.numpy(), np.zeros((), dtype.numpy()))
-            return ir.Tensor(whole, dtype=dtype, name=name)
+        def masked(elements: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+            rows = elements[start:stop]
+            for factor in factors:
+                chosen = factor if len(factor) == 1 else factor[start:stop]
+                rows = np.where(chosen, rows, zeros[start:stop])
+            return rows
 
-        shape = ir.Shape(tensor.shape.numpy())
-        value.const_value = ir.LazyTensor(masked, dtype=dtype, shape=shape, name=name)
+        value.const_value = Streamed(tensor, masked, tensor.shape.numpy(), value.name)
 
     def _zero_behind(self, value: ir.Value, node: ir.Node) -> None:
         """Removed coordinates of a result."""
         found = self.known.get(value.name or "")
-        if found is None or found.dtype in _QUANTISED or not value.uses():
+        if found is None or not value.uses():
+            return
+        zero = self.zeros.of(value.name or "", found.dtype)
+        if zero is None:
             return
         chosen = self.mask_value(self.dims(value))
         if chosen is None:
@@ -130,7 +171,8 @@ class _Masking:
         if found.dtype == ir.DataType.BOOL:
             clean = self.editor.after(node, "And", [chosen, value], base=base)
         else:
-            zero = self.editor.constant(np.zeros((), found.dtype.numpy()), "graphprune_zero")
+            if not isinstance(zero, ir.Value):
+                zero = self.editor.constant(zero, "graphprune_zero")
             clean = self.editor.after(node, "Where", [chosen, value, zero], base=base)
         for use in uses:
             use.node.replace_input_with(use.idx, clean)
@@ -145,7 +187,13 @@ class Call:
         self.editor = masking.editor
         self.x = node.inputs[0]
         self._read = masking.read[node]
-        self.dims = masking.typing.values.get(self._read[0] or "", ((),))[0]
+        self._subject = self._read[0] or ""
+        self.dims = masking.typing.values.get(self._subject, ((),))[0]
+
+    def about(self, name: str) -> None:
+        """Let `dims` and the type be those of another value of the dense graph."""
+        self._subject = name
+        self.dims = self.masking.typing.values.get(name, ((),))[0]
 
     def get(self, name: str, default: Any) -> Any:
         """An attribute."""
@@ -164,8 +212,8 @@ class Call:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the first input's elements."""
-        return self.masking.known[self._read[0] or ""].dtype.numpy()
+        """The type of the elements of the first input, or of what `about` named."""
+        return self.masking.known[self._subject].dtype.numpy()
 
     def touched(self, axes: Sequence[int]) -> bool:
         """Whether one of the dimensions loses places."""
@@ -174,7 +222,7 @@ class Call:
     @property
     def limits(self) -> tuple[Any, Any]:
         """The lowest and the highest number of the first input's type."""
-        dtype = self.masking.known[self._read[0] or ""].dtype
+        dtype = self.masking.known[self._subject].dtype
         return (False, True) if dtype == ir.DataType.BOOL else (dtype.min, dtype.max)
 
     def neutral(self, value: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,24 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
+from graphprune.axes import Atom
 from graphprune.calibration import BUILTIN, load_tokenizer, read_text, windows
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
-from graphprune.onnx_program import SlimOnnx
+from graphprune.measure_onnx import measure_onnx
+from graphprune.onnx_program import EXTERNAL_ABOVE, SlimOnnx
+from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
+from graphprune.timing import Latency
 from graphprune.verification_onnx import random_feeds
+
+# Times the dense model's perplexity, from which on nobody would deploy a model as it is.
+RUINED = 10
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -75,31 +84,51 @@ def measured(
     dense = _module(program)
     texts, notes = _evaluation_windows(recipe, program)
     inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
+    sizes = _sizes(program, inputs)
+    macs = (program.costs.total(sizes).macs, slim.cost_at(sizes).macs)
     latencies = evaluate.torch_latencies([dense, slim.module], *inputs)
-    before = replace(report.before, torch=latencies[0])
-    after = replace(report.after, torch=latencies[1])
+    before = replace(report.before, torch=replace(latencies[0], macs=macs[0]))
+    after = replace(report.after, torch=replace(latencies[1], macs=macs[1]))
     if texts is not None:
         before = replace(before, perplexity=evaluate.perplexity(dense, texts))
         after = replace(after, perplexity=evaluate.perplexity(slim.module, texts))
+        notes = (*notes, *_ruined(before.perplexity, after.perplexity))
     if onnx is not None and find_spec("onnxruntime") is not None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             whole = Path(folder) / "dense.onnx"
             apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
             feeds = _feeds(onnx, inputs)
             latencies = evaluate.onnx_latencies([whole, onnx], feeds)
-        before = replace(before, onnxruntime=latencies[0])
-        after = replace(after, onnxruntime=latencies[1])
+        before = replace(before, onnxruntime=replace(latencies[0], macs=macs[0]))
+        after = replace(after, onnxruntime=replace(latencies[1], macs=macs[1]))
     return replace(report, before=before, after=after, notes=(*report.notes, *notes))
+
+
+def _ruined(dense: evaluate.Perplexity | None, slim: evaluate.Perplexity | None) -> tuple[str, ...]:
+    """What to say where pruning has cost the model its language."""
+    if dense is None or slim is None or slim.value < RUINED * dense.value:
+        return ()
+    return (
+        f"perplexity rose from {dense.value:.4g} to {slim.value:.4g}: without training the slim "
+        "model is of no use; remove less, or score by taylor on text like your own",
+    )
 
 
 def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
     """Latencies of both files on the same random inputs."""
     if file is None or find_spec("onnxruntime") is None:
         return report
+    if weight_bytes(slim.program.model) > EXTERNAL_ABOVE:
+        note = "no latency: ONNX Runtime would hold copies of more than 1 GiB; eval measures it"
+        return replace(report, notes=(*report.notes, note))
     feeds = random_feeds(slim.program)
-    latencies = evaluate.onnx_latencies([slim.program.path, file], feeds)
-    before = replace(report.before, onnxruntime=latencies[0])
-    return replace(report, before=before, after=replace(report.after, onnxruntime=latencies[1]))
+    with slim.program.file() as dense:
+        latencies = evaluate.onnx_latencies([dense, file], feeds)
+    before, after = (
+        replace(side, onnxruntime=replace(latency, macs=side.macs))
+        for side, latency in zip((report.before, report.after), latencies, strict=True)
+    )
+    return replace(report, before=before, after=after)
 
 
 def measure_sources(
@@ -108,15 +137,17 @@ def measure_sources(
     length: int,
     count: int | None,
     progress: Callable[[str], None],
+    threads: int | None = None,
 ) -> list[Measures]:
-    """Measure models on disk, all on the same windows.
+    """Measure models on disk, all on the same windows; latencies are taken in turns.
 
     Args:
-        sources: checkpoints, hub ids or ``.onnx`` files (of which only latency and size).
+        sources: checkpoints, hub ids or ``.onnx`` files (of which no perplexity).
         text: where to take text from; None uses the built-in one for models that text suits.
         length: tokens in a window.
         count: number of windows; None takes all.
         progress: told of each stage.
+        threads: within an operator; None for PyTorch's number.
 
     Raises:
         LoadError: a model or the text can't be opened, or no model has a tokenizer.
@@ -129,14 +160,14 @@ def measure_sources(
             programs[source] = load_traced(source)
     texts = _shared_windows(list(programs.values()), text, length, count)
     modules = {source: _module(program) for source, program in programs.items()}
-    suited = {s: texts is not None and (text is not None or _is_causal(p)) for s, p in
+    suited = {s: texts is not None and (text is not None or is_causal(p)) for s, p in
               programs.items()}  # fmt: skip
-    progress("measuring latency")
-    latencies = _latencies(programs, modules, texts if all(suited.values()) else None)
-    files = [source for source in sources if source not in programs]
-    found: dict[str, Measures] = {}
-    for source, latency in zip(files, evaluate.onnx_latencies(files, length=length), strict=True):
-        found[source] = Measures(evaluate.onnx_parameters(source), onnxruntime=latency)
+    with _threads(threads):
+        if programs:
+            progress("measuring latency")
+        latencies = _latencies(programs, modules, texts if all(suited.values()) else None)
+        files = [source for source in sources if source not in programs]
+        found = dict(zip(files, measure_onnx(files, length, progress), strict=True))
     for source, program in programs.items():
         progress(f"measuring {source}")
         cost = program.costs.total()
@@ -153,15 +184,41 @@ def _latencies(
     programs: Mapping[str, Program],
     modules: Mapping[str, Callable[..., Any]],
     texts: torch.Tensor | None,
-) -> dict[str, evaluate.Latency]:
-    """Latencies of models: on text in turns, or of each on its own example."""
-    if texts is not None:
-        found = evaluate.torch_latencies(list(modules.values()), (), {"input_ids": texts[:2]})
-        return dict(zip(modules, found, strict=True))
-    return {
-        source: evaluate.torch_latencies([modules[source]], *program.example)[0]
+) -> dict[str, Latency]:
+    """Latencies of models, in turns: on text, or of each on its own example."""
+    inputs = {
+        source: program.example if texts is None else ((), {"input_ids": texts[:2]})
         for source, program in programs.items()
     }
+    calls = [partial(modules[s], *args, **kwargs) for s, (args, kwargs) in inputs.items()]
+    found = zip(programs.items(), evaluate.torch_latencies(calls), strict=True)
+    return {
+        source: replace(latency, macs=program.costs.total(_sizes(program, inputs[source])).macs)
+        for (source, program), latency in found
+    }
+
+
+def _sizes(program: Program, inputs: Example) -> dict[Atom, int]:
+    """Sizes of the dynamic axes of token ids, where a call has others than the example."""
+    given, ids = inputs[1].get("input_ids"), program.typing.values.get("input_ids")
+    if given is None or not ids:
+        return {}
+    return {
+        axis: size
+        for axis, size in zip(ids[0], given.shape, strict=True)
+        if isinstance(axis, Atom) and axis.size != size
+    }
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Let PyTorch compute on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if wanted is None else wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _module(program: Program) -> Callable[..., Any]:
@@ -171,7 +228,7 @@ def _module(program: Program) -> Callable[..., Any]:
 def _shared_windows(
     programs: Sequence[Program], text: str | None, length: int, count: int | None
 ) -> torch.Tensor | None:
-    if text is None and not any(map(_is_causal, programs)):
+    if text is None and not any(map(is_causal, programs)):
         return None
     tokenizer = next((t for p in programs if (t := tokenizer_of(p)) is not None), None)
     if tokenizer is None:
@@ -195,7 +252,7 @@ def _path_of(source: str, program: Program | None) -> Path:
     return Path(source)
 
 
-def _is_causal(program: Program) -> bool:
+def is_causal(program: Program) -> bool:
     """Whether the model reads token ids and nothing else, as causal language models do."""
     args, kwargs = program.example
     return not args and set(kwargs) == {"input_ids"}
@@ -206,7 +263,7 @@ def _evaluation_windows(
 ) -> tuple[torch.Tensor | None, tuple[str, ...]]:
     """Windows to evaluate on, or why there are none."""
     asked = "text" in recipe.calibration.model_fields_set
-    if not _is_causal(program):
+    if not is_causal(program):
         if asked and not recipe.needs_data:
             return None, ("no perplexity: not a causal language model",)
         return None, ()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -20,54 +19,103 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune._version import __version__
+from graphprune.analysis.blocks import Flow, find_blocks, fixed_blocks, leaving
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.onnx_infer import infer_onnx
+from graphprune.analysis.onnx_layers import flow_of
+from graphprune.analysis.onnx_quantised import Encoding, encodings, scale_names
+from graphprune.analysis.onnx_scopes import module_path
 from graphprune.analysis.onnx_sizes import Known, known_values
 from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import EmitError
-from graphprune.frontends.onnx import read_onnx
+from graphprune.frontends.onnx import adopt_onnx, read_onnx
+from graphprune.onnx_tensors import Mapped, weight_bytes
 from graphprune.plan import Plan, Selection
 from graphprune.program import BaseProgram, Block, Stored
 from graphprune.rewrite.onnx import rewrite_onnx
+from graphprune.rewrite.onnx_layers import bypass, renumber_layers
+from graphprune.rewrite.renumber import shifts_of
 
 # A protobuf file can't exceed 2 GiB; above this, weights go to a second file.
 EXTERNAL_ABOVE = 1 << 30
+# A single file is put together in memory. Above this, temporary files and models that had a second
+# file are written in two, weight by weight.
+STREAMED_ABOVE = 1 << 26
+
+# The operators that add two results, some of which do more.
+SUMS = (
+    "Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class OnnxProgram(BaseProgram):
-    """An ONNX file with the axes of its values.
+    """An ONNX model with the axes of its values.
 
     Attributes:
-        path: the file.
+        path: its file; None for a model in memory.
         model: its graph; never changed.
         known: shapes and small values under two examples, by value name.
+        encodings: how initialisers that hold quantised numbers are read, by name. They are
+            parameters, and `weights` has the numbers that they stand for.
     """
 
-    path: Path
+    path: Path | None
     model: ir.Model
     known: Mapping[str, Known]
+    encodings: Mapping[str, Encoding]
+
+    @contextlib.contextmanager
+    def file(self) -> Iterator[Path]:
+        """The model as a file: its own, or one that is gone after the block."""
+        if self.path is not None:
+            yield self.path
+            return
+        with temporary_file(self.model.clone(), "dense.onnx") as file:
+            yield file
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """See `BaseProgram.ranks`: the bytes of a block of packed numbers are no dimension."""
+        packed = {name: int(e.bits > 0) for name, e in self.encodings.items()}
+        return {n: rank - packed.get(n, 0) for n, rank in super().ranks.items()}
 
     def stored(self) -> Iterable[Stored]:
         """See `BaseProgram.stored`."""
         for name in self.trainable:
-            bits = self.known[name].dtype.bitwidth
-            yield Stored(name, True, bits // 8)
+            encoding = self.encodings.get(name)
+            shared = 8 // encoding.bits if encoding is not None and encoding.bits else 1
+            yield Stored(name, True, self.known[name].dtype.bitwidth, shared)
+        read = [e for name, e in self.encodings.items() if name in self.trainable]
+        parts = (p for e in read for p in (*e.scales, e.zero))
+        for name in dict.fromkeys(p for p in parts if p is not None):
+            yield Stored(name, False, self.known[name].dtype.bitwidth)
 
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
-        """See `BaseProgram.stacks`: layers of ONNX graphs stay whole."""
-        return {}
+        """See `BaseProgram.stacks`."""
+        return find_blocks(self._flow, self.typing)
+
+    def fixed_layers(self) -> dict[str, str]:
+        """See `BaseProgram.fixed_layers`."""
+        return fixed_blocks(self._flow)
+
+    def gone_with(self, blocks: Collection[Block]) -> frozenset[str]:
+        """See `BaseProgram.gone_with`: also what several layers share, if all of them go."""
+        nodes = frozenset(n for b in blocks for n in b.nodes)
+        return frozenset(leaving(self._flow, nodes, [b.entry for b in blocks]) if blocks else ())
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return flow_of(self.model, self.known, self.typing)
 
     def operator_of(self, value: str) -> tuple[str, str] | None:
         """See `BaseProgram.operator_of`."""
         node = self._producers.get(value)
         if node is None:
             return None
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        names = re.findall(r"'([^']*)'", scopes)
         prefix = f"{node.domain}." if node.domain else ""
-        return f"{prefix}{node.op_type}", names[-2] if len(names) > 1 else ""
+        return f"{prefix}{node.op_type}", module_path(node) or ""
 
     @cached_property
     def _producers(self) -> dict[str, ir.Node]:
@@ -85,26 +133,37 @@ class OnnxProgram(BaseProgram):
         found = residual_sums(
             graph,
             sources,
-            {n for n in graph if n.op_type in ("Add", "Sum")},
+            {n for n in graph if n.op_type in SUMS},
             {n for n in graph if n.outputs[0].name in products},
         )
         return [node.outputs[0].name or "" for node in found]
 
 
 class _Weights(Mapping[str, torch.Tensor]):
-    """The initialisers of a graph as tensors; each is read from the file at every access."""
+    """The initialisers of a graph as tensors; each is read from the file at every access.
 
-    def __init__(self, graph: ir.Graph) -> None:
+    Quantised numbers are float32: those that the integers stand for, see `Encoding.decode`.
+    """
+
+    def __init__(self, graph: ir.Graph, encodings: Mapping[str, Encoding]) -> None:
         self._graph = graph
+        self._encodings = encodings
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._graph.initializers[name].const_value
         if tensor is None:
             raise KeyError(name)
+        if name in self._encodings:
+            return torch.from_numpy(self._encodings[name].decode(name, self._graph))
         values = tensor.numpy()
+        if not isinstance(tensor, Mapped):  # what is mapped is a copy as soon as it is written to
+            values = np.array(values)
         if tensor.dtype == ir.DataType.BFLOAT16:
-            return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
-        return torch.from_numpy(np.array(values))
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        if tensor.dtype.bitwidth < 16 and values.dtype.kind not in "iub":
+            # torch has no arithmetic on so few bits
+            values = values.astype(np.float32)
+        return torch.from_numpy(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._graph.initializers)
@@ -123,20 +182,46 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     Raises:
         LoadError: see `read_onnx` and `known_values`.
     """
-    model = read_onnx(path)
+    return analyse(read_onnx(path), shapes, path)
+
+
+def adopt(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None) -> OnnxProgram:
+    """A program of an ONNX model in memory.
+
+    Args:
+        model: it stays as it is; the program shares its weights.
+        shapes: as for `load_onnx`.
+
+    Raises:
+        LoadError: see `adopt_onnx` and `known_values`.
+    """
+    return analyse(adopt_onnx(model), shapes, None)
+
+
+def analyse(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]] | None, path: Path | None
+) -> OnnxProgram:
+    """The program of a model in the form that `read_onnx` gives.
+
+    Raises:
+        LoadError: see `known_values`.
+    """
     known = known_values(model, shapes)
+    found, scales = encodings(model.graph), scale_names(model.graph)
     program = OnnxProgram(
-        weights=_Weights(model.graph),
+        weights=_Weights(model.graph, found),
         aliases={},
         typing=infer_onnx(model, known),
         trainable=frozenset(
             name
             for name in model.graph.initializers
-            if known[name].dtype.is_floating_point() and prod(known[name].shapes[0]) > 1
+            if prod(known[name].shapes[0]) > 1
+            and (name in found or (known[name].dtype.is_floating_point() and name not in scales))
         ),
         path=path,
         model=model,
         known=known,
+        encodings=found,
     )
     program.structures = find_structures(program)
     return program
@@ -164,7 +249,8 @@ class SlimOnnx:
     @cached_property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
-        return self.program.costs.of(self.selection.keep)
+        blocks = [b for cut in self.selection.cuts.values() for b in cut]
+        return self.program.costs.of(self.selection.keep, blocks)
 
     def save(self, path: str | Path, format: str = "onnx") -> None:
         """Write the slim model, checked; large weights go to ``<path>.data`` beside it.
@@ -177,21 +263,39 @@ class SlimOnnx:
             raise EmitError(
                 f"an ONNX model can't be written as {format}", hint="ask for format onnx"
             )
-        tensors = [v.const_value for v in self.program.model.graph.initializers.values()]
-        source = {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
-        source.add(self.program.path.resolve())
-        if not source.isdisjoint({path.resolve(), Path(f"{path}.data").resolve()}):
+        self.check_output(path)
+        model = self.rewritten()
+        largest = STREAMED_ABOVE if self._data_files else EXTERNAL_ABOVE
+        write_model(model, path, external=weight_bytes(model) > largest)
+
+    def check_output(self, path: Path) -> None:
+        """See that an output, a file or a directory, is no part of the source.
+
+        Raises:
+            EmitError: writing would change the source or its data.
+        """
+        source = set(self._data_files)
+        if self.program.path is not None:
+            source.add(self.program.path.resolve())
+        taken = (path.resolve(), Path(f"{path}.data").resolve())
+        if any(file.is_relative_to(place) for file in source for place in taken):
             raise EmitError(
                 "the output is the source itself", where=str(path), hint="choose another path"
             )
-        model = self.rewritten()
-        write_model(model, path, external=self.cost.bytes > EXTERNAL_ABOVE)
+
+    @cached_property
+    def _data_files(self) -> set[Path]:
+        """Where the source has weights beside the model."""
+        tensors = (v.const_value for v in self.program.model.graph.initializers.values())
+        return {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
 
     def rewritten(self) -> ir.Model:
         """The slim graph; its weights are cut when they are read."""
         program = self.program
-        model = read_onnx(program.path)
+        model = program.model.clone()
+        bypass(model, [b for cut in self.selection.cuts.values() for b in cut])
         rewrite_onnx(model, program.known, program.typing, self.selection.keep)
+        renumber_layers(model.graph, shifts_of(program, self.selection))
         RemoveUnusedNodesPass()(model)
         model.metadata_props["graphprune.version"] = __version__
         model.metadata_props["graphprune.plan"] = json.dumps(json.loads(self.plan.to_json()))
@@ -229,11 +333,24 @@ def write_model(model: ir.Model, path: Path, *, external: bool) -> None:
 
 
 @contextlib.contextmanager
-def temporary_file(model: ir.Model, name: str, *, external: bool) -> Iterator[Path]:
-    """A model as a file that is gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as holder:
-        file = Path(holder) / name
-        _save(model, file, external=external)
+def temporary_file(model: ir.Model, name: str) -> Iterator[Path]:
+    """A model as a file that is gone after the block.
+
+    Raises:
+        EmitError: the file system refuses it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            holder = stack.enter_context(tempfile.TemporaryDirectory(prefix="graphprune-"))
+            file = Path(holder) / name
+            _save(model, file, external=weight_bytes(model) > STREAMED_ABOVE)
+        except OSError as error:
+            raise EmitError(
+                "can't write a temporary ONNX file",
+                where=tempfile.gettempdir(),
+                why=error.strerror or str(error),
+                hint="free some disk space, or set TMPDIR to another directory",
+            ) from error
         yield file
 
 

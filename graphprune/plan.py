@@ -124,10 +124,11 @@ class Plan:
             Name to one ascending index array per dimension; all empty for a removed parameter.
         """
         selection = self.bind(program)
+        gone = program.gone_with([b for blocks in selection.cuts.values() for b in blocks])
         empty = np.zeros(0, dtype=np.int64)
         result = {}
         for name, dims in program.typing.parameters.items():
-            if program.aliases.get(name, name) in selection.removed_parameters:
+            if program.aliases.get(name, name) in gone:
                 result[name] = tuple(empty for _ in dims)
             else:
                 result[name] = tuple(indices(d, selection.keep) for d in dims)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,12 +102,14 @@ class Stored:
     Attributes:
         name: its name; tied ones are listed once.
         is_parameter: whether it counts as parameters.
-        element_bytes: bytes that each element takes in a file; 0 for what no file holds.
+        element_bits: bits that each element takes in a file; 0 for what no file holds.
+        values: numbers that each element holds; more than one where they share a byte.
     """
 
     name: str
     is_parameter: bool
-    element_bytes: int
+    element_bits: int
+    values: int = 1
 
 
 @dataclass(kw_only=True)
@@ -136,6 +138,14 @@ class BaseProgram(ABC):
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
         """Path of every stack of layers to its length and the layers that can be removed."""
 
+    def fixed_layers(self) -> dict[str, str]:
+        """Path of every layer of a stack that can't be removed, to the reason."""
+        return {}
+
+    def gone_with(self, blocks: Collection[Block]) -> frozenset[str]:
+        """The values and parameters that leave with some layers."""
+        return frozenset(name for b in blocks for name in (*b.nodes, *b.parameters))
+
     @abstractmethod
     def residual_sums(self) -> list[str]:
         """Names of the values ``x + f(x)``."""
@@ -148,6 +158,11 @@ class BaseProgram(ABC):
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, buffer and constant, tied names included."""
         return {n: tuple(d.size for d in dims) for n, dims in self.typing.parameters.items()}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Dimensions of every parameter as an array of numbers."""
+        return {n: len(dims) for n, dims in self.typing.parameters.items()}
 
     @cached_property
     def by_name(self) -> dict[str, Structure]:
@@ -211,7 +226,7 @@ class Program(BaseProgram):
             seen.add(name)
             is_parameter = spec.kind == InputKind.PARAMETER
             in_file = is_parameter or bool(spec.persistent)
-            yield Stored(name, is_parameter, value.element_size() if in_file else 0)
+            yield Stored(name, is_parameter, 8 * value.element_size() if in_file else 0)
 
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
         """See `BaseProgram.stacks`."""
@@ -234,6 +249,13 @@ class Program(BaseProgram):
     @cached_property
     def _nodes(self) -> dict[str, fx.Node]:
         return {node.name: node for node in self.exported.graph.nodes}
+
+    def fixed_layers(self) -> dict[str, str]:
+        """See `BaseProgram.fixed_layers`."""
+        from graphprune.analysis.blocks import fixed_blocks
+        from graphprune.analysis.layers import flow_of
+
+        return fixed_blocks(flow_of(self.exported, self.typing, self.aliases))
 
     def residual_sums(self) -> list[str]:
         """See `BaseProgram.residual_sums`."""

@@ -47,13 +47,14 @@ ROLES = (
 """The roles that a recipe may name beside its own; ``heads`` is another word for ``kv_heads``."""
 
 SCORES: Mapping[str, tuple[str, ...]] = {
+    "auto": (),
     "magnitude": ("norm",),
     "random": ("seed",),
     "taylor": ("batch",),
 }
-"""Our own scores and their options, known here without importing torch."""
+"""Our own scores and their options, known here without importing torch; `auto` chooses one."""
 
-FORMATS = ("hf", "onnx", "pt2")
+FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
 
@@ -195,8 +196,10 @@ class Score(_Data):
     """How a unit's importance is computed.
 
     Attributes:
-        name: ``magnitude``, ``taylor`` (first order, needs calibration text), ``random``, or the
-            score of another package. Its options are further keys: ``norm: l1`` for magnitude.
+        name: ``magnitude``, ``taylor`` (first order, needs calibration text), ``random``, the
+            score of another package, or ``auto``: taylor for a language model with a tokenizer,
+            which magnitude alone would ruin, and magnitude for everything else. Its options are
+            further keys: ``norm: l1`` for magnitude.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -260,7 +263,7 @@ class Recipe(_Data):
         calibration: Text for scores that need data.
         rounds: Number of select-and-apply rounds.
         seed: Of everything random.
-        formats: What to write: ``hf``, ``onnx``, ``pt2``.
+        formats: What to write: ``hf``, ``onnx``, ``onnx-decoder`` (with key-value cache), ``pt2``.
         verify: How the result is checked.
         native: What to do if no native Hugging Face config can hold the plan: ``require`` refuses,
             ``prefer`` writes a self-contained form with a warning.
@@ -272,7 +275,7 @@ class Recipe(_Data):
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
     score: Annotated[Score, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = (
-        Score(name="magnitude")
+        Score(name="auto")
     )
     aggregate: Literal["sum", "mean", "max", "prod"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
@@ -303,7 +306,7 @@ class Recipe(_Data):
     @property
     def needs_data(self) -> bool:
         """Whether the score may want calibration text; of a score of others nobody knows."""
-        return self.plan is None and self.score.name not in ("magnitude", "random")
+        return self.plan is None and self.score.name not in ("auto", "magnitude", "random")
 
     @classmethod
     def parse(cls, data: object, where: str = "the recipe") -> Recipe:

@@ -6,10 +6,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.timing import speedup
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphprune.evaluate import Latency, Perplexity
+    from graphprune.evaluate import Perplexity
+    from graphprune.timing import Latency
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Measures:
         torch: Latency in PyTorch.
         onnxruntime: Latency in ONNX Runtime.
         perplexity: On the recipe's text.
+        inputs: Shapes that ONNX Runtime's latency was taken with, by name.
+        notes: What the reader should know of these numbers.
     """
 
     parameters: int | None = None
@@ -31,6 +36,8 @@ class Measures:
     torch: Latency | None = None
     onnxruntime: Latency | None = None
     perplexity: Perplexity | None = None
+    inputs: dict[str, tuple[int, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Report:
         source: What was compiled: a path, a hub id, or a class name.
         before: Of the dense model.
         after: Of the slim model.
+        score: What the units were ranked by; None where a saved plan was replayed.
         kept: By role, units kept and units there were, over all structures.
         outputs: Paths written; empty after a dry run.
         native: Whether a plain Hugging Face config can hold the plan; None if nobody asked.
@@ -55,6 +63,7 @@ class Report:
     before: Measures
     after: Measures
     kept: dict[str, tuple[int, int]]
+    score: str | None = None
     outputs: tuple[str, ...] = ()
     native: bool | None = None
     max_abs_error: float | None = None
@@ -65,7 +74,8 @@ class Report:
 
     def to_json(self) -> str:
         """Renders everything as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        data = asdict(self) | {"speedup": speedups(self.before, self.after)}
+        return json.dumps(data, indent=2) + "\n"
 
     def render(self) -> RenderableType:
         """Returns the before/after table with its conditions, for a rich console."""
@@ -74,11 +84,22 @@ class Report:
 
         parts = [f"{role} {kept:,} of {size:,}" for role, (kept, size) in self.kept.items()]
         lines = ["kept: " + (", ".join(parts) or "everything")]
+        if self.score is not None:
+            lines.append(f"scored by {self.score}")
         if self.max_abs_error is not None:
             lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"written: {path}" for path in self.outputs]
         return Group(comparison(self.before, self.after), *(Text(line) for line in lines))
+
+
+def speedups(before: Measures, after: Measures) -> dict[str, dict[str, float]]:
+    """Returns time ratio, MACs ratio and share of the ideal speed-up, by runtime."""
+    found = {
+        name: speedup(getattr(before, name), getattr(after, name))
+        for name in ("torch", "onnxruntime")
+    }
+    return {name: asdict(one) for name, one in found.items() if one is not None}
 
 
 def comparison(
@@ -128,13 +149,32 @@ def _conditions(before: Measures, after: Measures | None) -> list[str]:
         latency for side in sides for latency in (side.torch, side.onnxruntime) if latency
     ]:
         repeats, threads = min(one.repeats for one in taken), max(one.threads for one in taken)
-        lines.append(f"latency: median of {repeats} calls or more, {threads} threads")
+        both = all(s.torch for s in sides) or all(s.onnxruntime for s in sides)
+        turns = " in turns" if after and both else ""
+        plural = "s" if threads > 1 else ""
+        lines.append(f"latency: median of {repeats} calls or more{turns}, {threads} thread{plural}")
+    lines += _ideal(before, after)
+    for shapes in {str(side.inputs): side.inputs for side in sides if side.inputs}.values():
+        lines.append("inputs: " + ", ".join(f"{n} {list(s)}" for n, s in shapes.items()))
+    lines += [f"note: {note}" for side in sides for note in side.notes]
     if texts := [side.perplexity for side in sides if side.perplexity]:
         lines.append(f"perplexity: {texts[0].windows} windows of {texts[0].length} tokens")
         if not all(text.meaningful for text in texts):
             size = f"{texts[0].vocabulary:,}"
             lines.append(f"a perplexity above the vocabulary ({size}) is worse than guessing")
     return lines
+
+
+def _ideal(before: Measures, after: Measures | None) -> list[str]:
+    """Says how much of the speed-up that fewer MACs allow is reached."""
+    if after is None:
+        return []
+    names = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+    return [
+        f"{names[name]}: {one['time']:.2f} times as fast, {one['macs']:.2f} times fewer MACs: "
+        f"{one['share']:.0%} of the ideal speed-up"
+        for name, one in speedups(before, after).items()
+    ]
 
 
 def _number(value: float | None) -> str:

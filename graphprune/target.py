@@ -17,7 +17,9 @@ from graphprune.recipe import FORMATS, Recipe
 PLAN_FILE = "graphprune_plan.json"
 REPORT_FILE = "report.json"
 
-Format = Literal["hf", "pt2", "onnx"]
+Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
+FILES = {"onnx": "model.onnx", "onnx-decoder": "decoder.onnx", "pt2": "model.pt2"}
+"""What formats that are files are called in a directory."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Target:
         single = suffix in ("pt2", "onnx")
         formats = tuple(name for name in FORMATS if name in recipe.formats)
         if single:
-            if "formats" in recipe.model_fields_set and formats != (suffix,):
+            fitting = [name for name in formats if FILES.get(name, "").endswith(path.suffix)]
+            if "formats" not in recipe.model_fields_set:
+                formats = (suffix,)
+            elif len(formats) > 1 or not fitting:
                 raise EmitError(
                     f"a .{suffix} file can't hold {', '.join(formats)}",
                     where=str(path),
                     hint=f"ask for format {suffix}, or give a directory as output",
                 )
-            formats = (suffix,)
         _check_free(path, single, overwrite, source)
         return cls(path, cast("tuple[Format, ...]", formats), single)
 
@@ -67,7 +71,7 @@ class Target:
             return f"{self.path.name}.{default}" if self.single else default
         if self.single:
             return self.path.name
-        return "" if kind == "hf" else f"model.{kind}"
+        return FILES.get(kind, "")
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -109,6 +113,11 @@ def _check_free(path: Path, single: bool, overwrite: bool, source: object) -> No
     if occupied and not overwrite:
         raise EmitError(
             "the output exists", where=str(path), hint="choose another, or allow overwriting it"
+        )
+    data = Path(f"{path}.data")  # of a large ONNX model
+    if single and path.suffix == ".onnx" and data.exists() and not overwrite:
+        raise EmitError(
+            "the output exists", where=str(data), hint="choose another, or allow overwriting it"
         )
     if single and path.is_dir():
         raise EmitError("the output is a directory", where=str(path))

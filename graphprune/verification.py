@@ -70,6 +70,10 @@ class Certificate:
         inputs: what they were run on.
         failed_output: the first output that failed; None where all passed.
         problem: what is wrong with it.
+        steps: at how many quantisation steps the slim model was compared, and went on with the
+            masked model's numbers. See `graphprune.verification_steps`.
+        drift: of quantised models, the largest difference of outputs where the slim model goes on
+            with its own numbers, so that rounding adds up. It isn't judged.
     """
 
     passed: bool
@@ -82,6 +86,8 @@ class Certificate:
     inputs: str
     failed_output: str | None = None
     problem: str | None = None
+    steps: int = 0
+    drift: float = 0.0
 
     @classmethod
     def of(cls, differences: Sequence[Difference], **facts: Any) -> Certificate:

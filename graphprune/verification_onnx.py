@@ -12,19 +12,34 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from graphprune.errors import VerifyError
+from graphprune.analysis.onnx_lengths import lengths_for
+from graphprune.analysis.onnx_sizes import qualified
+from graphprune.errors import GraphPruneError, VerifyError
 from graphprune.evaluate import onnx_session
 from graphprune.frontends.onnx import read_onnx
 from graphprune.masked_onnx import mask_onnx
-from graphprune.onnx_program import EXTERNAL_ABOVE, OnnxProgram, SlimOnnx, temporary_file
+from graphprune.onnx_program import STREAMED_ABOVE, OnnxProgram, SlimOnnx, temporary_file
+from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
 from graphprune.verification import Certificate, compare, spoilt
+from graphprune.verification_steps import Steps, compare_steps, has_steps
 
 TOLERANCE = 1e-4
 Feeds = Mapping[str, NDArray[Any]]
 
 # Operators that hand indices on as they are, on their way to a table.
 _SAME_VALUES = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"}
+
+# Operators that look the indices in one of their inputs up in another: its position.
+_TABLES = {
+    ("Gather", 1): 0,
+    ("RotaryEmbedding", 3): 1,
+    ("com.microsoft.RotaryEmbedding", 1): 2,
+    ("com.microsoft.GroupQueryAttention", 9): 7,
+    ("com.microsoft.EmbedLayerNormalization", 0): 2,
+    ("com.microsoft.EmbedLayerNormalization", 1): 4,
+    ("com.microsoft.EmbedLayerNormalization", 8): 3,
+}
 
 
 def verify_onnx(
@@ -50,25 +65,35 @@ def verify_onnx(
 
     Raises:
         VerifyError: ONNX Runtime can't run one of the models, or an operator has no masked form.
+        EmitError: there is no room for temporary files as large as the models.
     """
     feeds = dict(inputs or random_feeds(program, seed))
     allowed = TOLERANCE if tolerance is None else tolerance
-    external = program.costs.total().bytes > EXTERNAL_ABOVE
+    large = weight_bytes(program.model) > STREAMED_ABOVE
+    with program.file() as file:
+        dense = _run(file, feeds, mapped=large)
     if isinstance(slim, Path):
-        found = _run(slim, feeds)
+        found = _run(slim, feeds, mapped=large)
     else:
-        with temporary_file(slim.rewritten(), "slim.onnx", external=external) as file:
-            found = _run(file, feeds)
-    masked = read_onnx(program.path)
-    mask_onnx(masked, program.known, program.typing, plan.bind(program).keep)
-    with temporary_file(masked, "masked.onnx", external=external) as file:
-        expected = _run(file, feeds)
-    dense = _run(program.path, feeds)
+        with temporary_file(slim.rewritten(), "slim.onnx") as file:
+            found = _run(file, feeds, mapped=large)
+    masked = program.model.clone()
+    selection = plan.bind(program)
+    cuts = [b for cut in selection.cuts.values() for b in cut]
+    mask_onnx(masked, program.known, program.typing, selection.keep, cuts)
+    with temporary_file(masked, "masked.onnx") as file:
+        expected = _run(file, feeds, mapped=large)
     names = [value.name or "" for value in program.model.graph.outputs]
-    differences = compare(names, expected, found, allowed)
-    for i, d in enumerate(differences):
+    pieces = Steps(compare(names, expected, found, allowed), 0, 0.0)
+    if program.encodings or has_steps(program.model):
+        thin = read_onnx(slim) if isinstance(slim, Path) else slim.rewritten()
+        keep = selection.keep
+        pieces = compare_steps(program, keep, masked, thin, feeds, _numbers, allowed)
+    differences = pieces.differences
+    for i in range(-len(names), 0):  # outputs are the last, behind steps
         if spoilt(dense[i], expected[i]):
-            differences[i] = replace(d, problem="pruning makes it NaN or infinite")
+            problem = "pruning makes it NaN or infinite"
+            differences[i] = replace(differences[i], problem=problem)
     effects = compare(names, dense, expected, np.inf)
     return Certificate.of(
         differences,
@@ -77,6 +102,8 @@ def verify_onnx(
         tolerance=allowed,
         outputs=tuple(names),
         inputs="inputs that were given" if inputs is not None else f"random inputs, seed {seed}",
+        steps=pieces.number,
+        drift=pieces.drift,
     )
 
 
@@ -86,10 +113,21 @@ def random_feeds(program: OnnxProgram, seed: int = 0) -> dict[str, NDArray[Any]]
     feeds: dict[str, NDArray[Any]] = {}
     for value in program.model.graph.inputs:
         name = value.name or ""
-        known = program.known[name]
+        known = program.known.get(name)
+        if known is None:
+            raise VerifyError(
+                "no random input can be made",
+                where=f"input {name}",
+                why=f"it is no tensor but {value.type}",
+                hint="verify with inputs of your own: graphprune.verify(..., inputs={name: value})",
+            )
         shape, dtype = known.shapes[0], known.dtype.numpy()
-        if known.dtype.is_floating_point():
+        if known.dtype == ir.DataType.STRING:
+            feeds[name] = np.full(shape, "text", dtype=object)
+        elif known.dtype.is_floating_point():
             feeds[name] = rng.standard_normal(shape).astype(dtype)
+        elif (lengths := lengths_for(value, program.known)) is not None:
+            feeds[name] = lengths.astype(dtype)
         else:
             feeds[name] = rng.integers(0, _bound(program, value), shape).astype(dtype)
     return feeds
@@ -103,25 +141,55 @@ def _bound(program: OnnxProgram, value: ir.Value) -> int:
         current = waiting.pop()
         for use in current.uses():
             node = use.node
-            if node.op_type == "Gather" and use.idx == 1:
-                table = node.inputs[0]
+            looked_up = _TABLES.get((qualified(node), use.idx))
+            if looked_up is not None and looked_up < len(node.inputs):
+                table = node.inputs[looked_up]
                 axis = node.attributes.get_int("axis", 0)
                 known = None if table is None else program.known.get(table.name or "")
                 if known is not None:
                     bounds.append(known.shapes[0][axis])
+            elif (classes := _classes(program, node, use.idx)) is not None:
+                bounds.append(classes)
             elif node.op_type in _SAME_VALUES and node not in seen:
                 seen.add(node)
                 waiting.extend(node.outputs)
     return max(1, min(bounds, default=2))
 
 
-def _run(file: Path, feeds: Feeds) -> list[torch.Tensor]:
+def _classes(program: OnnxProgram, node: ir.Node, position: int) -> int | None:
+    """How many numbers an operator tells apart: OneHot, or Equal with a list of them."""
+    if (node.op_type, position) not in (("OneHot", 0), ("Equal", 0), ("Equal", 1)):
+        return None
+    other = node.inputs[1 - position]
+    known = None if other is None else program.known.get(other.name or "")
+    constant = None if known is None else known.constant
+    if constant is None or constant.dtype.kind not in "iu" or not constant.size:
+        return None
+    if node.op_type == "OneHot":
+        return int(constant.reshape(-1)[0])
+    return int(constant.max()) + 1 if constant.size > 1 else None
+
+
+def _run(file: Path, feeds: Feeds, *, mapped: bool) -> list[torch.Tensor]:
     try:
-        found = onnx_session(file).run(None, dict(feeds))
-        return [torch.from_numpy(np.ascontiguousarray(x)) for x in found]
+        found = onnx_session(file, mapped=mapped).run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime has a class of its own for every code
+        told = error.why if isinstance(error, GraphPruneError) else None
+        why = told or str(error)
         raise VerifyError(
-            "ONNX Runtime can't run the model",
-            where=str(file.name),
-            why=str(error).strip()[:500],
+            "ONNX Runtime can't run the model", where=file.name, why=why.strip()[:500]
         ) from error
+    return [_numbers(x) for x in found]
+
+
+def _numbers(value: Any) -> torch.Tensor:
+    """An output as numbers; of a sequence those of all its elements, of text its bytes."""
+    if value is None:  # an empty optional
+        return torch.empty(0)
+    if isinstance(value, list):
+        parts = [_numbers(element).reshape(-1) for element in value]
+        return torch.cat(parts) if parts else torch.empty(0)
+    if value.dtype.kind == "O":
+        text = np.asarray(value, dtype=np.str_).reshape(-1)
+        return torch.tensor(list("\n".join(text).encode()), dtype=torch.uint8)
+    return torch.from_numpy(np.ascontiguousarray(value))

@@ -212,9 +212,13 @@ class Scope:
         if not structures:
             unnamed = [s for s in self.by_role.get("", ()) if not s.prunable]
             has = sorted(r for r, found in self.by_role.items() if r and _open(found))
+            why = f"frozen axes have no role: {_reasons(unnamed)}" if unnamed else None
+            if role == "layers":
+                fixed = self.program.fixed_layers()
+                why = _listed_reasons(fixed.values()) if fixed else "it has no stack of layers"
             return PlanError(
                 f"the model has no role {role!r}",
-                why=f"frozen axes have no role: {_reasons(unnamed)}" if unnamed else None,
+                why=why,
                 hint=f"it has {', '.join(has)}" if has else "it has nothing to prune",
             )
         if len(frozen) == len(structures):
@@ -233,7 +237,11 @@ def _open(structures: Sequence[Structure]) -> bool:
 
 
 def _reasons(structures: Sequence[Structure], most: int = 3) -> str:
-    reasons = Counter(s.reason or "frozen" for s in structures)
+    return _listed_reasons((s.reason or "frozen" for s in structures), most)
+
+
+def _listed_reasons(found: Iterable[str], most: int = 3) -> str:
+    reasons = Counter(found)
     told = [f"{n} x {reason}" for reason, n in reasons.most_common(most)]
     return "; ".join([*told, *(["..."] if len(reasons) > most else [])])
 

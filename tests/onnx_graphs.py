@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
 import graphprune as gp
 from graphprune.onnx_program import OnnxProgram, SlimOnnx, load_onnx
@@ -29,6 +29,13 @@ def graph(text, opset=17, ir_version=8, **arrays):
             array = numpy_helper.from_array(np.asarray(array), name)
         array.name = name
         model.graph.initializer.append(array)
+    return model
+
+
+def fused(text, opset=17, **arrays):
+    """A model with operators of ONNX Runtime, whose domain is `ort` in the text."""
+    model = graph(text.replace("ort.", "com.microsoft."), opset=opset, ir_version=10, **arrays)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return model
 
 

@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-from graphprune import evaluate
+from graphprune import evaluate, timing
 from graphprune.errors import EvaluationError, LoadError
+from graphprune.ort import example_feeds
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +118,36 @@ def test_latency_is_a_median_that_ignores_the_warm_up() -> None:
     pauses = iter([0.2, 0.02, 0.02, 0.3, 0.02, 0.02])
     (latency,) = evaluate.torch_latencies([lambda: time.sleep(next(pauses))], repeats=5)
     assert 20 <= latency.milliseconds < 100
+    assert latency.milliseconds == latency.seconds * 1000
+    assert 0.02 <= latency.quartiles[0] <= latency.seconds <= latency.quartiles[1]
     assert (latency.repeats, latency.runtime) == (5, "torch")
     assert latency.threads == torch.get_num_threads()
 
 
 def test_a_slow_model_gets_three_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "_SECONDS_PER_MEASUREMENT", 0.001)
+    monkeypatch.setattr(timing, "SECONDS_TOO_MUCH", 0.001)
     (latency,) = evaluate.torch_latencies([lambda: time.sleep(0.001)])
     assert latency.repeats == 3
+
+
+def test_a_fast_model_is_measured_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    (latency,) = timing.in_turns([lambda: calls.append(0)], None, 1, "torch")
+    assert len(calls) - 1 == latency.repeats == timing.MOST
+    monkeypatch.setattr(timing, "SECONDS_ENOUGH", 0.0)
+    (latency,) = timing.in_turns([lambda: None], None, 1, "torch")
+    assert latency.repeats == timing.USUAL
+
+
+def test_share_of_the_ideal_speed_up() -> None:
+    def took(seconds: float, macs: int | None) -> timing.Latency:
+        return timing.Latency(seconds, (seconds, seconds), 9, 1, "torch", macs)
+
+    found = timing.speedup(took(0.3, 4000), took(0.1, 1000))
+    assert found is not None
+    assert (found.time, found.macs, found.share) == pytest.approx((3, 4, 0.75))
+    assert timing.speedup(took(0.3, None), took(0.1, 1000)) is None
+    assert timing.speedup(None, took(0.1, 1000)) is None
 
 
 def test_models_are_measured_in_turns() -> None:
@@ -175,7 +198,7 @@ def test_onnx_latency_and_made_up_inputs(gemm: Path) -> None:
     assert latency.milliseconds > 0
     assert (latency.repeats, latency.threads, latency.runtime) == (3, 1, "onnxruntime")
     session = evaluate.onnx_session(gemm)
-    feeds = evaluate.example_feeds(session, 5)
+    feeds = example_feeds(session, 5)
     assert feeds["x"].shape == (1, 5, 8)
     assert feeds["x"].std() > 0.5
     assert feeds["mask"].tolist() == [[1] * 5]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel.
+    """One pinned wheel, the one for any platform.
 
     Attributes:
         requirement: What to ask pip for, ``name==version``.
@@ -172,6 +172,18 @@ MODELS = {
                 "silero-vad==6.2.3",
                 "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
                 _under("silero_vad/data", "silero_vad.onnx", "silero_vad_op18_ifless.onnx"),
+            ),
+        ),
+        converter="files",
+    ),
+    "magika": Model(
+        title="Magika, a convolutional classifier of files by their bytes (ONNX)",
+        licence="Apache-2.0",
+        wheels=(
+            Wheel(
+                "magika==1.0.3",
+                "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803",
+                _under("magika/models/standard_v3_3", "model.onnx"),
             ),
         ),
         converter="files",

@@ -34,11 +34,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A product of axes that is summed into the cost; `owner` is a parameter or a graph value."""
+    """A product of axes that is summed into the cost; `owner` is a parameter or a graph value.
+
+    What follows is per element.
+    """
 
     owner: str
     dims: Dims
-    cost: Cost  # per element
+    params: int = 0
+    macs: int = 0
+    bits: int = 0
 
 
 class CostModel:
@@ -46,6 +51,7 @@ class CostModel:
 
     def __init__(self, program: BaseProgram) -> None:
         """Collect the terms of `program`."""
+        self._gone_with = program.gone_with
         self._terms = [*_parameter_terms(program), *_contraction_terms(program)]
         self._by_atom: dict[Atom, list[_Term]] = defaultdict(list)
         self._by_owner: dict[str, list[_Term]] = defaultdict(list)
@@ -67,18 +73,33 @@ class CostModel:
         """
         return _sum(self._without(removed_blocks), counts or {})
 
-    def of(self, keep: Keep, removed_blocks: Collection[Block] = ()) -> Cost:
+    def of(
+        self,
+        keep: Keep,
+        removed_blocks: Collection[Block] = (),
+        sizes: Mapping[Atom, int] | None = None,
+    ) -> Cost:
         """The cost of a plan: as `total`, but exact where it matters which indices are kept.
 
         That is so where a model reads only some places of an axis that it has put in another
         order.
+
+        Args:
+            keep: kept indices per atom.
+            removed_blocks: layers that are cut out.
+            sizes: of dynamic axes, where they are to be others than the example's.
         """
-        return _weighed(
-            (t, [count(d, keep) for d in t.dims]) for t in self._without(removed_blocks)
-        )
+        resized = sizes or {}
+
+        def kept(e: Expr) -> int:
+            found = [a for a in atoms(e) if a in resized] if resized else []
+            scaled = count(e, keep) * math.prod(resized[a] for a in found)
+            return scaled // math.prod(a.size for a in found)
+
+        return _weighed((t, [kept(d) for d in t.dims]) for t in self._without(removed_blocks))
 
     def _without(self, blocks: Collection[Block]) -> Iterator[_Term]:
-        gone = {x for b in blocks for x in (*b.nodes, *b.parameters)}
+        gone = self._gone_with(blocks)
         return (t for t in self._terms if t.owner not in gone)
 
     def unit(self, atom: Atom) -> Cost:
@@ -104,9 +125,9 @@ def _weighed(terms: Iterable[tuple[_Term, list[int]]]) -> Cost:
     params = macs = size = 0
     for term, sizes in terms:
         n = math.prod(sizes)
-        params += n * term.cost.params
-        macs += n * term.cost.macs
-        size += n * term.cost.bytes
+        params += n * term.params
+        macs += n * term.macs
+        size += -(-n * term.bits // 8)
     return Cost(params, macs, size)
 
 
@@ -121,10 +142,11 @@ def _size(e: Expr, size_of: Callable[[Atom], int]) -> int:
 
 def _parameter_terms(program: BaseProgram) -> Iterable[_Term]:
     for one in program.stored():
-        per_element = Cost(int(one.is_parameter), 0, one.element_bytes)
-        yield _Term(one.name, program.typing.parameters[one.name], per_element)
+        dims = program.typing.parameters[one.name]
+        values = one.values if one.is_parameter else 0
+        yield _Term(one.name, dims, params=values, bits=one.element_bits)
 
 
 def _contraction_terms(program: BaseProgram) -> Iterable[_Term]:
     for node, dims in program.typing.contractions:
-        yield _Term(node, dims, Cost(0, 1, 0))
+        yield _Term(node, dims, macs=1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.analysis.onnx_quantised import clips
 from graphprune.analysis.onnx_sizes import Known, is_standard
 from graphprune.analysis.rules import apply_rule, innermost_line, settle_points
 from graphprune.axes import UNIT, Atom, Dims, atoms
@@ -51,11 +52,11 @@ def live_nodes(model: ir.Model, known: Mapping[str, Known]) -> set[ir.Node]:
         live.add(node)
         if node.op_type not in _MEASURES:
             waiting.extend(v for v in node.inputs if v is not None)
-        waiting.extend(_captured(node))
+        waiting.extend(captured(node))
     return live
 
 
-def _captured(node: ir.Node) -> list[ir.Value]:
+def captured(node: ir.Node) -> list[ir.Value]:
     """Values of the outer graph that the bodies of If, Loop and Scan read."""
     found: list[ir.Value] = []
     for attribute in node.attributes.values():
@@ -113,6 +114,9 @@ class _Inference:
         if op.name in ACTIVATIONS and op.operands:
             for e in op.operands[0].dims:
                 ctx.hint(e, "activation")
+        elif clips(node):
+            for e in given[0]:
+                ctx.hint(e, "activation")
         if node.op_type not in _MEASURES:
             settle_points(ctx, op, carries=op.name in CARRIERS)
             for i, value in enumerate(node.outputs):
@@ -120,7 +124,7 @@ class _Inference:
                     self.typing.points[value.name] = (ctx.given[i],)
 
     def _apply(self, ctx: Context, node: ir.Node, op: Operator, *, complete: bool) -> list[Dims]:
-        for value in _captured(node):
+        for value in captured(node):
             for dims in self.typing.values.get(value.name or "", ()):
                 for e in dims:
                     ctx.freeze(e, f"the body of {node.op_type} reads it")

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
+from graphprune.analysis.onnx_quantised import encodings
 from graphprune.errors import LoadError
 from graphprune.ops.context import Size, Sizes
-from graphprune.ops.onnx_shapes import LIKE_FIRST, SHAPES
+from graphprune.ops.onnx_shapes import ASIDE, LIKE_FIRST, SHAPES, TYPES
 
 Shape = tuple[int, ...]
 # Values up to this many elements are computed where their operands are known.
@@ -29,6 +30,7 @@ SMALL_FLOAT = 64
 BATCH = ((2, 3),)
 SPATIAL = ((64, 96), (224, 256), (32, 64))
 OTHER = ((7, 11), (16, 32), (64, 96))
+RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Known:
         dtype: the type of its elements.
         values: its elements under each of them, where they are few and known.
         weighted: whether they are numbers that elements of a weight have a part in, which change
-            where the weight is cut. Integers are places and sizes, and never are.
+            where the weight is cut. Integers are places and sizes, and never are, but for those
+            of quantised weights.
     """
 
     shapes: tuple[Shape, Shape]
@@ -127,13 +130,15 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
     for value in model.graph.inputs:
         if isinstance(value.type, ir.TensorType):
             known[value.name or ""] = Known(inputs[value.name or ""], value.type.dtype)
+    quantised = encodings(model.graph)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None:
             shape = tuple(tensor.shape.numpy())
             elements = tensor.numpy() if _is_small(tensor.dtype, shape) else None
             both = None if elements is None else (elements, elements)
-            weighted = tensor.dtype.is_floating_point() and prod(shape) > 1
+            numbers = tensor.dtype.is_floating_point() or name in quantised
+            weighted = numbers and prod(shape) > 1
             known[name] = Known((shape, shape), tensor.dtype, both, weighted)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
     for node in model.graph:
@@ -146,7 +151,14 @@ def is_standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def qualified(node: ir.Node) -> str:
+    """The operator's name, with the domain in front where it isn't ONNX's own."""
+    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
+
+
 def _is_small(dtype: ir.DataType, shape: Sequence[int]) -> bool:
+    if dtype == ir.DataType.STRING:  # nothing is computed from it
+        return False
     return prod(shape) <= (SMALL_FLOAT if dtype.is_floating_point() else SMALL)
 
 
@@ -162,15 +174,7 @@ def _outputs(
         shapes = [_standard(node, proto, operands, i, opsets) for i in (0, 1)]
     else:
         proto = None
-        shape = SHAPES.get(node.op_type)
-        if shape is None or any(o is None for o in given):
-            return {}
-        attributes = {n: a.value for n, a in node.attributes.items()}
-        dtype = next(o.dtype for o in given if o is not None)
-        shapes = []
-        for i in (0, 1):
-            found = shape([o.shapes[i] if o else () for o in operands], attributes)
-            shapes.append([None if s is None else (s, dtype) for s in found])
+        shapes = [_of_runtime(node, operands, i) for i in (0, 1)]
     values: Sequence[list[NDArray[np.generic]] | None] | None = None
     measures = node.op_type in ("Shape", "Size")
     if measures and operands[0] is not None:
@@ -178,6 +182,8 @@ def _outputs(
     elif proto is not None and all(o is not None and o.values is not None for o in given):
         values = [_computed(node, proto, operands, i, opsets) for i in (0, 1)]
     weighted = not measures and any(o is not None and o.weighted for o in given)
+    integers = any(o and o.weighted and not o.dtype.is_floating_point() for o in given)
+    integers |= node.op_type.endswith("QuantizeLinear")
     result = {}
     for i, output in enumerate(node.outputs):
         pair = [s[i] if i < len(s) else None for s in shapes]
@@ -187,8 +193,29 @@ def _outputs(
         if values is not None and values[0] and values[1]:
             both = (values[0][i], values[1][i])
         dtype = pair[0][1]
-        numbers = weighted and dtype.is_floating_point()
+        numbers = weighted and (integers or dtype.is_floating_point())
         result[output.name] = Known((pair[0][0], pair[1][0]), dtype, both, numbers)
+    return result
+
+
+def _of_runtime(
+    node: ir.Node, operands: Sequence[Known | None], example: int
+) -> list[tuple[Shape, ir.DataType] | None]:
+    """Shapes and types of the results of one of ONNX Runtime's own operators."""
+    rule = SHAPES.get(node.op_type) if node.domain == RUNTIME else None
+    aside = ASIDE.get(node.op_type, ())
+    unknown = [i for i, v in enumerate(node.inputs) if v is not None and operands[i] is None]
+    if rule is None or any(i not in aside for i in unknown):
+        return []
+    attributes = {n: a.value for n, a in node.attributes.items()}
+    try:
+        found = rule([o.shapes[example] if o else () for o in operands], attributes)
+    except (LookupError, ValueError, TypeError, ZeroDivisionError):  # a use that it doesn't know
+        return []
+    result: list[tuple[Shape, ir.DataType] | None] = []
+    for shape, source in zip(found, TYPES.get(node.op_type, (0,) * len(found)), strict=True):
+        typed = operands[source]
+        result.append(None if shape is None or typed is None else (shape, typed.dtype))
     return result
 
 
@@ -226,6 +253,12 @@ def _standard(
         found = infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
     except KeyError:  # an operand of unknown type
         return []
+    except onnx.checker.ValidationError as error:
+        raise LoadError(
+            f"{node.op_type} doesn't take its operands",
+            where=f"the operator that makes {node.outputs[0].name}",
+            why=str(error).strip()[:300],
+        ) from None
     result: list[tuple[Shape, ir.DataType] | None] = []
     for output in node.outputs:
         tensor = found[output.name].tensor_type if output.name in found else None
@@ -238,6 +271,10 @@ def _standard(
             result.append(None)
     first = operands[0] if operands else None
     _check_fit(node, None if first is None else first.shapes[example], result[0])
+    # Until opset 16 these are functions, of which ONNX infers the type only.
+    if node.op_type in ("GreaterOrEqual", "LessOrEqual") and result[0] is None and len(types) == 2:
+        both = np.broadcast_shapes(*(o.shapes[example] for o in operands if o is not None))
+        result[0] = (both, ir.DataType.BOOL)
     if node.op_type in LIKE_FIRST and first is not None and result[0] is None:
         result[0] = (first.shapes[example], first.dtype)
     return result

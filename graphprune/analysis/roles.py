@@ -39,7 +39,7 @@ def assign_roles(
 
     Args:
         members: the (parameter, dimension) pairs of each atom.
-        ranks: number of dimensions of each parameter.
+        ranks: number of dimensions of each parameter, without those inside its elements.
         stream: atoms of the residual stream.
         typing: the inference's hints.
     """
@@ -49,12 +49,14 @@ def assign_roles(
             if a in members and not a.frozen:
                 hints[a][role] += 1
     queries = _query_heads(typing, members, ranks)
+    queries |= {atom for atom in members if hints[atom]["query_heads"]}
     experts = {
         atom
         for atom, pairs in members.items()
         if hints[atom]["experts"]
         or (
-            hints[atom]["heads"] and any(not d and _is_bank(typing.parameters[p]) for p, d in pairs)
+            hints[atom]["heads"]
+            and any(not d and _is_bank(typing.parameters[p], ranks[p]) for p, d in pairs)
         )
     }
     outer = _outer_factors(experts, members, typing)
@@ -72,9 +74,9 @@ def assign_roles(
     return roles
 
 
-def _is_bank(dims: Dims) -> bool:
+def _is_bank(dims: Dims, rank: int) -> bool:
     """Whether a parameter is a stack of matrices."""
-    return len(dims) == 3 and all(e.size > 1 for e in dims)
+    return rank == 3 and all(e.size > 1 for e in dims)
 
 
 def _role(

@@ -53,9 +53,8 @@ def find_structures(program: BaseProgram) -> tuple[Structure, ...]:
         a: pairs for a, pairs in members.items() if any(p in program.trainable for p, _ in pairs)
     }
     stacks = program.stacks()
-    ranks = {name: len(dims) for name, dims in typing.parameters.items()}
     stream = _stream(stacks, typing, program.residual_sums())
-    roles = assign_roles(members, ranks, stream, typing)
+    roles = assign_roles(members, program.ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
     costs = CostModel(program)
     least = _minima(typing)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ def run(model: Callable[..., Any], inputs: Example) -> dict[str, torch.Tensor]:
     args, kwargs = inputs
     with torch.no_grad():
         return outputs(model(*args, **kwargs))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def in_float64(module: nn.Module, inputs: Example) -> tuple[nn.Module, Example]:

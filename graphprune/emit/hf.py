@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 from graphprune.emit import pruned, reload
 from graphprune.emit.builds import build_on_meta, quiet
 from graphprune.emit.checkpoint import write_weights
-from graphprune.emit.compare import Example, deviation, probe, rounding, run
+from graphprune.emit.compare import Example, deviation, evaluating, probe, rounding, run
 from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
@@ -148,14 +148,8 @@ def _solve(slim: Any) -> SolvedConfig:
 
 def _expected(module: nn.Module, inputs: Example) -> dict[str, torch.Tensor]:
     """The outputs in evaluation mode, in which a loaded model is."""
-    training = [m for m in module.modules() if m.training]
-    for part in training:
-        part.training = False
-    try:
+    with evaluating(module):
         return run(module, inputs)
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _write(job: _Job) -> None:

@@ -8,13 +8,14 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import EmitError, VerifyError
@@ -39,15 +40,25 @@ def save(slim: Slim, path: Path) -> None:
         VerifyError: ONNX Runtime computes something else. In both cases no file is written.
     """
     expected, names = _run(slim)
-    model = _convert(slim, names)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    model = convert(slim.exported, names)
+    with placed(path) as file:
+        model.save(str(file), external_data=slim.cost.bytes > EXTERNAL_ABOVE)
+        onnx.checker.check_model(str(file), full_check=True)
+        _compare(slim, file, expected)
+
+
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A file in a temporary sibling that takes its place at `path`, with its data, at the end.
+
+    Raises:
+        EmitError: the file system refused. Nothing is left behind then, nor after other errors.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
-            file = Path(holder) / path.name
-            model.save(str(file), external_data=slim.cost.bytes > EXTERNAL_ABOVE)
-            onnx.checker.check_model(str(file), full_check=True)
-            _compare(slim, file, expected)
-            for written in sorted(file.parent.iterdir(), reverse=True):  # the data file first
+            yield Path(holder) / path.name
+            for written in sorted(Path(holder).iterdir(), reverse=True):  # the data file first
                 os.replace(written, path.parent / written.name)
     except OSError as error:
         raise EmitError(
@@ -68,10 +79,19 @@ def _run(slim: Slim) -> tuple[list[torch.Tensor], list[str]]:
     return leaves, [f"output_{i}" for i in range(len(leaves))]
 
 
-def _convert(slim: Slim, names: list[str]) -> Any:
+def convert(
+    exported: ExportedProgram, names: Sequence[str], inputs: Sequence[str] | None = None
+) -> Any:
+    """Convert a program by torch's exporter, with these names of outputs (and inputs).
+
+    Raises:
+        EmitError: the exporter can't.
+    """
     try:
         with _quiet():
-            return torch.onnx.export(slim.exported, dynamo=True, verbose=False, output_names=names)
+            return torch.onnx.export(
+                exported, dynamo=True, verbose=False, output_names=names, input_names=inputs
+            )
     except Exception as error:  # the exporter wraps any failure of a translation
         raise EmitError(
             "torch's ONNX exporter can't convert the model",

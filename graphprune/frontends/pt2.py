@@ -1,4 +1,4 @@
-"""Front end for ``.pt2`` files that ``torch.export.save`` wrote."""
+"""Front end for exported programs, in memory and in ``.pt2`` files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
+from torch.export import ExportedProgram
 
 from graphprune.errors import LoadError
 from graphprune.frontends.module import assemble
@@ -29,18 +31,49 @@ def load_pt2(path: Path) -> Program:
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
             hint="save it again with torch.export.save",
         ) from error
+    return from_exported(exported)
+
+
+def from_exported(exported: ExportedProgram) -> Program:
+    """The program of an exported one, which stays as it is."""
     example: Any = exported.example_inputs or ((), {})
-    return assemble(exported, None, _tied(exported), (tuple(example[0]), dict(example[1])))
+    return assemble(_copied(exported), None, _tied(exported), (tuple(example[0]), dict(example[1])))
 
 
-def _tied(exported: torch.export.ExportedProgram) -> dict[str, str]:
+def _copied(exported: ExportedProgram) -> ExportedProgram:
+    """A program with a graph of its own; `copy.deepcopy` would rename an input called ``input``."""
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        made[node] = graph.node_copy(node, made.__getitem__)
+        made[node].name = node.name  # a graph of its own renames what is called like a builtin
+    return ExportedProgram(
+        root=exported.graph_module,
+        graph=graph,
+        graph_signature=exported.graph_signature,
+        state_dict=dict(exported.state_dict),
+        range_constraints=dict(exported.range_constraints),
+        module_call_graph=exported.module_call_graph,
+        example_inputs=exported.example_inputs,
+        constants=dict(exported.constants),
+        verifiers=exported.verifiers,
+    )
+
+
+def _tied(exported: ExportedProgram) -> dict[str, str]:
     """Names that share one tensor to the first of them."""
     first: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in exported.state_dict.items():
         if tensor.is_meta or not tensor.numel():
             continue
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
+        key = (
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+        )
         known = first.setdefault(key, name)
         if known != name:
             aliases[name] = known

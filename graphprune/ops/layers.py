@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from string import ascii_lowercase
+
 from graphprune.axes import Dims
-from graphprune.ops import recurrent
+from graphprune.ops import contraction, recurrent
 from graphprune.ops.context import Context, Operand, Operator, RuleError, Size
 from graphprune.ops.pointwise import broadcast, wrap
 from graphprune.ops.registry import ATEN
@@ -62,6 +65,20 @@ def _bilinear(ctx: Context, op: Operator) -> Dims:
         ctx.unify(bias.dims[0], weight.dims[0])
     ctx.macs((*a.dims[:-1], *weight.dims))
     return (*a.dims[:-1], weight.dims[0])
+
+
+@rule("_trilinear")
+def _trilinear(ctx: Context, op: Operator) -> Dims:
+    """The product of three tensors with dimensions put in where told, summed over some."""
+    given = [(op[f"i{n}"].dims, set(op[f"expand{n}"])) for n in (1, 2, 3)]
+    letters = ascii_lowercase[: len(given[0][0]) + len(given[0][1])]
+
+    def without(places: Collection[int]) -> str:
+        return "".join(x for i, x in enumerate(letters) if i not in places)
+
+    terms = ",".join(without(put_in) for _, put_in in given)
+    equation = f"{terms}->{without(op['sumdim'])}"
+    return contraction.einsum(ctx, equation, [dims for dims, _ in given])
 
 
 @rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")

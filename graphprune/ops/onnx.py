@@ -6,8 +6,6 @@ moved an attribute to an input, both are looked for.
 
 from __future__ import annotations
 
-import math
-
 from graphprune.axes import UNIT, Atom, Dims, Expr, product
 from graphprune.ops import contraction, indexing, normalisation, pointwise, shape
 from graphprune.ops.context import Context, Operand, Operator, RuleError, Size
@@ -135,11 +133,8 @@ def _triangle(ctx: Context, op: Operator) -> Dims:
     )
 
 
-@rule("MatMul", "MatMulInteger")
+@rule("MatMul")
 def _matmul(ctx: Context, op: Operator) -> Dims:
-    for i in (2, 3):  # zero points
-        if math.prod(e.size for e in maybe(op, i) or ()) != 1:
-            raise RuleError("a zero point for every row or column")
     return contraction.matmul(ctx, dims(op, 0), dims(op, 1))
 
 
@@ -159,7 +154,11 @@ def _einsum(ctx: Context, op: Operator) -> Dims:
 
 @rule("Conv", "ConvTranspose")
 def _convolution(ctx: Context, op: Operator) -> Dims:
-    weight = dims(op, 1)
+    return convolved(ctx, op, dims(op, 0), dims(op, 1), maybe(op, 2))
+
+
+def convolved(ctx: Context, op: Operator, x: Dims, weight: Dims, bias: Dims | None) -> Dims:
+    """A convolution with the attributes of Conv, wherever its inputs are."""
     rank = len(weight) - 2
     strides = op.get("strides") or [1] * rank
     pads = op.get("pads") or [0] * (2 * rank)
@@ -170,9 +169,9 @@ def _convolution(ctx: Context, op: Operator) -> Dims:
     ]
     return contraction.convolution(
         ctx,
-        dims(op, 0),
+        x,
         weight,
-        maybe(op, 2),
+        bias,
         groups=Size(op.get("group", 1)),
         transposed=op.name.endswith("Transpose"),
         still=still,

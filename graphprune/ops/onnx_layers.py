@@ -1,14 +1,11 @@
-"""The ONNX table, continued: images, recurrent layers, quantisation and attention."""
+"""The ONNX table, continued: images, recurrent layers and attention."""
 
 from __future__ import annotations
-
-import math
 
 from graphprune.axes import UNIT, Atom, Dims, Expr, product
 from graphprune.ops import contraction, shape
 from graphprune.ops.context import Context, Operator, RuleError
 from graphprune.ops.onnx import dims, maybe
-from graphprune.ops.pointwise import wrap
 from graphprune.ops.registry import ONNX
 
 rule = ONNX.rule
@@ -108,29 +105,6 @@ def _recurrent(ctx: Context, op: Operator) -> list[Dims]:
     ctx.hint(hidden, "state")
     last = (w[0], x[1], hidden)
     return [(x[0], w[0], x[1], hidden), last, last][: len(op.results)]
-
-
-@rule("QuantizeLinear", "DequantizeLinear")
-def _quantise(ctx: Context, op: Operator) -> Dims:
-    """Scales and zero points for the whole tensor, per index of an axis, or per block of it."""
-    x = dims(op, 0)
-    for i in (1, 2):
-        scale = maybe(op, i)
-        if scale is None or math.prod(e.size for e in scale) == 1:
-            continue
-        axis = wrap(op.get("axis", 1), len(x))
-        if len(scale) == 1:
-            ctx.unify(x[axis], scale[0])
-            continue
-        for j, (a, b) in enumerate(zip(x, scale, strict=True)):
-            if j != axis:
-                ctx.unify(a, b)
-            elif a.size % b.size:
-                ctx.freeze(a, "blocks of unequal size")
-                ctx.freeze(b, "blocks of unequal size")
-            else:
-                ctx.unify(a, product((b, ctx.fresh(a.size // b.size, "quantised as one block"))))
-    return x
 
 
 def heads(ctx: Context, e: Expr, count: int) -> tuple[Expr, Expr]:

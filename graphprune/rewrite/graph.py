@@ -231,7 +231,7 @@ class _ShapeCheck(fx.Interpreter):
     """
 
     def __init__(self, graph: fx.Graph, program: Program, keep: Keep) -> None:
-        super().__init__(torch.nn.Module(), graph=graph)
+        super().__init__(program.exported.graph_module, graph=graph)
         self._values = program.typing.values
         self._keep = keep
         self._counts: dict[int, int] = {}
@@ -252,6 +252,8 @@ class _ShapeCheck(fx.Interpreter):
         return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(target, torch._ops.HigherOrderOperator):  # a branch asks for values
+            raise NotImplementedError
         key = target, _facts(args), tuple((k, _facts(v)) for k, v in kwargs.items())
         if key not in self._results:
             self._results[key] = super().call_function(

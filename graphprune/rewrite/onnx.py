@@ -17,18 +17,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.analysis.onnx_infer import is_folded
-from graphprune.analysis.onnx_sizes import Known, is_standard
-from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mask, touched
+from graphprune.analysis.onnx_sizes import Known, qualified
+from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mask, normal, touched
 from graphprune.errors import EmitError
+from graphprune.onnx_tensors import Streamed
 from graphprune.ops import Typing
 from graphprune.ops.pointwise import wrap
+from graphprune.rewrite.onnx_contrib import CONTRIB
 from graphprune.rewrite.onnx_edit import Editor, set_attribute, set_input
 
 
 def rewrite_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep) -> None:
     """Cut a model in place.
 
-    Weights are cut when they are written, one at a time.
+    Weights are cut when they are written, some rows at a time.
 
     Args:
         model: as `read_onnx` gives it.
@@ -58,7 +60,7 @@ class _Rewriter:
         for name, value in list(self.graph.initializers.items()):
             self._cut(name, value)
         for node in list(self.graph):
-            rule = RULES.get(node.op_type) if is_standard(node) else None
+            rule = RULES.get(qualified(node)) or CONTRIB.get(qualified(node))
             if rule is not None and self._concerned(node):
                 rule(Call(node, self))
         _forget_shapes(self.graph, self.known)
@@ -86,21 +88,16 @@ class _Rewriter:
             return
         kept = [indices(e, self.keep) if touched(e, self.keep) else None for e in dims]
 
-        def cut(tensor: ir.TensorProtocol = tensor) -> NDArray[Any]:
-            result = tensor.numpy()
-            for axis, places in enumerate(kept):
+        def cut(elements: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+            first, *others = kept
+            result = elements[slice(start, stop) if first is None else first[start:stop]]
+            for axis, places in enumerate(others, start=1):
                 if places is not None:
                     result = np.take(result, places, axis=axis)
             return result
 
         shape = [e.size if k is None else len(k) for e, k in zip(dims, kept, strict=True)]
-        dtype = tensor.dtype
-        value.const_value = ir.LazyTensor(
-            lambda: ir.Tensor(np.ascontiguousarray(cut()), dtype=dtype, name=name),
-            dtype=dtype,
-            shape=ir.Shape(shape),
-            name=name,
-        )
+        value.const_value = Streamed(tensor, cut, shape, name)
         value.shape = ir.Shape(shape)
 
     def _concerned(self, node: ir.Node) -> bool:
@@ -216,10 +213,31 @@ class Call:
                 parts.append(-1)
             else:
                 parts.append(None)  # as it was
+        if self.node.op_type == "Reshape":
+            self._copy_sizes(parts, dims)
         scaled = [i for i, e in enumerate(dims) if parts[i] is None and self.touched(e)]
         if -1 not in parts and scaled and self.node.op_type == "Reshape":
             parts[scaled.pop()] = -1
         set_input(self.node, position, self._joined(parts, old, dims, scaled))
+
+    def _copy_sizes(self, parts: list[int | None], dims: Sequence[Expr]) -> None:
+        """Where nothing else is computed, let a Reshape take open sizes from its operand, by 0.
+
+        Optimisers recognise attention by such shapes, and by few others.
+        """
+        x = self.node.inputs[0]
+        sizes = self._rewriter.known[x.name or ""].sizes if x is not None else ()
+        opened = [size.size for size in sizes if size.dynamic]
+        places = [i for i, part in enumerate(parts) if part is None]
+        for i in places:
+            if i >= len(sizes) or not sizes[i].dynamic or self.touched(dims[i]):
+                return
+            # Of two that are equal in the examples, nobody knows which is which.
+            if opened.count(sizes[i].size) > 1 or normal(self.dims(0)[i]) != normal(dims[i]):
+                return
+        for i in places:
+            parts[i] = 0
+            self.node.attributes.pop("allowzero", None)
 
     def _joined(
         self,
@@ -378,12 +396,19 @@ def _gather(call: Call) -> None:
     call.write("indices", 1, new if places.ndim == 1 else new[:, None])
 
 
-@_rule("Conv", "ConvTranspose", "ConvInteger")
+@_rule("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
 def _groups(call: Call) -> None:
     groups = _int(call.node, "group", 1)
+    weight = call.dims(3 if call.node.op_type == "QLinearConv" else 1)
     if groups > 1:
-        channels = call.mask(call.dims(1)[0]).reshape(groups, -1)
+        channels = call.mask(weight[0]).reshape(groups, -1)
         set_attribute(call.node, "group", int(channels.any(axis=1).sum()))
+
+
+@_rule("com.microsoft.MatMulNBits")
+def _packed(call: Call) -> None:
+    for name, e in (("N", call.results[0][-1]), ("K", call.dims(0)[-1])):
+        set_attribute(call.node, name, call.kept(e))
 
 
 @_rule("GroupNormalization")

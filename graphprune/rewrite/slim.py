@@ -22,7 +22,7 @@ from torch.export.graph_signature import (
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
 from graphprune.analysis.liveness import live_nodes
-from graphprune.axes import count
+from graphprune.axes import Atom, count
 from graphprune.errors import EmitError
 from graphprune.plan import Plan, Selection
 from graphprune.program import Program
@@ -32,9 +32,12 @@ from graphprune.rewrite.graph import (
     propagate_metadata,
     rewrite_graph,
 )
+from graphprune.rewrite.renumber import shifted, shifts_of
 from graphprune.rewrite.weights import SlicedWeights
 
-Format = Literal["hf", "pt2", "onnx"]
+Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
+_WRITERS = {"onnx-decoder": "decoder"}
+"""Modules of `graphprune.emit` that don't have the name of their format."""
 
 
 def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim:
@@ -106,21 +109,25 @@ class Slim:
     @property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
+        return self.cost_at({})
+
+    def cost_at(self, sizes: Mapping[Atom, int]) -> Cost:
+        """The cost for other sizes of dynamic axes than the example's."""
         blocks = [b for cut in self.selection.cuts.values() for b in cut]
-        return self.program.costs.of(self.selection.keep, blocks)
+        return self.program.costs.of(self.selection.keep, blocks, sizes)
 
     @cached_property
     def graph(self) -> fx.Graph:
         """The slim graph with parameters as placeholders, its shapes checked."""
         graph = rewrite_graph(self.program, self.selection)
-        _renumber_modules(graph, _shifts(self.program, self.selection))
+        _renumber_modules(graph, shifts_of(self.program, self.selection))
         check_shapes(graph, self.program, self.selection, self._placeholder_shapes(graph))
         return graph
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
         """The slim graph as a module; its values' metadata is that of the slim model."""
-        module = fx.GraphModule(torch.nn.Module(), self.graph)
+        module = fx.GraphModule(self.program.exported.graph_module, self.graph)
         propagate_metadata(module, self.program, self._placeholder_shapes(self.graph))
         return module
 
@@ -223,44 +230,26 @@ class Slim:
         """Write the slim model.
 
         Args:
-            path: a directory for "hf", a file for "pt2" and "onnx".
+            path: a directory for "hf", a file for the others.
             format: which form.
 
         Raises:
             EmitError: the form can't hold this model, or writing failed. Nothing is left behind.
         """
         if format not in get_args(Format):
-            raise EmitError(f"unknown format {format!r}", hint='use "hf", "pt2" or "onnx"')
-        importlib.import_module(f"graphprune.emit.{format}").save(self, Path(path))
-
-
-def _shifts(program: Program, selection: Selection) -> dict[str, dict[int, int]]:
-    """For every stack that loses layers, the new numbers of those that stay."""
-    shifts: dict[str, dict[int, int]] = {}
-    for stack, blocks in selection.cuts.items():
-        gone = {b.index for b in blocks}
-        size = program.by_name[stack].size
-        kept = [i for i in range(size) if i not in gone]
-        shifts[stack] = {old: new for new, old in enumerate(kept)}
-    return shifts
-
-
-def _shifted(name: str, shifts: Mapping[str, Mapping[int, int]]) -> str:
-    """`name` of a parameter or module, where layers behind a removed one have moved up."""
-    for stack, shift in shifts.items():
-        if name.startswith(f"{stack}."):
-            number, dot, rest = name[len(stack) + 1 :].partition(".")
-            if number.isdigit():
-                return f"{stack}.{shift.get(int(number), number)}{dot}{rest}"
-    return name
+            raise EmitError(
+                f"unknown format {format!r}", hint='use "hf", "pt2", "onnx" or "onnx-decoder"'
+            )
+        writer = _WRITERS.get(format, format)
+        importlib.import_module(f"graphprune.emit.{writer}").save(self, Path(path))
 
 
 def _renamed(program: Program, selection: Selection) -> dict[str, str]:
     """Dense to slim names."""
-    shifts = _shifts(program, selection)
+    shifts = shifts_of(program, selection)
     gone = selection.removed_parameters
     names = program.typing.parameters
-    return {n: _shifted(n, shifts) for n in names if program.aliases.get(n, n) not in gone}
+    return {n: shifted(n, shifts) for n in names if program.aliases.get(n, n) not in gone}
 
 
 def _renumber_modules(graph: fx.Graph, shifts: Mapping[str, Mapping[int, int]]) -> None:
@@ -269,7 +258,7 @@ def _renumber_modules(graph: fx.Graph, shifts: Mapping[str, Mapping[int, int]]) 
         stack = node.meta.get("nn_module_stack")
         if stack:
             node.meta["nn_module_stack"] = {
-                key: (_shifted(str(entry[0]), shifts), *entry[1:]) for key, entry in stack.items()
+                key: (shifted(str(entry[0]), shifts), *entry[1:]) for key, entry in stack.items()
             }
 
 

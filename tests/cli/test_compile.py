@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
-from cli.helpers import Result, tree
+import graphprune.compiler
+from cli.helpers import LETTERS, Result, tree
 
 
 def test_compile_writes_all_formats_and_nothing_else(compiled: Path) -> None:
@@ -42,8 +46,8 @@ def test_the_report_says_what_the_files_are(compiled: Path, dense: Path) -> None
     assert report["source"] == str(dense)
     assert 0 <= report["max_abs_error"] < 1e-9
     for side in ("before", "after"):
-        assert report[side]["torch"]["milliseconds"] > 0
-        assert report[side]["onnxruntime"]["milliseconds"] > 0
+        assert report[side]["torch"]["seconds"] > 0
+        assert report[side]["onnxruntime"]["seconds"] > 0
         assert report[side]["perplexity"]["windows"] == 8
 
 
@@ -121,13 +125,57 @@ def test_rounds_reach_the_same_size(
     assert kept["ffn"] == [2 * 32, 192]
 
 
-def test_taylor_takes_its_calibration_from_the_text(
-    run: Callable[..., Result], dense: Path, text: Path
+@pytest.mark.parametrize("flags", [(), ("--score", "taylor")])
+def test_language_models_are_scored_on_text(
+    run: Callable[..., Result], dense: Path, text: Path, flags: tuple[str, ...]
 ) -> None:
-    flags = ("--remove", "ffn=0.5", "--score", "taylor", "--text", text, "--dry-run")
-    result = run("compile", dense, *flags)
+    """structured.md, section 3, 58: calibrated criteria are the default."""
+    goal = ("--remove", "ffn=0.5", "--text", text, "--dry-run")
+    result = run("compile", dense, *goal, *flags)
     assert result.code == 0, result.err
     assert "reading calibration text" in result.err
+    assert "scored by taylor" in result.out
+
+
+def test_without_a_tokenizer_the_default_is_magnitude(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(dense / name, mute / name)
+    result = run("compile", mute, "--remove", "ffn=0.5", "--dry-run")
+    assert result.code == 0, result.err
+    assert "scored by magnitude" in result.out
+
+
+def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) -> None:
+    """structured.md, section 3, 58: warn that the result is unusable."""
+    letters = [LETTERS[7 * i % len(LETTERS)] for i in range(512)]
+    text = tmp_path / "text.txt"
+    text.write_text("".join(letters))
+    taught = tmp_path / "taught"
+    shutil.copytree(dense, taught)
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    ids = torch.tensor([[LETTERS.index(letter) for letter in letters[:250]]])
+    for _ in range(60):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(taught)
+    for fraction, ruined in ((0.9, True), (0.02, False)):
+        recipe = {
+            "remove": {"ffn": fraction},
+            "score": "random",
+            "calibration": {"text": str(text), "windows": 4, "length": 32},
+        }
+        report = graphprune.compiler.compile(str(taught), recipe, tmp_path / f"without {fraction}")
+        dense_text, slim_text = report.before.perplexity, report.after.perplexity
+        assert dense_text is not None
+        assert slim_text is not None
+        assert (slim_text.value > 10 * dense_text.value) == ruined
+        assert any("is of no use" in note for note in report.notes) == ruined
 
 
 def test_overwriting_ones_own_output(

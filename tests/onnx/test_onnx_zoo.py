@@ -139,6 +139,7 @@ REAL = {
     "ppocr/ppocrv5_rec.onnx": 0.5,
     "ppocr/ppocrv5_cls.onnx": 0.95,
     "open-nsfw/open_nsfw.onnx": 0.95,
+    "magika/model.onnx": 0.95,
 }
 
 

@@ -121,6 +121,27 @@ def test_bilinear():
     check(program, {"*": 0.5})
 
 
+@pytest.mark.parametrize("where", ["leading", "none"])
+def test_trilinear(where):
+    """What bilinear becomes without its bias; dimensions are put in, or broadcast."""
+
+    def form(m, h):
+        if where == "none":
+            return torch._trilinear(h, h, m.w, [], [], [], [0]).expand(5, 8)
+        return torch._trilinear(h, m.w, h, [1, 3], [0], [1, 2], [2, 3])
+
+    h, w = torch.randn(5, 8), torch.randn(8, 8, 8)
+    bilinear = torch._trilinear(h, w, h, [1, 3], [0], [1, 2], [2, 3])
+    assert torch.allclose(bilinear, F.bilinear(h, h, w), atol=1e-5)
+
+    program = traced(Around(form, w=(8, 8, 8) if where == "leading" else (1, 8)))
+    inside = next(s for s in program.structures if ("one.weight", 0) in s.members)
+    members = {("w", 1), ("w", 2)} if where == "leading" else {("w", 1)}
+    assert members <= set(inside.members)
+    assert any(("two.weight", 1) in s.members for s in program.structures)
+    check(program, {"*": 0.5})
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_embedding_bag(mode):
     class Bag(nn.Module):

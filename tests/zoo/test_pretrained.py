@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from fnmatch import fnmatchcase
 
@@ -16,8 +15,6 @@ from zoo.expected_pretrained import MODELS
 from zoo.pretrained import Pretrained
 
 VOCABULARY = ("*embed*:0", "*wte.weight:0", "*wpe.weight:0")
-SECONDS = 10.0
-"""Processor time in which a tiny model has to be planned for and cut; it takes less than one."""
 
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.build.__name__)
 
@@ -28,9 +25,6 @@ def test_together(model: Pretrained):
     assert prunable_sizes(program) == dict(model.roles)
     assert prunable_fraction(program) == pytest.approx(model.fraction, abs=5e-5)
     _check_frozen(program, model)
-    start = time.process_time()
-    gp.apply(program, gp.select(program, remove={"*": 0.5}, score="random", seed=3))
-    assert time.process_time() - start < SECONDS
     _check_module(check(program, {"*": 0.5}), same_class=model.same_class)
 
 

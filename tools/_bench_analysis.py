@@ -1,0 +1,144 @@
+"""tools/bench analysis: time and memory of planning and applying on Llama-shaped models.
+
+The floor is one `index_select` per weight and dimension to the final sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _bootstrap import environment
+
+REMOVE = {"hidden": 0.5, "kv_heads": 0.5, "ffn": 0.5}
+
+
+def main(sizes: list[int], hidden: int) -> None:
+    """Run one process per number of layers, so that memory is measured from a clean start."""
+    print(f"remove {REMOVE}, magnitude scores, float32, {_threads()} threads")
+    print("layers  params M  trace s  analysis s  floor s  plan s  apply s  ratio  extra memory")
+    for layers in sizes:
+        command = [sys.executable, str(Path(__file__).with_name("bench")), "analysis", "--one"]
+        command += ["--layers", str(layers), "--hidden", str(hidden)]
+        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, check=True)
+        r = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"{layers:6d} {r['params'] / 1e6:9.0f} {r['trace']:8.2f} {r['analysis']:11.2f} "
+            f"{r['floor']:8.2f} {r['plan']:7.2f} {r['apply']:8.2f} "
+            f"{(r['plan'] + r['apply']) / r['floor']:6.2f} {r['memory']:12.1%}",
+            flush=True,
+        )
+
+
+def measure(layers: int, hidden: int) -> dict[str, float]:
+    """Times in seconds; memory beyond the model as a share of its size."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import graphprune as gp
+    from graphprune.analysis.infer import infer
+    from graphprune.analysis.structures import find_structures
+
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        vocab_size=8192,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        p.requires_grad_(False).copy_(torch.rand(p.shape[-1]).expand_as(p))
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            module.inv_freq.copy_(torch.rand_like(module.inv_freq))
+    model.eval()
+    ids = torch.zeros(2, 13, dtype=torch.int64)
+    program, trace = _timed(lambda: gp.trace(model, (), {"input_ids": ids}))
+    _, analysis = _timed(
+        lambda: (infer(program.exported, program.aliases), find_structures(program))
+    )
+    plan = gp.select(program, remove=REMOVE)
+    floor = _floor(program, plan)
+    size = program.costs.total().bytes
+    gc.collect()
+    with _Peak() as peak:
+        plan, plan_time = _timed(lambda: gp.select(program, remove=REMOVE))
+        _, apply_time = _timed(lambda: gp.apply(program, plan, consume=True))
+    return {
+        "params": program.costs.total().params,
+        "trace": trace,
+        "analysis": analysis,
+        "floor": floor,
+        "plan": plan_time,
+        "apply": apply_time,
+        "memory": peak.extra / size,
+    }
+
+
+def _floor(program: Any, plan: Any) -> float:
+    kept = plan.kept(program)
+    weights = {n: program.weights[n] for n in program.trainable}
+    # The first time pays for fresh memory: the fastest of three is the hardest to compare with.
+    return min(_timed(lambda: _select_all(weights, kept))[1] for _ in range(3))
+
+
+def _select_all(weights: dict[str, Any], kept: dict[str, Any]) -> None:
+    import torch
+
+    cut = []
+    for name, tensor in weights.items():
+        for dim, indices in enumerate(kept[name]):
+            tensor = tensor.index_select(dim, torch.from_numpy(indices))
+        cut.append(tensor)
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+class _Peak:
+    """Samples resident memory; `extra` is the peak above the start, in bytes."""
+
+    def __enter__(self) -> _Peak:
+        self.start = self.most = _resident()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._sample)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _sample(self) -> None:
+        while not self.stop.wait(0.002):
+            self.most = max(self.most, _resident())
+
+    @property
+    def extra(self) -> int:
+        return self.most - self.start
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
