@@ -13,11 +13,22 @@ import onnx_ir as ir
 from onnx_ir.passes import PassManager
 from onnx_ir.passes import common as passes
 
+from graphprune.analysis.onnx_quantised import scale_names
 from graphprune.errors import LoadError
 from graphprune.frontends.onnx_data import bind_data, check, check_elements
 from graphprune.ops.onnx_schemas import register_schemas
 
 OLDEST_OPSET = 11
+
+# The first input that is a scale or bias, of operators that have such.
+_AFFINE = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), 0),
+    **dict.fromkeys(("PRelu", "BatchNormalization", "InstanceNormalization"), 1),
+    **dict.fromkeys(("GroupNormalization", "LayerNormalization", "RMSNormalization"), 1),
+    **dict.fromkeys(("SimplifiedLayerNormalization", "BiasGelu", "FastGelu"), 1),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), 2),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm"), 2),
+}
 
 
 def read_onnx(path: Path) -> ir.Model:
@@ -128,3 +139,40 @@ def _normalise(model: ir.Model) -> None:
             passes.RemoveUnusedNodesPass(),
         ]
     )(model)
+    _part_vectors(model.graph)
+
+
+def _part_vectors(graph: ir.Graph) -> None:
+    """Give every reader of a scale or bias one of its own.
+
+    Exporters merge initialisers of equal values: the biases of layers that have nothing else to do
+    with each other, if they are zero. As one they would have to be cut alike. Matrices stay
+    shared, since those that are equal are tied, and so does what a weight is computed from.
+    """
+    described = scale_names(graph)
+    computed = set(graph.inputs)
+    for node in graph:
+        if not computed.isdisjoint(node.inputs):
+            computed.update(node.outputs)
+    taken = {v.name for node in graph.all_nodes() for v in (*node.inputs, *node.outputs) if v}
+    for name, value in list(graph.initializers.items()):
+        tensor, uses = value.const_value, list(value.uses())
+        if tensor is None or not tensor.dtype.is_floating_point() or name in described:
+            continue
+        if tensor.size < 2 or tensor.size != max(tensor.shape.numpy()):
+            continue
+        if not all(_is_affine(node, place) and node.outputs[0] in computed for node, place in uses):
+            continue
+        for number, (node, place) in enumerate(uses[1:], 2):
+            own = f"{name}_{number}"
+            while own in taken:
+                own += "_"
+            taken.add(own)
+            part = ir.Value(name=own, shape=value.shape, type=value.type, const_value=tensor)
+            graph.register_initializer(part)
+            node.replace_input_with(place, part)
+
+
+def _is_affine(node: ir.Node, place: int) -> bool:
+    """Whether an input of an operator is a scale, or is added."""
+    return place >= _AFFINE.get(node.op_type, len(node.inputs))

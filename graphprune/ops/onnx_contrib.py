@@ -18,6 +18,7 @@ from graphprune.ops.registry import ONNX
 
 DOMAIN = "com.microsoft."
 PLACES = "the places that attention is paid to"
+IN_PLACE = "a key-value cache that is written in place"
 PAIR = "the two numbers of a rotary pair"
 
 # Activations that multiply by a gate.
@@ -55,6 +56,8 @@ def _attention(ctx: Context, op: Operator) -> list[Dims]:
         ctx.unify(bias[0], whole)
     if op.get("do_rotary", 0):
         ctx.freeze(qk, "rotated inside of the operator")
+    if op.get("past_present_share_buffer", 0):
+        raise RuleError(IN_PLACE)
     total = x[1]
     if past is not None:
         ctx.unify(qk, v)
@@ -94,8 +97,8 @@ def _multi_head(ctx: Context, op: Operator) -> list[Dims]:
         _freeze_all(ctx, (total,), PLACES)
         total = ctx.fresh(total.size + past_key[2].size, PLACES)
     _freeze_all(ctx, mask, PLACES)
-    for i in (8, 9):
-        _freeze_all(ctx, maybe(op, i), "a key-value cache")
+    if any(maybe(op, i) is not None for i in (8, 9)):
+        raise RuleError(IN_PLACE)
     batch = query[0]
     out = _attend(ctx, op, (batch, head, rows, qk), (batch, head, total, qk), v, 5)
     caches = [(batch, head, total, e) for e in (qk, v)]
@@ -113,24 +116,28 @@ def _grouped(ctx: Context, op: Operator) -> list[Dims]:
     query, key, value = dims(op, 0), maybe(op, 1), maybe(op, 2)
     if any(maybe(op, i) is not None for i in (12, 13)):
         raise RuleError("a quantised key-value cache")
+    if op.get("sliding_window_cache", 0):
+        raise RuleError(IN_PLACE)
     if any(len(x) != 3 for x in (query, key, value) if x is not None):
         raise RuleError("inputs that aren't [batch, length, width]")
     count, others = int(op["num_heads"]), int(op["kv_num_heads"])
     kv, repeats = ctx.fresh(others), ctx.fresh(count // others)
     head = product((kv, repeats))
-    packed = key is None or value is None
-    size = query[2].size // (count + 2 * others if packed else count)
-    dim = ctx.fresh(size, "the size of a head, of which ONNX Runtime takes multiples of 8 or 16 only")
+    apart = key is not None and value is not None
+    size = query[2].size // (count if apart else count + 2 * others)
+    dim = ctx.fresh(
+        size, "the size of a head, of which ONNX Runtime takes multiples of 8 or 16 only"
+    )
     queries, keys = product((head, dim)), product((kv, dim))
-    if packed:
-        ctx.unify(query[2], concat([queries, keys, keys]))
-        total = query[1]
-    else:
+    total = query[1]
+    if key is not None and value is not None:
         ctx.unify(query[2], queries)
-        for x in (key, value):
-            ctx.unify(x[2], keys)
+        ctx.unify(key[2], keys)
+        ctx.unify(value[2], keys)
         ctx.unify(key[1], value[1])
         total = key[1]
+    else:
+        ctx.unify(query[2], concat([queries, keys, keys]))
     past = maybe(op, 3), maybe(op, 4)
     for cache in past:
         if cache is not None:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from graphprune.onnx_program import load_onnx
-from graphprune.verification_onnx import random_feeds
-from onnx_graphs import agree, attribute, fused, initialisers, operators, weights, written
+from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.verification_onnx import random_feeds, verify_onnx
+from onnx_graphs import agree, attribute, fused, initialisers, operators, planned, weights, written
 
 HEADS, QK, V = 4, 6, 5
 X = weights(2, 5, 7, seed=9)
@@ -294,35 +294,40 @@ def test_grouped_queries(tmp_path, kept, packed):
     assert attribute(node, "kv_num_heads") == len(groups)
 
 
-def grouped_with_a_cache():
+def grouped_with_a_cache(
+    sign="int64[2,4] i", body="s = ReduceSum<keepdims = 0>(i, last)  t = Sub(s, one)", total=None
+):
+    """6 queries for 2 keys of size 8; the place of the last token is computed from an input."""
+    arrays = {"last": np.array([1]), "one": np.array([1])}
     return fused(
-        """g (float[2,1,7] x, int64[2,4] mask, float[2,2,3,8] pk, float[2,2,3,8] pv)
-            => (float[2,1,3] y, float[2,2,4,8] c, float[2,2,4,8] d) {
-        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
-        s = ReduceSum<keepdims = 0>(mask, last)  t = Sub(s, one)  u = Cast<to = 6>(t)
+        f"""g (float[2,1,7] x, {sign}, float[2,2,3,8] pk, float[2,2,3,8] pv
+            {f", {total}" if total else ""})
+            => (float[2,1,3] y, float[2,2,4,8] c, float[2,2,4,8] d) {{
+        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)  {body}  u = Cast<to = 6>(t)
         a, c, d = ort.GroupQueryAttention<num_heads = 6, kv_num_heads = 2>
             (q, k, v, pk, pv, u, total)
-        y = MatMul(a, o) }""",
+        y = MatMul(a, o) }}""",
         wq=weights(7, 48),
         wk=weights(7, 16),
         wv=weights(7, 16, seed=1),
         o=weights(48, 3),
-        last=np.array([1]),
-        one=np.array([1]),
-        total=np.array([4], np.int32),
+        **({} if total else {"total": np.array([4], np.int32)}),
+        **{n: a for n, a in arrays.items() if n in body},
     )
 
 
 def test_grouped_queries_with_a_cache(tmp_path):
     """What a model takes and gives stays; each group may still lose queries."""
-    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in grouped_with_a_cache().graph.initializer}
+    arrays = {
+        t.name: onnx.numpy_helper.to_array(t) for t in grouped_with_a_cache().graph.initializer
+    }
     wq, wk, wv, o = (arrays[n] for n in ("wq", "wk", "wv", "o"))
     x, pk, pv = weights(2, 1, 7), weights(2, 2, 3, 8), weights(2, 2, 3, 8, seed=1)
     repeats = [0, 2]
     cq = columns([3 * g + r for g in (0, 1) for r in repeats], range(8), 8)
     k, v = (np.concatenate([p, split(x @ w, 2)], axis=2) for p, w in ((pk, wk), (pv, wv)))
     wanted = attend(split(x @ wq[:, cq], 4), k, v, 1 / math.sqrt(8)) @ o[cq]
-    feeds = {"x": x, "mask": np.ones((2, 4), np.int64), "pk": pk, "pv": pv}
+    feeds = {"x": x, "i": np.ones((2, 4), np.int64), "pk": pk, "pv": pv}
     agree(grouped_with_a_cache(), tmp_path, {("wq", 1, 3): repeats}, [wanted, k, v], **feeds)
     program = load_onnx(written(grouped_with_a_cache(), tmp_path))
     reasons = {s.size: s.reason for s in program.structures if ("wq", 1) in s.members}
@@ -378,7 +383,47 @@ def test_rotary_embedding(tmp_path, domain, interleaved, part, flat):
     assert found.get("rotary_embedding_dim", 0) == (6 if part else 0)
 
 
-def test_lengths_follow_from_what_else_is_given(tmp_path):
+def test_rotary_embedding_without_places(tmp_path):
+    """Angles of every token, ``[batch, length, pairs]``."""
+    w, o, cos, sin = weights(7, 24), weights(24, 3), weights(2, 5, 4), weights(2, 5, 4, seed=1)
+    model = fused(
+        """g (float[2,5,7] x) => (float[2,5,3] y) {
+        h = MatMul(x, w)  r = RotaryEmbedding<num_heads = 3>(h, cos, sin)  y = MatMul(r, o) }""",
+        opset=23,
+        w=w,
+        o=o,
+        cos=cos,
+        sin=sin,
+    )
+    heads, pairs = [1, 2], [0, 3]
+    c = columns(heads, [0, 3, 4, 7], 8)
+    places = np.arange(10).reshape(2, 5)
+    angles = (a.reshape(10, 4)[:, pairs] for a in (cos, sin))
+    out = rotated(split(X @ w[:, c], 2), places, *angles)
+    wanted = out.swapaxes(1, 2).reshape(2, 5, -1) @ o[c]
+    agree(model, tmp_path, {("w", 1, 3): heads, ("cos", 2): pairs}, [wanted], x=X)
+
+
+LENGTHS = {
+    # what is computed from an input, and what has to be in it, for a cache of 3 and one more
+    "mask": (
+        "int64[2,4] i",
+        "s = ReduceSum<keepdims = 0>(i, last)  t = Sub(s, one)",
+        [[1] * 4] * 2,
+    ),
+    "places": ("int64[2,1] i", "t = ReduceMax<axes = [1], keepdims = 0>(i)", [[3], [3]]),
+    "lengths": ("int64[2] i", "t = Identity(i)", [3, 3]),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_follow_from_what_else_is_given(tmp_path, name):
     """Random numbers in their place would be refused."""
-    program = load_onnx(written(grouped_with_a_cache(), tmp_path))
-    np.testing.assert_array_equal(random_feeds(program)["mask"], np.ones((2, 4)))
+    sign, body, wanted = LENGTHS[name]
+    model = grouped_with_a_cache(sign, body, "int32[1] total")
+    program = load_onnx(written(model, tmp_path))
+    feeds = random_feeds(program)
+    np.testing.assert_array_equal(feeds["i"], wanted)
+    np.testing.assert_array_equal(feeds["total"], [4])
+    plan = planned(program, {("wq", 1, 3): [0, 1]})
+    verify_onnx(program, plan, SlimOnnx(program, plan)).raise_if_failed()

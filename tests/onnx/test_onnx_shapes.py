@@ -26,6 +26,26 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def test_equal_biases_that_an_exporter_merged(tmp_path):
+    """Layers that share nothing but the values of their biases are cut apart from each other."""
+    a, b, c, bias = weights(5, 8), weights(8, 8, seed=1), weights(8, 3, seed=2), weights(8)
+    model = graph(
+        """g (float[N,5] x) => (float[N,3] y) {
+        f = MatMul(x, a)  g = Add(f, bias)  h = Relu(g)
+        i = MatMul(h, b)  j = Add(i, bias)  k = Relu(j)
+        y = MatMul(k, c) }""",
+        a=a,
+        b=b,
+        c=c,
+        bias=bias,
+    )
+    wanted = relu(relu(X @ a[:, KEEP] + bias[KEEP]) @ b[KEEP] + bias) @ c
+    slim = initialisers(agree(model, tmp_path, {("a", 1): KEEP}, [wanted], x=X))
+    assert slim["a"].shape == (5, 4)
+    assert slim["b"].shape == (4, 8)
+    assert sorted(t.shape for n, t in slim.items() if n.startswith("bias")) == [(4,), (8,)]
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
 def test_gather_of_constant_places(tmp_path, kind):
     """Channel shuffle by a table, as some exporters write it."""
@@ -161,26 +181,6 @@ def test_an_initialiser_that_two_read(tmp_path):
     h = t[ids]
     wanted = ((h + h @ a[KEEP][:, KEEP]) * b[KEEP]) @ t.T
     agree(model, tmp_path, {("table", 1): KEEP}, [wanted], ids=ids)
-
-
-def test_a_constant_that_two_read_at_other_units(tmp_path):
-    """One bias for two layers, so both keep the same units."""
-    a, b, bias, c, d = (weights(*s) for s in ((5, 8), (5, 8), (8,), (8, 3), (8, 3)))
-    b, d = b + 1, d + 1
-    model = graph(
-        """g (float[N,5] x) => (float[N,3] y) {
-        h = MatMul(x, a)  i = Add(h, bias)  r = Relu(i)  p = MatMul(r, c)
-        k = MatMul(x, b)  l = Add(k, bias)  s = Relu(l)  q = MatMul(s, d)  y = Add(p, q) }""",
-        a=a,
-        b=b,
-        bias=bias,
-        c=c,
-        d=d,
-    )
-    wanted = (
-        relu(X @ a[:, KEEP] + bias[KEEP]) @ c[KEEP] + relu(X @ b[:, KEEP] + bias[KEEP]) @ d[KEEP]
-    )
-    agree(model, tmp_path, {("bias", 0): KEEP}, [wanted], x=X)
 
 
 def test_constant_nodes_and_weights_behind_other_operators(tmp_path):
