@@ -66,5 +66,9 @@ class EvaluationError(GraphPruneError):
     """A measurement asked for has no meaning for this model."""
 
 
+class CalibrationError(GraphPruneError):
+    """Calibration data, or a statistic of it, can't be used."""
+
+
 class EmitError(GraphPruneError):
     """A format cannot hold the slim model, or an output path cannot be written."""

@@ -26,11 +26,12 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
         node = waiting.pop()
         if node not in live:
             live.add(node)
-            waiting.extend(_read(node))
+            waiting.extend(values_read(node))
     return live
 
 
-def _read(node: fx.Node) -> list[fx.Node]:
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """The operands whose numbers matter to `node`, and not only their shape, dtype or device."""
     name = str(getattr(getattr(node.target, "_schema", None), "name", "")).removeprefix("aten::")
     if name not in _SHAPE_ONLY:
         return list(node.all_input_nodes)

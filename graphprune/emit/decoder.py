@@ -94,7 +94,7 @@ def save(slim: Slim, path: Path) -> None:
         )
     module = slim.module
     if any(p.dtype == torch.bfloat16 for p in module.parameters()):
-        module = copy.deepcopy(module).float()
+        module = nn.Module.float(copy.deepcopy(module))
     with evaluating(module), torch.no_grad():
         layers = _layers(module)
         decoder = _Flat(module)
@@ -145,7 +145,8 @@ class _Flat(nn.Module):
         output = self.model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **options
         )
-        return (output.logits, *(t for layer in cache.layers for t in (layer.keys, layer.values)))
+        layers: Sequence[Any] = cache.layers
+        return (output.logits, *(t for layer in layers for t in (layer.keys, layer.values)))
 
 
 def _check_kind(module: nn.Module | None) -> PreTrainedModel:
@@ -198,7 +199,8 @@ def _layers(module: PreTrainedModel) -> list[Layer]:
     ids = torch.zeros(_BATCH, _NEW, dtype=torch.long, device=module.device)
     module(input_ids=ids, use_cache=True, **{_cache_argument(module): cache})
     found = []
-    for i, layer in enumerate(cache.layers):
+    layers: Sequence[Any] = cache.layers
+    for i, layer in enumerate(layers):
         sizes = []
         for tensor in (layer.keys, layer.values):
             shape = None if tensor is None else tuple(tensor.shape)

@@ -1,0 +1,217 @@
+"""Statistics of what a layer reads, collected batch by batch in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import CalibrationError
+from graphprune.solvers.precision import exact
+
+T = TypeVar("T")
+
+# Half of a product x.T @ x is enough. Strips this wide still run at the speed of a large product.
+STRIP = 192
+
+
+@dataclass(eq=False)
+class Norms:
+    """Sum and sum of squares of every feature.
+
+    Attributes:
+        features: width of the layer's input.
+        device: where the sums are held.
+        tokens: vectors seen.
+        sums: [features], float64, sum of x.
+        squares: [features], float64, sum of x².
+    """
+
+    features: int
+    device: torch.device | str = "cpu"
+    tokens: int = field(default=0, init=False)
+    sums: Tensor = field(init=False)
+    squares: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(self.features, dtype=torch.float64, device=self.device)
+        self.squares = torch.zeros_like(self.sums)
+
+    def add(self, x: Tensor, where: str = "") -> None:
+        """Count the vectors of x.
+
+        Args:
+            x: [..., features]; narrower types are widened to float32.
+            where: the operator and the sample, for the message.
+
+        Raises:
+            CalibrationError: a value is NaN, infinite, or too large to square. Nothing is counted.
+        """
+        rows = _rows(x, self.features, torch.float32, where)
+        self.sums += rows.sum(0, dtype=torch.float64).to(self.device)
+        self.squares += rows.square().sum(0, dtype=torch.float64).to(self.device)
+        self.tokens += rows.shape[0]
+
+    def merge(self, other: Self) -> None:
+        """Count what `other` has counted; in float64, so that the order hardly matters."""
+        _same(self.features, other.features)
+        self.sums += other.sums.to(self.device)
+        self.squares += other.squares.to(self.device)
+        self.tokens += other.tokens
+
+    @property
+    def silent(self) -> bool:
+        """No token came, or all of them were zero: there is nothing to weigh with."""
+        return self.tokens == 0 or not bool(self.squares.any())
+
+    @property
+    def norms(self) -> Tensor:
+        """[features], float64: root mean square of every feature, its l2 norm over √tokens."""
+        return (self.squares / max(self.tokens, 1)).sqrt()
+
+    @property
+    def means(self) -> Tensor:
+        """[features], float64."""
+        return self.sums / max(self.tokens, 1)
+
+    @property
+    def variances(self) -> Tensor:
+        """[features], float64: mean squared distance from the mean."""
+        return (self.squares / max(self.tokens, 1) - self.means.square()).clamp_min(0)
+
+
+@dataclass(eq=False)
+class SecondMoment:
+    """H = sum of x xᵀ over the tokens: the Hessian of a linear layer's squared output error.
+
+    `products`, `sums` and `tokens` are plain sums: processes may all-reduce them.
+
+    Attributes:
+        features: width of the layer's input.
+        device: where the sums are held.
+        dtype: float32 or float64, of the products.
+        tokens: vectors seen.
+        sums: [features], float64, sum of x.
+        products: [features, features], sum of x xᵀ; the lower triangle always, the upper one
+            once it was asked for.
+    """
+
+    features: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    tokens: int = field(default=0, init=False)
+    sums: Tensor = field(init=False)
+    products: Tensor = field(init=False)
+    _derived: dict[object, object] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise CalibrationError(f"a second moment can't be summed in {self.dtype}")
+        self.sums = torch.zeros(self.features, dtype=torch.float64, device=self.device)
+        self.products = torch.zeros(
+            self.features, self.features, dtype=self.dtype, device=self.device
+        )
+
+    def add(self, x: Tensor, where: str = "") -> None:
+        """Count the vectors of x; see `Norms.add`."""
+        rows = _rows(x, self.features, self.dtype, where).to(self.device)
+        with exact():
+            for start in range(0, self.features, STRIP):
+                strip = rows[:, start : start + STRIP]
+                self.products[start:, start : start + STRIP].addmm_(rows[:, start:].T, strip)
+        self.sums += rows.sum(0, dtype=torch.float64)
+        self.tokens += rows.shape[0]
+        self._derived.clear()
+
+    def merge(self, other: Self) -> None:
+        """Count what `other` has counted, of another process for instance."""
+        _same(self.features, other.features)
+        self.products += other.products.to(self.products)
+        self.sums += other.sums.to(self.device)
+        self.tokens += other.tokens
+        self._derived.clear()
+
+    @property
+    def silent(self) -> bool:
+        """No token came, or all of them were zero: there is nothing to weigh with."""
+        return self.tokens == 0 or not bool(self.products.diagonal().any())
+
+    @property
+    def hessian(self) -> Tensor:
+        """[features, features], a new tensor: sum of x xᵀ over tokens, divided by their number."""
+        # A zero stays below the diagonal of -0.0: tril and its transpose, not a sum of halves.
+        lower = self.products.tril(-1)
+        full = lower + lower.T
+        full.diagonal().copy_(self.products.diagonal())
+        return full.div_(max(self.tokens, 1))
+
+    @property
+    def norms(self) -> Tensor:
+        """[features], float64: root mean square of every feature."""
+        return (self.products.diagonal().double() / max(self.tokens, 1)).sqrt()
+
+    @property
+    def means(self) -> Tensor:
+        """[features], float64."""
+        return self.sums / max(self.tokens, 1)
+
+    @property
+    def variances(self) -> Tensor:
+        """[features], float64: mean squared distance from the mean."""
+        return (self.norms.square() - self.means.square()).clamp_min(0)
+
+    def derived(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` returns, made once: layers that read one value share one factor.
+
+        It is forgotten at the next `add` or `merge`, and goes with the statistic.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]  # type: ignore[return-value]
+
+
+Statistic = Norms | SecondMoment
+
+
+def _rows(x: Tensor, features: int, dtype: torch.dtype, where: str) -> Tensor:
+    """The vectors of x, checked and widened."""
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise CalibrationError(
+            f"activations of shape {list(x.shape)} do not end in {features} features",
+            where=where or None,
+        )
+    rows = x.detach().reshape(-1, features)
+    if rows.numel() == 0:
+        return rows.to(dtype)
+    rows = rows.to(torch.promote_types(rows.dtype, dtype))
+    low, high = (float(v) for v in torch.aminmax(rows))  # NaN if there is one
+    peak = max(abs(low), abs(high)) if low == low else low
+    if not peak * peak * rows.shape[0] < torch.finfo(dtype).max:
+        raise _not_finite(rows, peak, dtype, where)
+    return rows.to(dtype)
+
+
+def _not_finite(rows: Tensor, peak: float, dtype: torch.dtype, where: str) -> CalibrationError:
+    bad = ~torch.isfinite(rows)
+    if not bad.any():
+        return CalibrationError(
+            "activations are too large to square",
+            where=where or None,
+            why=f"the largest is {peak:.3g}, and sums are held in {dtype}",
+            hint="collect in float64",
+        )
+    token, feature = bad.nonzero()[0].tolist()
+    return CalibrationError(
+        f"{int(bad.sum())} of {bad.numel()} activations are NaN or infinite",
+        where=where or None,
+        why=f"the first is feature {feature} of token {token}",
+        hint="leave this sample out, or run the model in a wider type",
+    )
+
+
+def _same(ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise CalibrationError(f"statistics of {ours} and {theirs} features can't be merged")

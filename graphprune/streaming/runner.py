@@ -1,0 +1,178 @@
+"""Running single nodes of a graph on a sample's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.masked import GraphRunner
+from graphprune.program import Program
+from graphprune.streaming.schedule import Schedule
+
+Values = dict[fx.Node, Any]
+_EMBEDDING = torch.ops.aten.embedding.default
+
+
+class Runner(GraphRunner):
+    """Runs nodes one by one, with all floating numbers in one dtype.
+
+    A weight is read where it is used, and converted once per segment. Rows of an embedding and
+    matrices of chosen experts are taken before they are converted.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        weight: Callable[[str], Tensor],
+    ) -> None:
+        """A runner.
+
+        Args:
+            program: gives the graph.
+            schedule: what is to run.
+            dtype: the floating dtype of everything.
+            weight: gives a weight by its name, as it is stored.
+        """
+        super().__init__(program.exported, program.weights, dtype, program.aliases)
+        self.schedule = schedule
+        self._weight = weight
+        self._converted: dict[str, Tensor] = {}
+        self._needed = schedule.needed
+
+    def forget(self) -> None:
+        """Let go of converted weights."""
+        self._converted.clear()
+
+    def given(self, leaves: list[Any]) -> Values:
+        """The values of the user inputs that are needed."""
+        pairs = zip(self.schedule.inputs, leaves, strict=True)
+        return {n: self._cast(leaf) for n, leaf in pairs if n in self.schedule.needed}
+
+    def execute(self, node: fx.Node, values: Values) -> Any:
+        """The value of `node`, from those of its operands."""
+        self.env = values
+        return self.run_node(node)
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        """See `GraphRunner`."""
+
+        def load(node: fx.Node) -> Any:
+            name = self.schedule.weights.get(node)
+            return self.env[node] if name is None else self._read(node, name)
+
+        return fx.map_arg(args, load)
+
+    def _read(self, node: fx.Node, name: str) -> Any:
+        del node
+        name = self.aliases.get(name, name)
+        found = self._converted.get(name)
+        if found is None:
+            found = self._converted[name] = self._cast(self._stored(name))
+        return found
+
+    def _stored(self, name: str) -> Tensor:
+        name = self.aliases.get(name, name)
+        if name in self._known:
+            return self._weight(name).detach()
+        return self.exported.constants[name].detach()  # type: ignore[union-attr]
+
+    def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
+        site = self.schedule.experts.get(node)
+        if site is not None:
+            named = self.schedule.named
+            x, chosen = self.env[named[site.operand]], self.env[named[site.chosen]]  # type: ignore[index]
+            product = site.layout.product  # type: ignore[attr-defined]
+            return product(self._stored(site.parameter), chosen, x)
+        table = self.schedule.weights.get(node.args[0]) if target is _EMBEDDING else None  # type: ignore[arg-type]
+        if table is not None:
+            places = self.env[node.args[1]]  # type: ignore[index]
+            return self._cast(_EMBEDDING(self._stored(table), places))
+        return super()._call(node, target)
+
+
+@contextmanager
+def computing(dtype: torch.dtype) -> Iterator[None]:
+    """Without gradients, and with `dtype` for what a graph creates without naming one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value, which may be a list of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return tuple(mapped(item, change) for item in value)
+    return value
+
+
+class Holder:
+    """Brings what is held across a barrier into the form that it is held in, and back.
+
+    Every tensor gets memory of its own size, in order: what a file gives back is then the same to
+    the last bit, whatever kernels make of strides. Values that share memory go on sharing it.
+    """
+
+    def __init__(self, dtype: torch.dtype, held: torch.dtype | None) -> None:
+        """A holder.
+
+        Args:
+            dtype: of the computation.
+            held: floating tensors are held in it; None for `dtype`.
+        """
+        self.dtype = dtype
+        self.held = held or dtype
+
+    def pack(self, values: Mapping[fx.Node, Any]) -> Values:
+        """The values as they are held."""
+        known: dict[tuple[int, torch.dtype], Tensor] = {}
+        return {n: mapped(v, lambda t: self._packed(t, known)) for n, v in values.items()}
+
+    def unpack(self, values: Mapping[fx.Node, Any]) -> Values:
+        """The values as they are computed with."""
+        known: dict[tuple[int, torch.dtype], Tensor] = {}
+        return {n: mapped(v, lambda t: self._shared(t, self.dtype, known)) for n, v in values.items()}
+
+    def _packed(self, x: Tensor, known: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+        base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
+        if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
+            base = base.clone(memory_format=torch.contiguous_format)
+        return self._shared(base, self.held, known).expand(x.shape)
+
+    def _shared(
+        self, x: Tensor, dtype: torch.dtype, known: dict[tuple[int, torch.dtype], Tensor]
+    ) -> Tensor:
+        """`x` in another dtype; converted once for all values that share its memory."""
+        if x.dtype == dtype or x.dtype not in (self.dtype, self.held):
+            return x
+        if not x.is_contiguous():  # repeated along some dimension
+            shown = [slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim())]
+            return self._shared(x[tuple(shown)], dtype, known).expand(x.shape)
+        key = (x.untyped_storage().data_ptr(), x.dtype)
+        if key not in known:
+            known[key] = x.flatten().to(dtype)
+        return known[key].view(x.shape)
+
+
+def _repeats(x: Tensor, dim: int) -> bool:
+    return x.stride(dim) == 0 and x.shape[dim] > 1

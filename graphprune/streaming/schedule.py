@@ -1,0 +1,157 @@
+"""The order of a streamed run: barriers, probes, and how long each value lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graphprune.analysis.liveness import values_read
+from graphprune.program import Program
+from graphprune.streaming.layout import Experts
+from graphprune.streaming.products import bind, operator
+from graphprune.streaming.sites import Group, Site, Sites, first_reads
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A place where a group's statistic sees a value.
+
+    Attributes:
+        group: the group.
+        site: the first of its sites that reads the value.
+    """
+
+    group: Group
+    site: Site
+
+
+class Schedule:
+    """When everything happens; places are positions in the graph's order of nodes.
+
+    A barrier is a place: what comes before it has run for every sample, what is there hasn't.
+
+    Attributes:
+        nodes: all nodes of the graph, in order.
+        barriers: the place of every group's treatment, in order of the groups.
+        probes: place to the probes there, which happen before the node of that place runs.
+        needed: what runs at all: what some probe depends on.
+        constant: the needed nodes that depend on the sizes of the inputs only.
+        weights: placeholders of weights to the names by which they are stored.
+        inputs: placeholders of user inputs, in order.
+        experts: products with chosen matrices, which run without gathering them.
+    """
+
+    def __init__(self, program: Program, sites: Sites) -> None:
+        """The schedule of a program for the groups of `sites`."""
+        exported = program.exported
+        self.nodes: list[fx.Node] = list(exported.graph.nodes)
+        self.named = {n.name: n for n in self.nodes}
+        self.places = {n.name: i for i, n in enumerate(self.nodes)}
+        self.weights = {
+            self.named[s.arg.name]: s.target
+            for s in exported.graph_signature.input_specs
+            if s.target is not None and s.arg.name in self.named
+        }
+        self.inputs = [
+            n for n in self.nodes if n.op == "placeholder" and n not in self.weights
+        ]
+        self.experts = {
+            self.named[s.node]: s for s in sites.all.values() if isinstance(s.layout, Experts)
+        }
+        self.barriers: list[int] = []
+        self.probes: dict[int, list[Probe]] = {}
+        for group in sites.groups:
+            first = first_reads(group.sites, self.places)
+            self.barriers.append(max(first.values()))
+            for key, place in first.items():
+                site = next(s for s in group.sites if (s.reads, s.chosen) == key)
+                self.probes.setdefault(place, []).append(Probe(group, site))
+        self.needed = self._needed()
+        self.constant = self._constant()
+        self._after_node, self._after_probes = self._deaths()
+
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """The values that must be there when `node` runs; no weights."""
+        site = self.experts.get(node)
+        if site is not None:
+            assert site.chosen is not None
+            return [self.named[site.operand], self.named[site.chosen]]
+        return [n for n in node.all_input_nodes if n not in self.weights]
+
+    def dead_after(self, place: int) -> list[fx.Node]:
+        """The values that nobody needs once the node of `place` has run."""
+        return self._after_node.get(place, [])
+
+    def dead_at(self, place: int) -> list[fx.Node]:
+        """The values that nobody needs once the probes of `place` have seen them."""
+        return self._after_probes.get(place, [])
+
+    def held(self, place: int) -> frozenset[str]:
+        """Names of the values that live across a barrier."""
+        return frozenset(
+            n.name
+            for i, n in enumerate(self.nodes[:place])
+            if n in self.needed and self._last(n)[0] >= place
+        )
+
+    def _needed(self) -> set[fx.Node]:
+        needed: set[fx.Node] = set()
+        waiting = [n for probes in self.probes.values() for p in probes for n in self._seen(p)]
+        while waiting:
+            node = waiting.pop()
+            if node not in needed and node not in self.weights:
+                needed.add(node)
+                waiting.extend(self.reads(node))
+        return needed
+
+    def _seen(self, probe: Probe) -> list[fx.Node]:
+        """The values that a probe looks at."""
+        names = (probe.site.reads, probe.site.chosen)
+        return [self.named[n] for n in names if n is not None]
+
+    def _constant(self) -> frozenset[fx.Node]:
+        varying = set(self.inputs)
+        for node in self.nodes:
+            if node in self.needed and node.op != "placeholder":
+                operands = self.reads(node) if node in self.experts else values_read(node)
+                if _is_random(node) or any(n in varying for n in operands):
+                    varying.add(node)
+        return frozenset(self.needed - varying)
+
+    def _last(self, node: fx.Node) -> tuple[int, int]:
+        """The last places where a node that runs reads a value, and where a probe sees it."""
+        return self._uses[node]
+
+    def _deaths(self) -> tuple[dict[int, list[fx.Node]], dict[int, list[fx.Node]]]:
+        uses = {n: [self.places[n.name], -1] for n in self.needed}
+        for node in self.nodes:
+            if node in self.needed and node.op != "placeholder":
+                for operand in self.reads(node):
+                    uses[operand][0] = max(uses[operand][0], self.places[node.name])
+        for place, probes in self.probes.items():
+            for value in (v for p in probes for v in self._seen(p)):
+                if value in uses:
+                    uses[value][1] = max(uses[value][1], place)
+        self._uses = {n: (node, probe) for n, (node, probe) in uses.items()}
+        after_node: dict[int, list[fx.Node]] = {}
+        after_probes: dict[int, list[fx.Node]] = {}
+        for value, (node_place, probe_place) in self._uses.items():
+            if probe_place > node_place:
+                after_probes.setdefault(probe_place, []).append(value)
+            else:
+                after_node.setdefault(node_place, []).append(value)
+        return after_node, after_probes
+
+
+def _is_random(node: fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return operator(node) != "dropout" or bool(bind(node)["train"])
+
+
+def spans(barriers: Sequence[int]) -> list[tuple[int, int]]:
+    """The segments between barriers, (first place, place of the barrier at the end)."""
+    return list(zip((0, *barriers), barriers, strict=False))
