@@ -6,6 +6,7 @@ depends on nothing but the scores, and counts are exact.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -183,7 +184,7 @@ def lowest(scores: Tensor, count: int, fixed: Tensor | None = None) -> Tensor:
     Raises:
         CalibrationError: a score is NaN or infinite.
     """
-    if not torch.isfinite(scores).all():
+    if scores.numel() and not math.isfinite(sum(float(v) for v in torch.aminmax(scores))):
         bad = (~torch.isfinite(scores)).sum().item()
         raise CalibrationError(
             f"{bad} of {scores.numel()} scores are NaN or infinite",
@@ -195,15 +196,46 @@ def lowest(scores: Tensor, count: int, fixed: Tensor | None = None) -> Tensor:
         scores = scores.masked_fill(fixed, -torch.inf)
     if count == scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
-    if scores.shape[1] <= 32:  # groups of n:m: one sort of all is quicker than a selection of each
-        order = scores.argsort(dim=1, stable=True)
-        marked = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
+    marked = _in_groups(scores, count) if scores.shape[1] <= 8 else _in_rows(scores, count)
+    return marked if fixed is None else marked | fixed
+
+
+def _in_groups(scores: Tensor, count: int) -> Tensor:
+    """`lowest` for a few columns: every pair is compared, which is quicker than sorting."""
+    columns = scores.T.contiguous()
+    ranks = torch.zeros_like(columns, dtype=torch.int8)
+    for i in range(len(columns)):
+        for j in range(i + 1, len(columns)):
+            later_first = columns[j] < columns[i]
+            ranks[i] += later_first
+            ranks[j] += ~later_first
+    return (ranks < count).T.contiguous()
+
+
+def _in_rows(scores: Tensor, count: int) -> Tensor:
+    """`lowest` for many columns: below the count-th value, and as many of its equals as fit."""
+    if len(scores) == 1:
+        threshold = _nth(scores[0], count).reshape(1, 1)
     else:
         threshold = scores.kthvalue(count, dim=1, keepdim=True).values
-        marked = scores < threshold
-        ties = scores == threshold
-        missing = count - marked.sum(1, keepdim=True)
-        if (ties.sum(1, keepdim=True) > missing).any():
-            ties &= ties.cumsum(1) <= missing
-        marked |= ties
-    return marked if fixed is None else marked | fixed
+    marked, equal = scores < threshold, scores == threshold
+    missing = count - marked.sum(1, keepdim=True)
+    if bool((equal.sum(1, keepdim=True) > missing).any()):
+        equal &= equal.cumsum(1) <= missing
+    return marked.logical_or_(equal)
+
+
+def _nth(values: Tensor, count: int) -> Tensor:
+    """The count-th lowest value. A sample brackets it, so that few values have to be ordered."""
+    total = len(values)
+    if total > 2**16:
+        # Scattered by multiples of a large prime: a stride may meet few of a matrix's columns.
+        sample = values[torch.arange(2**13, device=values.device) * 2654435761 % total]
+        at = round(count / total * len(sample))
+        first, last = (min(max(at + d, 1), len(sample)) for d in (-200, 200))
+        low, high = sample.kthvalue(first).values, sample.kthvalue(last).values
+        below = int((values < low).sum())
+        inside = values[(values >= low) & (values <= high)]
+        if below < count <= below + len(inside):
+            return inside.kthvalue(count - below).values
+    return values.kthvalue(count).values

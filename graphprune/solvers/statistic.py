@@ -95,8 +95,7 @@ class SecondMoment:
         dtype: float32 or float64, of the products.
         tokens: vectors seen.
         sums: [features], float64, sum of x.
-        products: [features, features], sum of x xᵀ; the lower triangle always, the upper one
-            once it was asked for.
+        products: [features, features], sum of x xᵀ, of which only the lower triangle counts.
     """
 
     features: int
@@ -142,10 +141,8 @@ class SecondMoment:
     @property
     def hessian(self) -> Tensor:
         """[features, features], a new tensor: sum of x xᵀ over tokens, divided by their number."""
-        # A zero stays below the diagonal of -0.0: tril and its transpose, not a sum of halves.
-        lower = self.products.tril(-1)
-        full = lower + lower.T
-        full.diagonal().copy_(self.products.diagonal())
+        full = self.products.tril()
+        full += full.tril(-1).T
         return full.div_(max(self.tokens, 1))
 
     @property

@@ -1,0 +1,41 @@
+"""One-shot pruning of one layer: pure functions of a weight and a statistic of its inputs.
+
+A solver is a frozen dataclass whose fields are its options, with a method
+``solve(weight, statistic, pattern)``. Weights are [out, in]; masks are True where a weight is
+kept; sparsity is the fraction removed.
+"""
+
+from graphprune.solvers.alps import ALPS
+from graphprune.solvers.budget import outlier_ratio, owl, uniform
+from graphprune.solvers.dsnot import DSnoT
+from graphprune.solvers.magnitude import Magnitude
+from graphprune.solvers.pattern import NM, Given, Pattern, Unstructured
+from graphprune.solvers.refit import Reconstruct
+from graphprune.solvers.ria import RIA
+from graphprune.solvers.solved import Solved, Solver, relative_error
+from graphprune.solvers.sparsegpt import SparseGPT
+from graphprune.solvers.statistic import Norms, SecondMoment, Statistic
+from graphprune.solvers.wanda import Wanda
+
+__all__ = [
+    "ALPS",
+    "NM",
+    "RIA",
+    "DSnoT",
+    "Given",
+    "Magnitude",
+    "Norms",
+    "Pattern",
+    "Reconstruct",
+    "SecondMoment",
+    "Solved",
+    "Solver",
+    "SparseGPT",
+    "Statistic",
+    "Unstructured",
+    "Wanda",
+    "outlier_ratio",
+    "owl",
+    "relative_error",
+    "uniform",
+]

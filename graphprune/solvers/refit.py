@@ -1,0 +1,80 @@
+"""Closed-form refit of a layer that lost some of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import CalibrationError
+from graphprune.solvers.factor import solve_damped
+from graphprune.solvers.solved import Solved, check, relative_error
+from graphprune.solvers.statistic import SecondMoment
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Least squares of the dense output on the kept inputs.
+
+    Minimises ``tr((W - W') H (W - W')ᵀ) + damping * mean(diag H) * ‖W' - W‖²`` over the kept
+    columns K; the others are zero. That is ``W'_K = (W H[:,K] + d W_K) (H[K,K] + d)⁻¹``, in
+    float64: the damping draws to the dense weights and not to zero. It is the optimal update of
+    OBS (Hassibi and Stork, 1992) for a given set of inputs.
+
+    Attributes:
+        damping: in units of the mean of the diagonal of H over the inputs that are not always
+            zero. It grows tenfold where H can't be factorised.
+    """
+
+    damping: float = 1e-4
+
+    def solve(self, weight: Tensor, statistic: SecondMoment, kept: Tensor) -> Solved:
+        """Refit one layer.
+
+        Args:
+            weight: [out, in], dense.
+            statistic: of its dense inputs. If it is silent, kept columns stay as they are.
+            kept: [k] indices or [in] bool: the inputs that stay.
+
+        Returns:
+            The weight at full size, zero in the removed columns.
+
+        Raises:
+            CalibrationError: see `check` and `cholesky`; or `kept` does not select inputs.
+        """
+        check(weight, statistic)
+        mask = _columns(kept, weight.shape[1], weight.device)
+        full = mask.expand(weight.shape)
+        new = torch.where(mask, weight.detach(), 0)
+        if statistic.silent:
+            return Solved(new, full.clone(), None, ("no input came: nothing to fit to",))
+        if mask.all() or not mask.any():
+            return Solved(new, full.clone(), relative_error(weight, new, statistic))
+        hessian = statistic.hessian.double()
+        index = mask.nonzero().squeeze(1)
+        rows = hessian[index]  # [k, in]
+        gone = weight.detach().double()[:, ~mask]
+        # W'_K - W_K = W_gone H[gone,K] (H[K,K] + d)⁻¹: the same, without a subtraction of large
+        # products. A dead input has a zero row here, and stays.
+        right = rows[:, ~mask] @ gone.T
+        if not bool(rows[:, index].diagonal().any()):
+            return Solved(new, full.clone(), relative_error(weight, new, statistic))
+        change, damped = solve_damped(rows[:, index].contiguous(), right, self.damping)
+        new[:, index] = (weight.detach().double()[:, index] + change.T).to(weight.dtype)
+        return Solved(new, full.clone(), relative_error(weight, new, statistic), damped.notes)
+
+
+def _columns(kept: Tensor, count: int, device: torch.device) -> Tensor:
+    """A bool mask of the kept inputs."""
+    kept = kept.to(device)
+    if kept.dtype == torch.bool and kept.shape == (count,):
+        return kept
+    mask = torch.zeros(count, dtype=torch.bool, device=device)
+    if kept.dtype == torch.bool or kept.is_floating_point() or kept.ndim != 1:
+        raise CalibrationError(f"kept inputs are indices or a mask of {count}, not {kept.dtype}")
+    if kept.numel():
+        if int(kept.min()) < 0 or int(kept.max()) >= count:
+            raise CalibrationError(f"kept inputs reach beyond the {count} there are")
+        mask[kept.long()] = True
+    return mask
