@@ -245,20 +245,49 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda stage: console.print(f"{stage} ...", markup=False, highlight=False)
+        yield _between(lambda stage: console.print(f"{stage} ...", markup=False, highlight=False))
         return
     with console.status("starting") as status:
-        yield lambda stage: status.update(f"{stage} ...")
+        yield _between(lambda stage: status.update(f"{stage} ..."))
+
+
+def _between(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Show a stage, unless the program has been told to stop."""
+
+    def begin(stage: str) -> None:
+        if _signals:
+            _stop(_signals[0])
+        show(stage)
+
+    return begin
+
+
+_signals: list[int] = []
+"""Signals to stop that have come. What they raise is lost if it comes up while Python collects
+garbage, so that every stage looks here too."""
 
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Let SIGTERM unwind the stack: its default action would leave a half-written output."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Let signals unwind the stack: SIGTERM's default action would leave a half-written output."""
+
+    def stop(number: int, _: object) -> None:
+        _signals.append(number)
+        _stop(number)
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _signals.clear()
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _stop(number: int) -> NoReturn:
+    if number == signal.SIGTERM:
+        sys.exit(143)
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

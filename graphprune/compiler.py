@@ -204,6 +204,7 @@ class _Run:
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
                 report = measured(report, self.recipe, slim, onnx, staged)
+            self.progress("putting the files in place")
             plan.save(staged / target.name("plan"))
             (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report

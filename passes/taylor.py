@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from graphprune.errors import PlanError
 from graphprune.passes.score import Inputs, Loss, member_sums
 from graphprune.passes.units import FloatArray
 from graphprune.program import BaseProgram, Program, Structure
+from graphprune.streaming.data import with_tokens
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def next_token_loss(program: Program, model: Callable[..., Any], tokens: Any) ->
             "calibration data is not a batch of token windows",
             hint="pass integers [windows, length], or a loss= that understands the batches",
         )
-    args, kwargs = _with_tokens(program.example, tokens)
+    args, kwargs = with_tokens(program.example, tokens)
     output = model(*args, **kwargs)
     logits = getattr(output, "logits", output)
     if isinstance(logits, tuple | list):
@@ -144,40 +144,6 @@ def next_token_loss(program: Program, model: Callable[..., Any], tokens: Any) ->
         )
     scores = logits[:, :-1].flatten(0, 1).float()
     return torch.nn.functional.cross_entropy(scores, tokens[:, 1:].flatten().to(scores.device))
-
-
-def _with_tokens(example: tuple[Any, Any], tokens: torch.Tensor) -> tuple[Any, Any]:
-    """The example inputs with `tokens` in place of the first integer matrix."""
-    leaves, spec = tree_flatten(example)
-    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-    first = next((i for i in places if _is_tokens(leaves[i])), None)
-    others = {
-        i: _stretched(leaves[i], leaves[first], tokens)
-        for i in places
-        if first is not None and i != first
-    }
-    if first is None or None in others.values():
-        raise PlanError(
-            "token windows don't determine all inputs of the model",
-            where="the example inputs of the trace",
-            hint="pass loss=, a function of (model, batch) that calls the model as it should be",
-        )
-    filled = [tokens if i == first else others.get(i, x) for i, x in enumerate(leaves)]
-    args, kwargs = tree_unflatten(filled, spec)
-    return args, kwargs
-
-
-def _is_tokens(value: torch.Tensor) -> bool:
-    return value.dim() == 2 and value.dtype in (torch.int64, torch.int32)
-
-
-def _stretched(
-    value: torch.Tensor, like: torch.Tensor, tokens: torch.Tensor
-) -> torch.Tensor | None:
-    """A constant input of the example's shape, such as an attention mask, for `tokens`."""
-    if value.shape != like.shape or value.is_meta or not bool((value == value[:1, :1]).all()):
-        return None
-    return value[:1, :1].expand(tokens.shape)
 
 
 def _batches(calibration: Any, size: int) -> Iterator[tuple[Any, int]]:

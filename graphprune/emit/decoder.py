@@ -18,7 +18,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ def save(slim: Slim, path: Path) -> None:
         written = convert(
             exported, ["logits", *(PRESENT + n for n in names)], inputs + [PAST + n for n in names]
         )
-        _tidy(written.model, layers)
+        _tidy(written.model, layers, _tied(module))
         written.model.metadata_props["graphprune.version"] = __version__
         written.model.metadata_props["graphprune.plan"] = json.dumps(
             json.loads(slim.plan.to_json())
@@ -253,7 +253,14 @@ def _export(decoder: _Flat, layers: Sequence[Layer]) -> ExportedProgram:
         ) from error
 
 
-def _tidy(model: ir.Model, layers: Sequence[Layer]) -> None:
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Name of each parameter to the first name of the same one."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _tidy(model: ir.Model, layers: Sequence[Layer], tied: Mapping[str, str]) -> None:
     """Give dimensions and weights their names, and drop what nothing reads."""
     graph = model.graph
     ids, mask, past = graph.inputs[0], graph.inputs[1], graph.inputs[-1]
@@ -275,7 +282,8 @@ def _tidy(model: ir.Model, layers: Sequence[Layer]) -> None:
         if shape is not None:
             value.shape = ir.Shape(shape)
     for name in list(graph.initializers):
-        graph.initializers[name].name = name.removeprefix("model.")
+        own = name.removeprefix("model.")
+        graph.initializers[name].name = tied.get(own, own)
     for value in [v for v in graph.inputs if v.name == "position_ids" and not v.uses()]:
         graph.inputs.remove(value)
 

@@ -70,7 +70,8 @@ def _prompts(module: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     layers: Sequence[Any] = DynamicCache(config=module.config).layers
     windows = [w for layer in layers if (w := getattr(layer, "sliding_window", None))]
     length = max([7, *(w + 3 for w in windows if w <= LONGEST_WINDOW)])
-    vocabulary = module.get_input_embeddings().weight.shape[0]
+    embedding: Any = module.get_input_embeddings()
+    vocabulary = int(embedding.weight.shape[0])
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, length), generator=generator)
     mask = torch.ones_like(ids)
@@ -79,10 +80,10 @@ def _prompts(module: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _generated(
-    module: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
+    module: Any, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
     """Greedily, with the cache: tokens with the prompts, and the logits of each step."""
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=NEW,
         do_sample=False,
         use_cache=True,

@@ -190,7 +190,7 @@ class Experts:
         flat = x.flatten(1)
         matrices = self.matrices(weight)
         result = flat.new_empty(len(flat), matrices.shape[1])
-        for expert in chosen.unique().tolist():
+        for expert in sorted(set(chosen.tolist())):
             own = chosen == expert
             result[own] = flat[own] @ matrices[expert].to(x.dtype).T
         return result.unsqueeze(-1 if self.left else 1)
@@ -222,8 +222,7 @@ class Bank:
 
     def rows(self, x: Tensor, chosen: Tensor | None, valid: Tensor | None) -> Rows:
         """See `Layout`."""
-        for part, own in enumerate(x.movedim(self.features, -1)):
-            yield part, own
+        yield from enumerate(x.movedim(self.features, -1))
 
     def matrices(self, weight: Tensor) -> Tensor:
         """See `Layout`."""

@@ -97,8 +97,9 @@ def _viewed(user: fx.Node, name: str, view: View) -> View | None:
         chosen = bind(user)["index"]
     else:
         return None
-    integer = isinstance(chosen, fx.Node) and rank(chosen) == 1
-    if not integer or chosen.meta["val"].dtype not in (torch.int64, torch.int32):
+    if not isinstance(chosen, fx.Node) or rank(chosen) != 1:
+        return None
+    if chosen.meta["val"].dtype not in (torch.int64, torch.int32):
         return None
     return replace(view, value=user, chosen=chosen)
 
@@ -196,7 +197,12 @@ def _same_rows(value: fx.Node, source: fx.Node, layout: Layout) -> bool:
     new, old = (list(n.meta["val"].shape) for n in (value, source))
     if isinstance(layout, Experts):
         new, old = ([s for s in shape if not _is(s, 1)] for shape in (new, old))
-    return bool(new and old) and isinstance(new[-1], int) and _is(old[-1], new[-1]) and rank(source) > 1
+    return (
+        bool(new and old)
+        and isinstance(new[-1], int)
+        and _is(old[-1], new[-1])
+        and rank(source) > 1
+    )
 
 
 def _is(size: Any, number: int) -> bool:

@@ -42,11 +42,13 @@ class Runner(GraphRunner):
         super().__init__(program.exported, program.weights, dtype, program.aliases)
         self.schedule = schedule
         self._weight = weight
+        self._opened: dict[str, Tensor] = {}
         self._converted: dict[str, Tensor] = {}
         self._needed = schedule.needed
 
     def forget(self) -> None:
-        """Let go of converted weights."""
+        """Let go of weights, which may have changed."""
+        self._opened.clear()
         self._converted.clear()
 
     def given(self, leaves: list[Any]) -> Values:
@@ -64,7 +66,11 @@ class Runner(GraphRunner):
 
         def load(node: fx.Node) -> Any:
             name = self.schedule.weights.get(node)
-            return self.env[node] if name is None else self._read(node, name)
+            if name is not None:
+                return self._read(node, name)
+            if node in self.schedule.derived:
+                return self._call(node, node.target)  # type: ignore[arg-type]
+            return self.env[node]
 
         return fx.map_arg(args, load)
 
@@ -73,14 +79,19 @@ class Runner(GraphRunner):
         name = self.aliases.get(name, name)
         found = self._converted.get(name)
         if found is None:
-            found = self._converted[name] = self._cast(self._stored(name))
+            found = self._converted[name] = self._cast(self.stored(name))
         return found
 
-    def _stored(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
+        """A weight as it is stored, treated if it has been."""
         name = self.aliases.get(name, name)
+        if name in self._opened:
+            return self._opened[name]
         if name in self._known:
-            return self._weight(name).detach()
-        return self.exported.constants[name].detach()  # type: ignore[union-attr]
+            found = self._opened[name] = self._weight(name).detach()
+            return found
+        constant: Tensor = self.exported.constants[name]
+        return constant.detach()
 
     def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
         site = self.schedule.experts.get(node)
@@ -88,11 +99,11 @@ class Runner(GraphRunner):
             named = self.schedule.named
             x, chosen = self.env[named[site.operand]], self.env[named[site.chosen]]  # type: ignore[index]
             product = site.layout.product  # type: ignore[attr-defined]
-            return product(self._stored(site.parameter), chosen, x)
+            return product(self.stored(site.parameter), chosen, x)
         table = self.schedule.weights.get(node.args[0]) if target is _EMBEDDING else None  # type: ignore[arg-type]
         if table is not None:
             places = self.env[node.args[1]]  # type: ignore[index]
-            return self._cast(_EMBEDDING(self._stored(table), places))
+            return self._cast(_EMBEDDING(self.stored(table), places))
         return super()._call(node, target)
 
 
@@ -126,6 +137,10 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+_Known = dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
+"""Address of memory to a tensor there, which keeps it from being reused, and the converted one."""
+
+
 class Holder:
     """Brings what is held across a barrier into the form that it is held in, and back.
 
@@ -145,23 +160,23 @@ class Holder:
 
     def pack(self, values: Mapping[fx.Node, Any]) -> Values:
         """The values as they are held."""
-        known: dict[tuple[int, torch.dtype], Tensor] = {}
+        known: _Known = {}
         return {n: mapped(v, lambda t: self._packed(t, known)) for n, v in values.items()}
 
     def unpack(self, values: Mapping[fx.Node, Any]) -> Values:
         """The values as they are computed with."""
-        known: dict[tuple[int, torch.dtype], Tensor] = {}
-        return {n: mapped(v, lambda t: self._shared(t, self.dtype, known)) for n, v in values.items()}
+        known: _Known = {}
+        return {
+            n: mapped(v, lambda t: self._shared(t, self.dtype, known)) for n, v in values.items()
+        }
 
-    def _packed(self, x: Tensor, known: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+    def _packed(self, x: Tensor, known: _Known) -> Tensor:
         base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
         if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
             base = base.clone(memory_format=torch.contiguous_format)
         return self._shared(base, self.held, known).expand(x.shape)
 
-    def _shared(
-        self, x: Tensor, dtype: torch.dtype, known: dict[tuple[int, torch.dtype], Tensor]
-    ) -> Tensor:
+    def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
         """`x` in another dtype; converted once for all values that share its memory."""
         if x.dtype == dtype or x.dtype not in (self.dtype, self.held):
             return x
@@ -170,8 +185,8 @@ class Holder:
             return self._shared(x[tuple(shown)], dtype, known).expand(x.shape)
         key = (x.untyped_storage().data_ptr(), x.dtype)
         if key not in known:
-            known[key] = x.flatten().to(dtype)
-        return known[key].view(x.shape)
+            known[key] = (x, x.flatten().to(dtype))
+        return known[key][1].view(x.shape)
 
 
 def _repeats(x: Tensor, dim: int) -> bool:

@@ -41,12 +41,15 @@ class Schedule:
         constant: the needed nodes that depend on the sizes of the inputs only.
         weights: placeholders of weights to the names by which they are stored.
         inputs: placeholders of user inputs, in order.
+        derived: views of weights that are products' operands; seen anew whenever they are read,
+            since the weight may have changed.
         experts: products with chosen matrices, which run without gathering them.
     """
 
     def __init__(self, program: Program, sites: Sites) -> None:
         """The schedule of a program for the groups of `sites`."""
         exported = program.exported
+        self._aliases = program.aliases
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
         self.named = {n.name: n for n in self.nodes}
         self.places = {n.name: i for i, n in enumerate(self.nodes)}
@@ -55,12 +58,11 @@ class Schedule:
             for s in exported.graph_signature.input_specs
             if s.target is not None and s.arg.name in self.named
         }
-        self.inputs = [
-            n for n in self.nodes if n.op == "placeholder" and n not in self.weights
-        ]
+        self.inputs = [n for n in self.nodes if n.op == "placeholder" and n not in self.weights]
         self.experts = {
             self.named[s.node]: s for s in sites.all.values() if isinstance(s.layout, Experts)
         }
+        self.derived = self._derived(sites)
         self.barriers: list[int] = []
         self.probes: dict[int, list[Probe]] = {}
         for group in sites.groups:
@@ -79,7 +81,7 @@ class Schedule:
         if site is not None:
             assert site.chosen is not None
             return [self.named[site.operand], self.named[site.chosen]]
-        return [n for n in node.all_input_nodes if n not in self.weights]
+        return [n for n in node.all_input_nodes if n not in self.weights and n not in self.derived]
 
     def dead_after(self, place: int) -> list[fx.Node]:
         """The values that nobody needs once the node of `place` has run."""
@@ -94,8 +96,19 @@ class Schedule:
         return frozenset(
             n.name
             for i, n in enumerate(self.nodes[:place])
-            if n in self.needed and self._last(n)[0] >= place
+            if n in self.needed and (self._uses[n][0] >= place or self._uses[n][1] > place)
         )
+
+    def _derived(self, sites: Sites) -> set[fx.Node]:
+        """What stands between weights and their products: nothing else reads such a weight."""
+        parameters = {s.parameter for s in sites.all.values()}
+        found = {
+            n for n, name in self.weights.items() if self._aliases.get(name, name) in parameters
+        }
+        for node in self.nodes:
+            if node.name not in sites.all and any(n in found for n in node.all_input_nodes):
+                found.add(node)
+        return found - self.weights.keys()
 
     def _needed(self) -> set[fx.Node]:
         needed: set[fx.Node] = set()
@@ -120,10 +133,6 @@ class Schedule:
                 if _is_random(node) or any(n in varying for n in operands):
                     varying.add(node)
         return frozenset(self.needed - varying)
-
-    def _last(self, node: fx.Node) -> tuple[int, int]:
-        """The last places where a node that runs reads a value, and where a probe sees it."""
-        return self._uses[node]
 
     def _deaths(self) -> tuple[dict[int, list[fx.Node]], dict[int, list[fx.Node]]]:
         uses = {n: [self.places[n.name], -1] for n in self.needed}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,6 @@ from torch import fx
 
 from graphprune.program import Program
 from graphprune.streaming.layout import Convolution
-from graphprune.streaming.products import bind, operator
 
 if TYPE_CHECKING:
     from graphprune.streaming.sites import Site

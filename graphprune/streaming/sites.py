@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.analysis.liveness import live_nodes, values_read
+from graphprune.analysis.liveness import live_nodes
 from graphprune.errors import PlanError
 from graphprune.program import Program
 from graphprune.streaming.layout import Layout
-from graphprune.streaming.products import bind, followed, origin, product_site
+from graphprune.streaming.products import followed, origin, product_site
 from graphprune.streaming.scope import unwanted
 
 
@@ -97,13 +97,14 @@ def find_sites(
 ) -> Sites:
     """Find where weights are applied, and group those that read the same value.
 
-    Without `include`, all matrices of linear layers, convolutions and experts are taken, but for
-    routers, depthwise kernels and what computes an output of the model. A weight whose other uses
-    are no such products (an embedding that is the output layer too) never is.
+    Matrices of linear layers, convolutions and experts are taken. Routers, depthwise kernels,
+    single outputs and what computes an output of the model are only if `include` has their full
+    name; a weight whose other uses are no such products (an embedding that is the output layer too)
+    never is.
 
     Args:
         program: a traced program.
-        include: globs of parameter names; what they match is taken wherever it can be.
+        include: globs of parameter names to choose from; None for all.
         exclude: globs of parameter names to leave out.
 
     Raises:
@@ -111,23 +112,27 @@ def find_sites(
     """
     found: dict[str, list[Site]] = {}
     skipped: dict[str, str] = {}
+    live = live_nodes(program.exported.graph)
+    places = {n: i for i, n in enumerate(program.exported.graph.nodes)}
     for name, nodes in _matrices(program).items():
-        sites = _sites_of(program, name, nodes)
+        sites = _sites_of(name, nodes, live, places)
         if isinstance(sites, str):
             skipped[name] = sites
         else:
             found[name] = sites
     everything = {s.node: s for sites in found.values() for s in sites}
-    _check_globs(program, include, exclude, found, skipped)
-    reasons = unwanted(program, found) if include is None else {}
+    reasons = unwanted(program, found)
     for name in found:
         names = [name, *(a for a, c in program.aliases.items() if c == name)]
+        if not set(names).isdisjoint(include or ()):
+            reasons.pop(name, None)
         if include is not None and not _matches(names, include):
             reasons[name] = "not included"
         elif _matches(names, exclude):
             reasons[name] = "excluded"
     skipped |= reasons
     chosen = {name: sites for name, sites in found.items() if name not in reasons}
+    _check_globs(program, include or (), exclude, chosen, skipped)
     if not chosen:
         raise PlanError(
             "there is no weight to treat",
@@ -153,10 +158,10 @@ def _matrices(program: Program) -> dict[str, list[fx.Node]]:
     return found
 
 
-def _sites_of(program: Program, name: str, nodes: Iterable[fx.Node]) -> list[Site] | str:
+def _sites_of(
+    name: str, nodes: Iterable[fx.Node], live: set[fx.Node], places: dict[fx.Node, int]
+) -> list[Site] | str:
     """The sites of a parameter, or why it can't be treated."""
-    live = live_nodes(program.exported.graph)
-    places = {n: i for i, n in enumerate(program.exported.graph.nodes)}
     sites: list[tuple[int, Site]] = []
     for node in nodes:
         if not node.meta["val"].is_floating_point():
@@ -222,22 +227,22 @@ def first_reads(sites: Iterable[Site], places: dict[str, int]) -> dict[tuple[str
 
 def _check_globs(
     program: Program,
-    include: Sequence[str] | None,
+    include: Sequence[str],
     exclude: Sequence[str],
-    found: dict[str, list[Site]],
+    chosen: dict[str, list[Site]],
     skipped: dict[str, str],
 ) -> None:
-    for glob in (*(include or ()), *exclude):
+    for glob in (*include, *exclude):
         matched = [n for n in program.parameters if fnmatchcase(n, glob)]
         if not matched:
             raise PlanError(
                 f"no parameter matches {glob!r}",
-                hint=f"globs are of parameter names, such as {next(iter(found), '')!r}",
+                hint=f"globs are of parameter names, such as {next(iter(program.trainable), '')!r}",
             )
         names = dict.fromkeys(program.aliases.get(n, n) for n in matched)
-        if include is not None and glob in include and not found.keys() & names.keys():
+        if glob in include and not chosen.keys() & names.keys():
             why = _reasons({n: skipped.get(n, "it is no matrix") for n in names})
-            raise PlanError(f"nothing that {glob!r} matches can be treated", why=why)
+            raise PlanError(f"nothing that {glob!r} matches is to be treated", why=why)
 
 
 def _matches(names: Iterable[str], globs: Sequence[str]) -> bool:

@@ -90,6 +90,28 @@ def test_an_unexpected_exception_is_a_short_message(
         cli.main(["compile", "x", "-o", "y", "--remove", "ffn=0.5"])
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_that_a_callback_swallows_stops_the_next_stage(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """Python drops what is raised in a finaliser."""
+    reached = []
+
+    def deaf(*_: object, progress: Callable[[str], None], **__: object) -> None:
+        progress("one")
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            os.kill(os.getpid(), number)
+        reached.append("one")
+        progress("two")
+        reached.append("two")
+
+    monkeypatch.setattr(graphprune.compiler, "compile", deaf)
+    assert run("compile", "x", "-o", "y", "--remove", "ffn=0.5").code == code
+    assert reached == ["one"]
+
+
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", "from graphprune.cli import main; main()", *arguments]

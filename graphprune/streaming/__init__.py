@@ -1,0 +1,38 @@
+"""Calibration over a traced graph, weight by weight, with activations of what is already treated.
+
+program = gp.load("path/to/checkpoint")
+sites = find_sites(program)
+samples = batches(program, text_windows(program, count=64, length=512))
+new = stream(program, sites, samples, treatment)
+pruned = apply_weights(program, new)
+"""
+
+from graphprune.streaming.data import Batch, batches, default_window, text_windows
+from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
+from graphprune.streaming.run import Observer, Step, Treatment, stream
+from graphprune.streaming.sites import Group, Site, Sites, find_sites
+from graphprune.streaming.state import State
+from graphprune.streaming.weights import TreatedWeights, apply_weights
+
+__all__ = [
+    "Bank",
+    "Batch",
+    "Convolution",
+    "Experts",
+    "Group",
+    "Layout",
+    "Matrix",
+    "Observer",
+    "Site",
+    "Sites",
+    "State",
+    "Step",
+    "TreatedWeights",
+    "Treatment",
+    "apply_weights",
+    "batches",
+    "default_window",
+    "find_sites",
+    "stream",
+    "text_windows",
+]

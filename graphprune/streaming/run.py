@@ -1,0 +1,328 @@
+"""The streamed run: samples go through the graph segment by segment, weights change in between.
+
+A segment ends where some group of weights is about to be used for the first time. All samples run
+up to there and show the group's statistic the value that its weights read; then the weights are
+treated, one at a time; then the samples go on with the new weights. So every statistic is that of
+a model whose earlier weights have been treated already, and every operator runs once per sample.
+
+A weight that is used several times is treated before its last use: its statistic is that of all
+its uses, of which the earlier ones have run with the weight as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.errors import PlanError
+from graphprune.masked import flat_inputs
+from graphprune.program import Program
+from graphprune.streaming.data import Batch
+from graphprune.streaming.finite import not_finite
+from graphprune.streaming.memory import page_out
+from graphprune.streaming.padding import Padding
+from graphprune.streaming.runner import Holder, Runner, Values, computing, tensors_in
+from graphprune.streaming.schedule import Probe, Schedule, spans
+from graphprune.streaming.sites import Group, Sites
+from graphprune.streaming.state import State
+from graphprune.streaming.weights import TreatedWeights
+
+
+class Observer(Protocol):
+    """Something that accumulates a statistic of activations."""
+
+    def add(self, x: Tensor) -> None:
+        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
+
+
+class Treatment(Protocol):
+    """What is done to the weights."""
+
+    def observer(self, group: Group, part: int) -> Observer:
+        """A new observer for one part of a group: a layer, an expert or a group of channels."""
+
+    def treat(
+        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
+    ) -> Iterable[tuple[str, Tensor]]:
+        """Change the weights of a group.
+
+        Args:
+            group: it; `Group.layout` says how a weight is a stack of matrices ``[out, in]``.
+            observers: one per part, which have seen all samples. One that has seen no token has
+                never been called.
+            weights: parameter name to tensor, as stored; each is read when it is asked for.
+
+        Returns:
+            (parameter, new weight of the same shape) pairs, each of which is taken before the next
+            one is asked for; weights that don't appear stay as they are.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a progress callback is told when a group has been treated.
+
+    Attributes:
+        group: the group.
+        total: number of groups.
+        tokens: rows that each part's observer has seen; 0 for an expert that no token chose.
+        held: names of the values that wait for the next segment, for every sample.
+        held_bytes: their memory, all samples together.
+        restored: whether the weights came from an interrupted run.
+    """
+
+    group: Group
+    total: int
+    tokens: tuple[int, ...]
+    held: frozenset[str]
+    held_bytes: int
+    restored: bool = False
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One batch on its way through the graph."""
+
+    batch: Batch
+    leaves: list[Any]
+    sizes: tuple[Any, ...]
+    values: Values
+
+
+def stream(
+    program: Program,
+    sites: Sites,
+    batches: Sequence[Batch],
+    treatment: Treatment,
+    *,
+    dtype: torch.dtype = torch.float32,
+    held: torch.dtype | None = None,
+    progress: Callable[[Step], None] | None = None,
+    state: State | None = None,
+) -> TreatedWeights:
+    """Treat the weights of a program, each with statistics of the samples.
+
+    Args:
+        program: a traced program with weights; it isn't changed.
+        sites: what to treat; see `find_sites`.
+        batches: the samples; see `graphprune.streaming.data`.
+        treatment: what to do to the weights.
+        dtype: of all floating computation.
+        held: the dtype in which activations wait for the next segment; None for `dtype`.
+        progress: called after each group.
+        state: where to save progress, and to go on from; None saves nothing.
+
+    Returns:
+        The new weights by parameter, in the dtypes of the old ones.
+
+    Raises:
+        PlanError: the samples don't fit the program, an activation or a new weight isn't finite,
+            or a new weight has another shape.
+        LoadError: `state` belongs to another run.
+    """
+    run = _Run(program, sites, batches, treatment, dtype, held, state)
+    with computing(dtype):
+        return run.treat(progress or (lambda step: None))
+
+
+class _Run:
+    """One streamed run."""
+
+    def __init__(
+        self,
+        program: Program,
+        sites: Sites,
+        batches: Sequence[Batch],
+        treatment: Treatment,
+        dtype: torch.dtype,
+        held: torch.dtype | None,
+        state: State | None,
+    ) -> None:
+        if not batches:
+            raise PlanError("there is no calibration data", hint="give at least one sample")
+        _check_weights(program, sites)
+        self.program = program
+        self.groups = sites.groups
+        self.treatment = treatment
+        self.schedule = Schedule(program, sites)
+        self.treated = TreatedWeights(program)
+        self.runner = Runner(program, self.schedule, dtype, self.treated.current)
+        self.holder = Holder(dtype, held)
+        self.whole = Holder(dtype, None)
+        self.padding = Padding(program)
+        self.samples = [_sample(program, self.runner, batch) for batch in batches]
+        self.constants: dict[tuple[Any, ...], Values] = {s.sizes: {} for s in self.samples}
+        self.observers: dict[int, list[Observer]] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.state = state
+        self.done = 0
+        if state is not None:
+            settings = {"dtype": str(dtype), "held": str(held)}
+            self.done = state.begin(program, self.groups, batches, settings)
+
+    def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
+        """Go through all groups."""
+        first = self._restore()
+        for group, (start, end) in zip(self.groups, spans(self.schedule.barriers), strict=True):
+            if group.index < first:
+                continue
+            for sample in self.samples:
+                self._advance(sample, start, end)
+            self._settle(end)
+            self.runner.forget()
+            restored = group.index < self.done
+            if restored:
+                assert self.state is not None
+                self.treated.take_file(self.state.weights_file(group.index))
+            else:
+                self._treat(group)
+                if self.state is not None:
+                    self._save(group)
+            self.observers.pop(group.index, None)
+            tokens = tuple(self.tokens.pop(group.index, ()))
+            held = self.schedule.held(end)
+            progress(Step(group, len(self.groups), tokens, held, self._held_bytes(), restored))
+        if self.state is not None:
+            self.state.finish()
+        return self.treated
+
+    def _advance(self, sample: _Sample, start: int, end: int) -> None:
+        """Run one sample from a barrier to the next."""
+        constants = self.constants[sample.sizes]
+        if start == 0:
+            sample.values = self.runner.given(sample.leaves)
+        values = {**constants, **self.holder.unpack(sample.values)}
+        sample.values = {}
+        for place in range(start, end):
+            if place > start:
+                self._probe(place, sample, values)
+            node = self.schedule.nodes[place]
+            if node in self.schedule.needed and node.op != "placeholder":
+                self._execute(node, values, constants)
+            for dead in self.schedule.dead_after(place):
+                values.pop(dead, None)
+        self._probe(end, sample, values)
+        own = {n: v for n, v in values.items() if n not in self.schedule.constant}
+        sample.values = self.holder.pack(own)
+
+    def _execute(self, node: fx.Node, values: Values, constants: Values) -> None:
+        """Run a node, or take its value where another sample of these sizes has computed it."""
+        if node not in self.schedule.constant:
+            values[node] = self.runner.execute(node, values)
+        elif node in constants:
+            values[node] = constants[node]
+        else:
+            values[node] = self.runner.execute(node, values)
+            constants[node] = values[node]
+
+    def _settle(self, end: int) -> None:
+        """Let go of the shared values that no sample needs after a barrier."""
+        kept = self.schedule.held(end)
+        for sizes, constants in self.constants.items():
+            live = {n: v for n, v in constants.items() if n.name in kept}
+            self.constants[sizes] = self.whole.pack(live)
+
+    def _probe(self, place: int, sample: _Sample, values: Values) -> None:
+        """Show values to the statistics that are due at a place."""
+        for probe in self.schedule.probes.get(place, ()):
+            if probe.group.index >= self.done:
+                self._observe(probe, sample, values, place)
+        for dead in self.schedule.dead_at(place):
+            values.pop(dead, None)
+
+    def _observe(self, probe: Probe, sample: _Sample, values: Values, place: int) -> None:
+        group, site = probe.group, probe.site
+        if group.index not in self.observers:
+            parts = range(group.parts)
+            self.observers[group.index] = [self.treatment.observer(group, p) for p in parts]
+            self.tokens[group.index] = [0] * group.parts
+        observers, tokens = self.observers[group.index], self.tokens[group.index]
+        named = self.schedule.named
+        x = values[named[site.reads]]
+        chosen = None if site.chosen is None else values[named[site.chosen]]
+        valid = self.padding.rows(site, x, sample.batch.valid)
+        for part, rows in site.layout.rows(x, chosen, valid):
+            if not len(rows):
+                continue
+            if not bool(torch.isfinite(rows).all()):
+                raise not_finite(self.runner, site, sample.batch, sample.leaves, place)
+            observers[part].add(rows)
+            tokens[part] += len(rows)
+
+    def _treat(self, group: Group) -> None:
+        """Have the weights of a group changed, one at a time."""
+        observers = self.observers[group.index]
+        weights = self.treated.lazily(group.parameters)
+        for name, weight in self.treatment.treat(group, observers, weights):
+            self.treated.take(group, name, weight)
+            del weight
+            page_out(self.program.weights[name])
+
+    def _save(self, group: Group) -> None:
+        """Save the new weights, and the activations where no statistic is half done."""
+        assert self.state is not None
+        changed = {n: self.treated[n] for n in group.parameters if n in self.treated}
+        self.treated.take_file(self.state.save_weights(group.index, changed))
+        whole = self.observers.keys() <= {group.index}
+        values = self._saved_values if whole else None
+        self.state.commit(group.index, values)
+
+    def _saved_values(self) -> list[Mapping[str, Any]]:
+        """The held values of all samples and then of all sizes, by name."""
+        inputs = set(self.schedule.inputs)
+        own = [s.values for s in self.samples]
+        return [
+            {n.name: v for n, v in values.items() if n not in inputs}
+            for values in (*own, *self.constants.values())
+        ]
+
+    def _restore(self) -> int:
+        """Take up saved activations; the first group that has still to be reached."""
+        found = self.state.load_values() if self.state is not None else None
+        if found is None:
+            return 0
+        assert self.state is not None
+        index, values = found
+        end = self.schedule.barriers[index]
+        held = self.schedule.held(end)
+        named = self.schedule.named
+        loaded = [{named[n]: v for n, v in entry.items()} for entry in values]
+        for sample, entry in zip(self.samples, loaded, strict=False):
+            given = self.runner.given(sample.leaves)
+            inputs = self.holder.pack({n: v for n, v in given.items() if n.name in held})
+            sample.values = inputs | entry
+        for sizes, entry in zip(self.constants, loaded[len(self.samples) :], strict=True):
+            self.constants[sizes] = entry
+        for number in range(index + 1):
+            self.treated.take_file(self.state.weights_file(number))
+        return index + 1
+
+    def _held_bytes(self) -> int:
+        """Memory of all held values, shared memory counted once."""
+        everything = [*(s.values for s in self.samples), *self.constants.values()]
+        found: dict[int, int] = {}
+        for values in everything:
+            for x in (t for v in values.values() for t in tensors_in(v)):
+                storage = x.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+        return sum(found.values())
+
+
+def _sample(program: Program, runner: Runner, batch: Batch) -> _Sample:
+    leaves = flat_inputs(program.exported, (batch.args, batch.kwargs))
+    sizes = tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return _Sample(batch, leaves, sizes, {})
+
+
+def _check_weights(program: Program, sites: Sites) -> None:
+    for name in sites.parameters[:1]:
+        if program.weights[name].is_meta:
+            raise PlanError(
+                "there are no weights to treat",
+                why="the program was traced without them",
+                hint="load the checkpoint with its weights",
+            )

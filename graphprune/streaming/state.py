@@ -1,0 +1,275 @@
+"""Progress of a streamed run on disk: new weights after every group, and held activations.
+
+A directory holds `manifest.json`, one `group-N.safetensors` per treated group and the activations
+of one barrier. The manifest is replaced last, so that an interruption at any moment leaves a
+directory that a run can go on from. Where activations are older than the weights, or left out, the
+samples run through the graph again with the saved weights up to the group that is next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graphprune.emit.checkpoint import write_weights
+from graphprune.errors import LoadError
+from graphprune.files import replacing, write_text
+from graphprune.frontends.weights import map_checkpoint
+from graphprune.program import Program
+from graphprune.streaming.data import Batch
+from graphprune.streaming.sites import Group
+
+VERSION = 1
+_MANIFEST = "manifest.json"
+_SAMPLED = 256
+"""Elements of every weight that identify a checkpoint."""
+
+
+@dataclass
+class State:
+    """Where a run saves its progress.
+
+    Attributes:
+        directory: made if it doesn't exist.
+        recipe: text that says what the treatment does; a run with another one can't go on.
+        resume: go on from what the directory holds, or begin if it holds nothing.
+        every: activations are saved after every so many groups; 0 saves weights only.
+    """
+
+    directory: Path
+    recipe: str = ""
+    resume: bool = False
+    every: int = 1
+    _identity: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _done: int = field(default=0, init=False, repr=False)
+    _activations: int | None = field(default=None, init=False, repr=False)
+
+    def begin(
+        self,
+        program: Program,
+        groups: Sequence[Group],
+        batches: Sequence[Batch],
+        settings: Mapping[str, str],
+    ) -> int:
+        """Open the directory.
+
+        Returns:
+            The number of groups that are done already.
+
+        Raises:
+            LoadError: it belongs to another run or is damaged, or holds one and `resume` is off.
+        """
+        self.directory = Path(self.directory)
+        self._identity = {
+            "version": VERSION,
+            "program": program.fingerprint,
+            "graph": _graph_digest(program),
+            "weights": _weights_digest(program),
+            "samples": _samples_digest(batches),
+            "recipe": self.recipe,
+            "groups": [list(g.parameters) for g in groups],
+            **settings,
+        }
+        manifest = self.directory / _MANIFEST
+        if not manifest.exists():
+            if {*self.directory.glob("*")} - {*self._torn()}:
+                raise LoadError(
+                    "the directory holds something else than an interrupted run",
+                    where=str(self.directory),
+                    hint="choose an empty directory",
+                )
+            self._write()
+            return 0
+        if not self.resume:
+            raise LoadError(
+                "the directory holds a run already",
+                where=str(self.directory),
+                hint="resume it, remove it or choose another one",
+            )
+        found = _read_manifest(manifest)
+        self._check(found)
+        self._done, self._activations = found["done"], found["activations"]
+        return self._done
+
+    def weights_file(self, index: int) -> Path:
+        """The file of a group's new weights."""
+        return self.directory / f"group-{index:05}.safetensors"
+
+    def save_weights(self, index: int, weights: Mapping[str, Tensor]) -> Path:
+        """Write the new weights of a group."""
+        path = self.weights_file(index)
+        with replacing(path) as temporary:
+            save_file({n: t.cpu() for n, t in weights.items()}, temporary)
+        return path
+
+    def commit(self, index: int, values: Callable[[], Sequence[Mapping[str, Any]]] | None) -> None:
+        """Say that a group is done; its weights are saved already.
+
+        Args:
+            index: the group's.
+            values: gives what samples hold at its barrier; None if that can't be gone on from.
+        """
+        old = self._activations
+        if values is not None and self.every and (index + 1) % self.every == 0:
+            with replacing(self._activations_of(index)) as temporary:
+                _write_values(temporary, values())
+            self._activations = index
+        self._done = index + 1
+        self._write()
+        if old is not None and old != self._activations:
+            shutil.rmtree(self._activations_of(old), ignore_errors=True)
+
+    def load_values(self) -> tuple[int, list[dict[str, Any]]] | None:
+        """The group after which activations were saved, and what was held; None if none were.
+
+        Raises:
+            LoadError: they are damaged.
+        """
+        if self._activations is None:
+            return None
+        return self._activations, _read_values(self._activations_of(self._activations))
+
+    def finish(self) -> None:
+        """Drop activations: all groups are done."""
+        self._activations = None
+        self._write()
+        for left in (*self.directory.glob("activations-*"), *self._torn()):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _torn(self) -> list[Path]:
+        """What a process that was killed while it wrote has left behind."""
+        kinds = (".activations-*", ".group-*", f".{_MANIFEST}.*")
+        return [path for kind in kinds for path in self.directory.glob(kind)]
+
+    def _activations_of(self, index: int) -> Path:
+        return self.directory / f"activations-{index:05}"
+
+    def _write(self) -> None:
+        progress = {"done": self._done, "activations": self._activations}
+        write_text(
+            self.directory / _MANIFEST, json.dumps({**self._identity, **progress}, indent=1) + "\n"
+        )
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        for key, wanted in self._identity.items():
+            if found.get(key) != wanted:
+                raise LoadError(
+                    "the directory belongs to another run",
+                    where=str(self.directory),
+                    why=_DIFFERENCES.get(key, f"its {key} is {found.get(key)}, not {wanted}"),
+                    hint="resume with what the run was begun with, or choose another directory",
+                )
+
+
+_DIFFERENCES = {
+    "version": "it was written by another version",
+    "program": "the model has other shapes or structures",
+    "graph": "the model computes something else",
+    "weights": "the model has other weights",
+    "samples": "the samples are others",
+    "recipe": "the recipe is another",
+    "groups": "other weights were to be treated",
+}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fits = type(found["done"]) is int and type(found["activations"]) in (int, type(None))
+    except (OSError, ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise LoadError(
+            "the manifest of the run is damaged",
+            where=str(path),
+            hint="remove the directory and begin again",
+        )
+    return dict(found)
+
+
+def _graph_digest(program: Program) -> str:
+    code = "\n".join(
+        f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in program.exported.graph.nodes
+    )
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _weights_digest(program: Program) -> str:
+    """A hash of some elements of every weight, spread over all of it."""
+    digest = hashlib.sha256()
+    for name in sorted(program.trainable):
+        flat = program.weights[name].detach().flatten()
+        sampled = flat[:: max(len(flat) // _SAMPLED, 1)]
+        digest.update(f"{name} {flat.dtype}".encode() + _bytes(sampled))
+    return digest.hexdigest()[:16]
+
+
+def _samples_digest(batches: Sequence[Batch]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for leaf in batch.leaves():
+            if isinstance(leaf, Tensor):
+                digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode() + _bytes(leaf))
+            else:
+                digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bytes(x: Tensor) -> bytes:
+    flat = x.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _write_values(directory: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Write values as tensors, with a description of how they are put together."""
+    directory.mkdir()
+    tensors: dict[str, Tensor] = {}
+
+    def described(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            repeated = [d for d in range(value.dim()) if value.stride(d) == 0]
+            shown = (slice(0, 1) if d in repeated else slice(None) for d in range(value.dim()))
+            tensors[name] = value[tuple(shown)]
+            return {"tensor": name, "shape": list(value.shape)}
+        if isinstance(value, list | tuple):
+            return {"items": [described(v, f"{name}.{i}") for i, v in enumerate(value)]}
+        return {"value": value}
+
+    description = [
+        {name: described(v, f"{i}:{name}") for name, v in entry.items()}
+        for i, entry in enumerate(values)
+    ]
+    text = json.dumps(description)
+    (directory / "values.json").write_text(text, encoding="utf-8")
+    write_weights(directory, tensors, lambda name: tensors[name])
+
+
+def _read_values(directory: Path) -> list[dict[str, Any]]:
+    try:
+        description = json.loads((directory / "values.json").read_text(encoding="utf-8"))
+        tensors = map_checkpoint(directory)
+
+        def value(item: Mapping[str, Any]) -> Any:
+            if "tensor" in item:
+                return tensors[item["tensor"]].clone().expand(item["shape"])
+            if "items" in item:
+                return tuple(map(value, item["items"]))
+            return item["value"]
+
+        return [{name: value(v) for name, v in entry.items()} for entry in description]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise LoadError(
+            "the saved activations are damaged",
+            where=str(directory),
+            why=repr(error),
+            hint="remove the directory and begin again",
+        ) from error

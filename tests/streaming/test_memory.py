@@ -1,0 +1,49 @@
+"""Weights in mapped files leave memory, and are what they were."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from graphprune.frontends.weights import map_checkpoint
+from graphprune.streaming.memory import page_out
+
+
+def resident(tensor):
+    """Bytes in memory of the mapping that holds a tensor."""
+    address, inside = tensor.data_ptr(), False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "Rss:":
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no mapping holds the tensor")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MADV_PAGEOUT is of Linux")
+def test_mapped_weights_leave_memory(tmp_path):
+    values = torch.randn(1 << 21)
+    save_file({"w": values}, tmp_path / "model.safetensors")
+    mapped = map_checkpoint(tmp_path)["w"]
+    assert torch.equal(mapped, values)
+    before = resident(mapped)
+    assert before >= values.nbytes
+    page_out(mapped)
+    if resident(mapped) == before:
+        pytest.skip("this kernel doesn't take pages back")
+    assert resident(mapped) < before / 4
+    assert torch.equal(mapped, values)
+
+
+def test_other_memory_keeps_its_contents():
+    values = torch.randn(1 << 20)
+    copy = values.clone()
+    for view in (values, values[5:], values[::2], values[:3]):
+        page_out(view)
+    assert torch.equal(values, copy)
