@@ -282,4 +282,6 @@ def _feeds(path: Path, inputs: Example) -> dict[str, Any]:
             where=str(path),
             why=f"{', '.join(names)} instead of {len(leaves)} tensors",
         )
-    return {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)}
+    # bfloat16 models are written in float32.
+    wide = [leaf.float() if leaf.dtype == torch.bfloat16 else leaf for leaf in leaves]
+    return {name: leaf.numpy() for name, leaf in zip(names, wide, strict=True)}

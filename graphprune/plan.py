@@ -141,7 +141,9 @@ class Plan:
                 "schema": SCHEMA,
                 "fingerprint": self.fingerprint,
                 "structures": {
-                    name: {"size": self.sizes.get(name), "kept": units}
+                    name: {"size": self.sizes[name], "kept": units}
+                    if name in self.sizes
+                    else {"kept": units}
                     for name, units in self.kept_units.items()
                 },
             },
@@ -183,7 +185,7 @@ class Plan:
                 )
             structures = data["structures"]
             kept = {name: _units(entry["kept"]) for name, entry in structures.items()}
-            sizes = {name: int(entry["size"]) for name, entry in structures.items()}
+            sizes = {n: int(entry["size"]) for n, entry in structures.items() if "size" in entry}
             return cls(str(data["fingerprint"]), kept, sizes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError("not a graphprune plan", where=where, why=repr(error)) from error

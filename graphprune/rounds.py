@@ -6,6 +6,7 @@ and scores are taken anew on what the round before left.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import warnings
 from collections.abc import Mapping
@@ -13,9 +14,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils import _pytree as pytree
 
 from graphprune.axes.expr import IntArray
-from graphprune.errors import PlanError, RecipeError
+from graphprune.errors import EmitError, PlanError, RecipeError
 from graphprune.frontends.module import assemble, trace
 from graphprune.passes.budget import RESOURCES
 from graphprune.passes.units import pair_sums, unit_sums
@@ -71,14 +74,34 @@ def interim_goal(
     return {"shape": shape}
 
 
-def retrace(slim: Slim) -> Program:
-    """The slim model as a program of its own."""
+def retrace(slim: Slim, dtype: torch.dtype | None = None) -> Program:
+    """The slim model as a program of its own.
+
+    Args:
+        slim: the slim model.
+        dtype: of its weights and inputs, if they are to be others.
+
+    Raises:
+        EmitError: another dtype, for a model that has no form but its graph.
+    """
     args, kwargs = slim.program.example
     with warnings.catch_warnings():  # nobody asked for the module
         warnings.filterwarnings("ignore", message="the slim module is the exported graph")
         module = slim.module
     if not isinstance(module, type(slim.program.module)):  # it has no other form than its graph
+        if dtype is not None:
+            raise EmitError(
+                f"the slim model can't be traced in {dtype}",
+                where=type(slim.program.module).__name__,
+                why="no sizes of the class compute what the slim graph computes",
+                hint=f"load the source in {dtype}",
+            )
         return assemble(slim.exported, None, slim.aliases, (args, kwargs))
+    if dtype is not None:
+        module = copy.deepcopy(module).to(dtype)
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+        )
     guard: Any = nullcontext()
     if slim.program.source is not None:
         from graphprune.frontends.hf import traceable

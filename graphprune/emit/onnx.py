@@ -32,19 +32,42 @@ EXTERNAL_ABOVE = 1 << 30
 def save(slim: Slim, path: Path) -> None:
     """Write `slim` as ONNX; large weights go to ``<path>.data`` beside it.
 
-    Dynamic dimensions stay dynamic. Inputs have the names of the traced arguments, outputs those
-    of the model's output fields where it has names for them.
+    Dynamic dimensions stay dynamic. bfloat16 weights are written as float32, the same values: ONNX
+    Runtime has no kernels for bfloat16 on the CPU. Inputs have the names of the traced arguments,
+    outputs those of the model's output fields where it has names for them.
 
     Raises:
         EmitError: the exporter can't convert the graph, or writing failed.
         VerifyError: ONNX Runtime computes something else. In both cases no file is written.
     """
-    expected, names = _run(slim)
-    model = convert(slim.exported, names)
+    exported, example = _runnable(slim)
+    expected, names = _run(exported, example)
+    model = convert(exported, names)
+    size = sum(t.nbytes for t in (*exported.state_dict.values(), *exported.constants.values())
+               if isinstance(t, torch.Tensor))  # fmt: skip
     with placed(path) as file:
-        model.save(str(file), external_data=slim.cost.bytes > EXTERNAL_ABOVE)
-        onnx.checker.check_model(str(file), full_check=True)
-        _compare(slim, file, expected)
+        model.save(str(file), external_data=size > EXTERNAL_ABOVE)
+        try:
+            onnx.checker.check_model(str(file), full_check=True)
+        except Exception as error:  # the checker has several
+            raise EmitError(
+                "the slim model's ONNX graph is not valid",
+                where=str(path),
+                why=str(error).strip()[:500],
+                hint="please report this; the other formats are not affected",
+            ) from error
+        _compare(example, file, expected)
+
+
+def _runnable(slim: Slim) -> tuple[ExportedProgram, tuple[Any, Any]]:
+    """The slim program and its example inputs in a type that ONNX Runtime computes in."""
+    values = (n.meta.get("val") for n in slim.exported.graph.nodes if n.op == "placeholder")
+    if not any(isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 for v in values):
+        return slim.exported, slim.program.example
+    from graphprune.rounds import retrace
+
+    program = retrace(slim, torch.float32)
+    return program.exported, program.example
 
 
 @contextlib.contextmanager
@@ -66,11 +89,13 @@ def placed(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _run(slim: Slim) -> tuple[list[torch.Tensor], list[str]]:
-    """The slim model's tensor outputs on the example, and their names."""
-    args, kwargs = slim.program.example
+def _run(
+    exported: ExportedProgram, example: tuple[Any, Any]
+) -> tuple[list[torch.Tensor], list[str]]:
+    """A program's tensor outputs on the example, and their names."""
+    args, kwargs = example
     with torch.no_grad():
-        output = slim.exported.module()(*args, **kwargs)
+        output = exported.module()(*args, **kwargs)
     leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor)]
     if isinstance(output, Mapping) and len(output) == len(leaves):
         return leaves, [str(k) for k in output]
@@ -100,24 +125,32 @@ def convert(
         ) from error
 
 
-def _compare(slim: Slim, file: Path, expected: list[torch.Tensor]) -> None:
+def _compare(example: tuple[Any, Any], file: Path, expected: list[torch.Tensor]) -> None:
     if importlib.util.find_spec("onnxruntime") is None:
         return
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    leaves = [x for x in pytree.tree_leaves(slim.program.example) if isinstance(x, torch.Tensor)]
-    feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), leaves, strict=True)}
-    for found, wanted in zip(session.run(None, feeds), expected, strict=True):
+    leaves = [x for x in pytree.tree_leaves(example) if isinstance(x, torch.Tensor)]
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), leaves, strict=True)}
+        outputs = session.run(None, feeds)
+    except Exception as error:  # ONNX Runtime has several
+        raise EmitError(
+            "ONNX Runtime can't run the slim model",
+            why=str(error).strip().splitlines()[0][:300],
+            hint="use another format, or load the model in another dtype",
+        ) from error
+    for found, wanted in zip(outputs, expected, strict=True):
         reference = wanted.float().numpy()
         scale = max(1.0, float(np.abs(reference).max(initial=0.0)))
-        error = float(np.abs(found.astype(np.float32) - reference).max(initial=0.0))
-        if not error <= TOLERANCE * scale:
+        largest = float(np.abs(found.astype(np.float32) - reference).max(initial=0.0))
+        if not largest <= TOLERANCE * scale:
             raise VerifyError(
                 "ONNX Runtime gives other outputs than the slim model",
-                why=f"the largest difference is {error:.3g} at a scale of {scale:.3g}",
+                why=f"the largest difference is {largest:.3g} at a scale of {scale:.3g}",
                 hint="please report this; the other formats are not affected",
             )
 

@@ -46,7 +46,7 @@ def example_inputs(model: Any, device: str = "cpu") -> Example:
     dynamic: dict[str, dict[int, Any]] = {}
 
     def add(name: str, value: torch.Tensor, *dims: int) -> None:
-        inputs[name] = value.to(device)
+        inputs[name] = value.to(device, model.dtype if value.is_floating_point() else None)
         dynamic[name] = {d: Dim.AUTO for d in dims}
 
     def tokens(length: int) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """What a module of one's own becomes on disk: dtypes, ranges, forms of outputs, and once more."""
 
+import copy
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -16,6 +18,7 @@ from torch.utils import _pytree as pytree
 import graphprune as gp
 from graphprune.compiler import compile
 from graphprune.errors import TraceError
+from zoo import vision
 from zoo.case import randomise
 
 
@@ -67,6 +70,34 @@ def test_half_precision_stays_in_an_onnx_file(tmp_path):
     weights = [t for t in model.graph.initializer if len(t.dims) > 1]
     assert {t.data_type for t in weights} == {onnx.TensorProto.FLOAT16}
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+def test_bfloat16_becomes_float32_in_an_onnx_file(tmp_path):
+    """ONNX Runtime has no kernels for bfloat16 on the CPU; no value changes."""
+    module = randomise(Net()).bfloat16()
+    x = image().bfloat16()
+    report = compile(
+        module, {"remove": {"*": 0.5}}, tmp_path / "slim", ["pt2", "onnx"], example=(x,)
+    )
+    assert report.after.onnxruntime is not None
+    half = torch.export.load(tmp_path / "slim" / "model.pt2")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "slim" / "model.onnx").run(
+        None, {"x": x.float().numpy()}
+    )
+    plan = gp.Plan.load(tmp_path / "slim" / "graphprune_plan.json")
+    program = gp.trace(copy.deepcopy(module).float(), (x.float(),))
+    twin = gp.Plan(program.fingerprint, plan.kept_units, plan.sizes)
+    with torch.no_grad():
+        wanted = gp.apply(program, twin).module(x.float())
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    assert {t.dtype for t in half.state_dict.values() if t.is_floating_point()} == {torch.bfloat16}
+
+
+def test_images_of_a_half_precision_checkpoint(tmp_path):
+    """Example inputs have the type of the model's weights."""
+    vision.vit().to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    program = gp.load(tmp_path / "dense")
+    assert program.example[1]["pixel_values"].dtype == torch.bfloat16
 
 
 def test_ranges_hold_in_files(tmp_path):

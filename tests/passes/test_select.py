@@ -62,6 +62,8 @@ def test_the_smallest_channels_of_an_mlp_go(make_mlp) -> None:
     plan = select(program, remove={"ffn": 0.25})
     assert plan.kept_units == {"up.weight:0": (0, 1, 3, 4, 5, 7)}
     assert plan.sizes == {"up.weight:0": 8}
+    bare = Plan(plan.fingerprint, plan.kept_units)
+    assert Plan.from_json(bare.to_json()) == bare
     assert plan.fingerprint == program.fingerprint
     kept = plan.kept(program)
     assert kept["down.weight"][1].tolist() == [0, 1, 3, 4, 5, 7]

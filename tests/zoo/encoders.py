@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers as hf
 
 from zoo.decoders import SMALL
@@ -129,13 +131,12 @@ def whisper():
     return hf.WhisperForConditionalGeneration(config)
 
 
-def wav2vec2(**options: object) -> hf.PreTrainedModel:
+def wav2vec2(**options: Any) -> hf.PreTrainedModel:
     config = hf.Wav2Vec2Config(
         **ENCODER,
         conv_dim=(8, 8),
         conv_stride=(5, 2),
         conv_kernel=(10, 3),
-        num_feat_extract_layers=2,
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=4,
         apply_spec_augment=False,
