@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from graphprune import runtime
     from graphprune.compiler import compile
     from graphprune.errors import (
+        CalibrationError,
         EmitError,
+        EvaluationError,
         GraphPruneError,
         LoadError,
         PlanError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     )
     from graphprune.frontends import load
     from graphprune.frontends.module import trace
+    from graphprune.oneshot import sparsify
     from graphprune.passes.select import select
     from graphprune.plan import Plan
     from graphprune.program import Program, Structure
@@ -45,6 +48,7 @@ _HOMES = {
     "load": "graphprune.frontends",
     "trace": "graphprune.frontends.module",
     "select": "graphprune.passes.select",
+    "sparsify": "graphprune.oneshot",
     "apply": "graphprune.pruning",
     "verify": "graphprune.pruning",
     "Plan": "graphprune.plan",
@@ -63,6 +67,8 @@ _HOMES = {
             "RecipeError",
             "VerifyError",
             "EmitError",
+            "CalibrationError",
+            "EvaluationError",
         ),
         "graphprune.errors",
     ),
@@ -85,8 +91,10 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CalibrationError",
     "Certificate",
     "EmitError",
+    "EvaluationError",
     "GraphPruneError",
     "LoadError",
     "Plan",
@@ -105,6 +113,7 @@ __all__ = [
     "load",
     "runtime",
     "select",
+    "sparsify",
     "trace",
     "verify",
 ]

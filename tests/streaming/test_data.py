@@ -130,7 +130,7 @@ def test_unknown_weights_are_refused():
 
 def test_the_example_of_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(code, names)
     program = traced(decoders.llama_gqa_4)[0]
