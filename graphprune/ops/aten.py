@@ -80,6 +80,8 @@ for _name in "argmax argmin".split():
 ATEN.add("aten.arange", indexing.counted)
 ATEN.add("aten.topk", indexing.top_k)
 ATEN.add("aten.one_hot", indexing.one_hot)
+for _name in "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip".split():
+    ATEN.add(f"aten.{_name}", indexing.clamped)
 ATEN.add("aten.histc", indexing.histogram)
 
 # The values of their results are values of their first operand, in whatever places.

@@ -182,6 +182,16 @@ def ordered(ctx: Context, op: Operator) -> list[Dims]:
     return [x.dims for _ in op.results]
 
 
+def clamped(ctx: Context, op: Operator) -> Dims:
+    """Clamp: of places within an axis, what keeps them within that axis does nothing."""
+    x, low, high = op.operands[0], op.get("min"), op.get("max")
+    if x.points is not None and not x.points.stored and len(op.operands) == 1:
+        size = x.points.axis.size
+        if (low is None or low <= 0) and (high is None or high >= size - 1):
+            ctx.carry(x)
+    return elementwise(ctx, op)
+
+
 def one_hot(ctx: Context, op: Operator) -> Dims:
     """A new last dimension, of as many indices as the axis that is pointed into."""
     x, last = op.operands[0], op.out[-1]

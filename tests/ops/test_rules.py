@@ -142,6 +142,21 @@ def test_trilinear(where):
     check(program, {"*": 0.5})
 
 
+@pytest.mark.parametrize(("bounds", "prunable"), [((0, 7), True), ((1, 7), False), ((0, 6), False)])
+def test_clamped_places(bounds, prunable):
+    """Chosen experts, kept within those that there are, as some versions of transformers do."""
+
+    def chosen(m, h):
+        ids = (h @ m.router).topk(2, -1).indices.clamp(*bounds)
+        return m.bank[ids].sum(1)
+
+    program = traced(Around(chosen, router=(8, 8), bank=(8, 8)))
+    (experts,) = (s for s in program.structures if ("bank", 0) in s.members)
+    assert experts.prunable == prunable
+    assert (("router", 1) in experts.members) == prunable
+    check(program, {"*": 0.5})
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_embedding_bag(mode):
     class Bag(nn.Module):
