@@ -17,11 +17,12 @@ from torch.utils import _pytree as pytree
 from graphprune import evaluate
 from graphprune.axes import Atom
 from graphprune.calibration import BUILTIN, load_tokenizer, read_text, windows
+from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
 from graphprune.measure_onnx import measure_onnx
-from graphprune.onnx_program import EXTERNAL_ABOVE, SlimOnnx
+from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from graphprune.errors import RecipeError
 from graphprune.program import Program
-from graphprune.solvers import RIA, Magnitude, Norms, Pattern, SecondMoment, Solver, Wanda
-from graphprune.streaming import Group, State, Step, apply_weights, batches, find_sites, stream
+from graphprune.solvers import (
+    RIA,
+    Magnitude,
+    Norms,
+    Pattern,
+    SecondMoment,
+    Solver,
+    Statistic,
+    Wanda,
+)
+from graphprune.streaming import (
+    Group,
+    Observer,
+    State,
+    Step,
+    apply_weights,
+    batches,
+    find_sites,
+    stream,
+)
 
 
 @dataclass(frozen=True)
@@ -151,24 +169,23 @@ class _OneShot:
         return _Observer(Norms if light else SecondMoment, f"{group.name}, part {part}")
 
     def treat(
-        self, group: Group, observers: Sequence[_Observer], weights: Mapping[str, Tensor]
+        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
+        seen = [cast("_Observer", one).statistic for one in observers]  # made by `observer`
         for name in group.parameters:
-            yield name, self._solved(group, name, observers, weights[name])
+            yield name, self._solved(group, name, seen, weights[name])
 
     def _solved(
-        self, group: Group, name: str, observers: Sequence[_Observer], weight: Tensor
+        self, group: Group, name: str, statistics: Sequence[Statistic | None], weight: Tensor
     ) -> Tensor:
         layout = group.layout(name)
         matrices = layout.matrices(weight)
         pattern = self.pattern[name] if isinstance(self.pattern, Mapping) else self.pattern
         found = [
             self.solver.solve(
-                matrix,
-                SecondMoment(matrix.shape[1]) if seen.statistic is None else seen.statistic,
-                pattern,
+                matrix, SecondMoment(matrix.shape[1]) if seen is None else seen, pattern
             )
-            for matrix, seen in zip(matrices, observers, strict=True)
+            for matrix, seen in zip(matrices, statistics, strict=True)
         ]
         errors = [s.error for s in found if s.error is not None]
         self.layers.append(

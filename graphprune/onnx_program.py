@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -28,6 +26,7 @@ from graphprune.analysis.onnx_scopes import module_path
 from graphprune.analysis.onnx_sizes import Known, known_values
 from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.structures import find_structures
+from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, placed
 from graphprune.errors import EmitError
 from graphprune.frontends.onnx import adopt_onnx, read_onnx
 from graphprune.onnx_tensors import Mapped, weight_bytes
@@ -37,8 +36,6 @@ from graphprune.rewrite.onnx import rewrite_onnx
 from graphprune.rewrite.onnx_layers import bypass, renumber_layers
 from graphprune.rewrite.renumber import shifts_of
 
-# A protobuf file can't exceed 2 GiB; above this, weights go to a second file.
-EXTERNAL_ABOVE = 1 << 30
 # A single file is put together in memory. Above this, temporary files and models that had a second
 # file are written in two, weight by weight.
 STREAMED_ABOVE = 1 << 26
@@ -313,23 +310,9 @@ def write_model(model: ir.Model, path: Path, *, external: bool) -> None:
     Raises:
         EmitError: the checker refuses the model, or the file system does.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
-            file = Path(holder) / path.name
-            _save(model, file, external=external)
-            try:
-                onnx.checker.check_model(str(file), full_check=True)
-            except Exception as error:  # the checker has several
-                raise EmitError(
-                    "the slim ONNX model is not valid", why=str(error).strip()[:500]
-                ) from error
-            for written in sorted(file.parent.iterdir(), reverse=True):  # the data file first
-                os.replace(written, path.parent / written.name)
-    except OSError as error:
-        raise EmitError(
-            "can't write the ONNX file", where=str(path), why=error.strerror or str(error)
-        ) from error
+    with placed(path) as file:
+        _save(model, file, external=external)
+        check_graph(file)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ from graphprune._version import __version__
 from graphprune.emit.builds import quiet
 from graphprune.emit.compare import evaluating
 from graphprune.emit.decoder_check import check
-from graphprune.emit.onnx import EXTERNAL_ABOVE, convert, placed
+from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, convert, placed
 from graphprune.errors import EmitError
 from graphprune.generation import PAST, PRESENT
 from graphprune.program import Program
@@ -113,12 +112,7 @@ def save(slim: Slim, path: Path) -> None:
         size = sum(tensor.nbytes for tensor in module.parameters())
         with placed(path) as file:
             written.save(str(file), external_data=size > EXTERNAL_ABOVE)
-            try:
-                onnx.checker.check_model(str(file), full_check=True)
-            except Exception as error:  # the checker has several
-                raise EmitError(
-                    "the decoder's ONNX graph is not valid", where=str(path), why=_first(error)
-                ) from error
+            check_graph(file)
             check(module, file)
 
 

@@ -47,16 +47,25 @@ def save(slim: Slim, path: Path) -> None:
                if isinstance(t, torch.Tensor))  # fmt: skip
     with placed(path) as file:
         model.save(str(file), external_data=size > EXTERNAL_ABOVE)
-        try:
-            onnx.checker.check_model(str(file), full_check=True)
-        except Exception as error:  # the checker has several
-            raise EmitError(
-                "the slim model's ONNX graph is not valid",
-                where=str(path),
-                why=str(error).strip()[:500],
-                hint="please report this; the other formats are not affected",
-            ) from error
+        check_graph(file)
         _compare(example, file, expected)
+
+
+def check_graph(file: Path) -> None:
+    """Have ONNX's checker look at a file, with shape inference.
+
+    Raises:
+        EmitError: it finds something.
+    """
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except Exception as error:  # the checker has several
+        raise EmitError(
+            "the ONNX graph that was written is not valid",
+            where=file.name,
+            why=str(error).strip()[:500],
+            hint="please report this; the other formats are not affected",
+        ) from error
 
 
 def _runnable(slim: Slim) -> tuple[ExportedProgram, tuple[Any, Any]]:

@@ -288,7 +288,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
             full()
 
     if where == "rename":
-        monkeypatch.setattr(onnx_program.os, "replace", full)
+        monkeypatch.setattr("graphprune.emit.onnx.os.replace", full)
     else:
         monkeypatch.setattr(onnx_program, "_save", some)
     before = tree(tmp_path)
