@@ -237,37 +237,14 @@ class GraphRunner(fx.Interpreter):
         return freed
 
 
-class MaskedInterpreter(GraphRunner):
-    """Runs the masked model of a program."""
+class Masking(GraphRunner):
+    """Zeroes what a plan removes, and computes what would notice the zeros by other formulas."""
 
-    def __init__(
-        self,
-        program: Program,
-        selection: Selection,
-        dtype: torch.dtype = torch.float64,
-        *,
-        watch: bool = False,
-    ) -> None:
-        """A masked model.
-
-        Args:
-            program: the dense program.
-            selection: what is kept; of a removed layer the entry takes the place of the exit.
-            dtype: the floating dtype of everything.
-            watch: record in `nonfinite` which values hold NaN or infinity.
-        """
-        cuts = {b.exit: b.entry for blocks in selection.cuts.values() for b in blocks}
-        super().__init__(
-            program.exported, program.weights, dtype, program.aliases, cuts, watch=watch
-        )
+    def begin(self, program: Program, selection: Selection) -> None:
+        """Run the masked model of `program` from now on."""
         self.values = program.typing.values
         self.keep = selection.keep
         self.masks = Masks(selection.keep)
-
-    def outputs(self, inputs: Inputs) -> list[Any]:
-        """See `GraphRunner.outputs`."""
-        self.masks = Masks(self.keep)  # dynamic dimensions may have other sizes now
-        return super().outputs(inputs)
 
     def _read(self, node: fx.Node, name: str) -> Any:
         return self._zeroed(node.name, super()._read(node, name))
@@ -305,6 +282,46 @@ class MaskedInterpreter(GraphRunner):
         self.masks.observe(dims, value.shape)
         kept = self.masks.whole(dims, value.shape, name)
         return value if kept is None else value.masked_fill(~kept.to(value.device), 0)
+
+
+class MaskedInterpreter(Masking):
+    """Runs the masked model of a program."""
+
+    def __init__(
+        self,
+        program: Program,
+        selection: Selection,
+        dtype: torch.dtype = torch.float64,
+        *,
+        watch: bool = False,
+    ) -> None:
+        """A masked model.
+
+        Args:
+            program: the dense program.
+            selection: what is kept; of a removed layer the entry takes the place of the exit.
+            dtype: the floating dtype of everything.
+            watch: record in `nonfinite` which values hold NaN or infinity.
+        """
+        super().__init__(
+            program.exported,
+            program.weights,
+            dtype,
+            program.aliases,
+            stand_ins(selection),
+            watch=watch,
+        )
+        self.begin(program, selection)
+
+    def outputs(self, inputs: Inputs) -> list[Any]:
+        """See `GraphRunner.outputs`."""
+        self.masks = Masks(self.keep)  # dynamic dimensions may have other sizes now
+        return super().outputs(inputs)
+
+
+def stand_ins(selection: Selection) -> dict[str, str]:
+    """The value that each removed layer computes, to the one that takes its place."""
+    return {b.exit: b.entry for blocks in selection.cuts.values() for b in blocks}
 
 
 def flat_inputs(exported: ExportedProgram, inputs: Inputs) -> list[Any]:

@@ -13,19 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, fx
 
 from graphprune.errors import PlanError
-from graphprune.masked import flat_inputs
+from graphprune.masked import flat_inputs, stand_ins
+from graphprune.plan import Selection
 from graphprune.program import Program
 from graphprune.streaming.data import Batch
 from graphprune.streaming.finite import not_finite
 from graphprune.streaming.memory import page_out
 from graphprune.streaming.padding import Padding
-from graphprune.streaming.runner import Holder, Runner, Values, computing, tensors_in
+from graphprune.streaming.runner import (
+    Holder,
+    MaskedRunner,
+    Runner,
+    Values,
+    computing,
+    tensors_in,
+)
 from graphprune.streaming.schedule import Probe, Schedule, spans
 from graphprune.streaming.sites import Group, Sites
 from graphprune.streaming.state import State
@@ -39,8 +47,35 @@ class Observer(Protocol):
         """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
 
 
+@runtime_checkable
+class GapObserver(Protocol):
+    """An observer that also wants to know how far the run has strayed from the dense model."""
+
+    def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
+        """See what a weight's output lacks.
+
+        Args:
+            parameter: the weight.
+            x: rows ``[tokens, features]`` that it reads in the treated model.
+            missing: ``[tokens, out]``, to be added to its product with x: the difference to what
+                the dense model has for the same tokens. Where the product is added to a residual
+                stream, the gap of the sum; otherwise of the product.
+        """
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A treatment whose decisions outlive an interruption."""
+
+    def record(self, group: Group) -> Any:
+        """What was decided for a group, as JSON data."""
+
+    def recall(self, group: Group, record: Any) -> None:
+        """Take up a decision of an interrupted run."""
+
+
 class Treatment(Protocol):
-    """What is done to the weights."""
+    """What is done to the weights. See also `Recording`."""
 
     def observer(self, group: Group, part: int) -> Observer:
         """A new observer for one part of a group: a layer, an expert or a group of channels."""
@@ -85,12 +120,18 @@ class Step:
 
 @dataclass(slots=True)
 class _Sample:
-    """One batch on its way through the graph."""
+    """One batch on its way through the graph.
+
+    Attributes:
+        values: what waits for the next segment, in the treated model.
+        dense: the same in the dense model, if that runs along.
+    """
 
     batch: Batch
     leaves: list[Any]
-    sizes: tuple[Any, ...]
+    sizes: _Sizes
     values: Values
+    dense: Values
 
 
 def stream(
@@ -101,6 +142,8 @@ def stream(
     *,
     dtype: torch.dtype = torch.float32,
     held: torch.dtype | None = None,
+    reference: bool = False,
+    selection: Selection | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
 ) -> TreatedWeights:
@@ -113,6 +156,9 @@ def stream(
         treatment: what to do to the weights.
         dtype: of all floating computation.
         held: the dtype in which activations wait for the next segment; None for `dtype`.
+        reference: run the dense model along, and tell observers the gap (see `GapObserver`). It
+            costs a second pass, the memory of its activations, and two products for each weight.
+        selection: what a plan leaves: the treated model runs as if it had been applied.
         progress: called after each group.
         state: where to save progress, and to go on from; None saves nothing.
 
@@ -124,9 +170,14 @@ def stream(
             or a new weight has another shape.
         LoadError: `state` belongs to another run.
     """
-    run = _Run(program, sites, batches, treatment, dtype, held, state)
+    run = _Run(program, sites, batches, treatment, dtype, held, state, reference, selection)
     with computing(dtype):
         return run.treat(progress or (lambda step: None))
+
+
+_Sizes: TypeAlias = tuple[Any, ...]
+_Shared: TypeAlias = dict[_Sizes, Values]
+"""What only depends on the sizes of the inputs, by these."""
 
 
 class _Run:
@@ -141,6 +192,8 @@ class _Run:
         dtype: torch.dtype,
         held: torch.dtype | None,
         state: State | None,
+        reference: bool,
+        selection: Selection | None,
     ) -> None:
         if not batches:
             raise PlanError("there is no calibration data", hint="give at least one sample")
@@ -148,20 +201,28 @@ class _Run:
         self.program = program
         self.groups = sites.groups
         self.treatment = treatment
-        self.schedule = Schedule(program, sites)
+        cuts = stand_ins(selection) if selection is not None else {}
+        self.schedule = Schedule(program, sites, sums=reference, stand_ins=cuts)
         self.treated = TreatedWeights(program)
-        self.runner = Runner(program, self.schedule, dtype, self.treated.current)
+        current = self.treated.current
+        self.runner = (
+            Runner(program, self.schedule, dtype, current)
+            if selection is None
+            else MaskedRunner(program, self.schedule, dtype, current, selection)
+        )
+        self.dense = _dense_runner(program, self.schedule, dtype) if reference else None
         self.holder = Holder(dtype, held)
         self.whole = Holder(dtype, None)
         self.padding = Padding(program)
         self.samples = [_sample(program, self.runner, batch) for batch in batches]
-        self.constants: dict[tuple[Any, ...], Values] = {s.sizes: {} for s in self.samples}
+        self.constants: _Shared = {s.sizes: {} for s in self.samples}
+        self.dense_constants: _Shared = {s.sizes: {} for s in self.samples}
         self.observers: dict[int, list[Observer]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.state = state
         self.done = 0
         if state is not None:
-            settings = {"dtype": str(dtype), "held": str(held)}
+            settings = {"dtype": str(dtype), "held": str(held), "reference": str(reference)}
             self.done = state.begin(program, self.groups, batches, settings)
 
     def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
@@ -174,10 +235,12 @@ class _Run:
                 self._advance(sample, start, end)
             self._settle(end)
             self.runner.forget()
+            if self.dense is not None:
+                self.dense.forget()
             restored = group.index < self.done
             if restored:
                 assert self.state is not None
-                self.treated.take_file(self.state.weights_file(group.index))
+                self._take(group)
             else:
                 self._treat(group)
                 if self.state is not None:
@@ -191,50 +254,69 @@ class _Run:
         return self.treated
 
     def _advance(self, sample: _Sample, start: int, end: int) -> None:
-        """Run one sample from a barrier to the next."""
-        constants = self.constants[sample.sizes]
+        """Run one sample from a barrier to the next, in both models in step."""
         if start == 0:
             sample.values = self.runner.given(sample.leaves)
-        values = {**constants, **self.holder.unpack(sample.values)}
+        values = {**self.constants[sample.sizes], **self.holder.unpack(sample.values)}
         sample.values = {}
+        dense: Values = {}
+        if self.dense is not None:
+            if start == 0:
+                sample.dense = self.dense.given(sample.leaves)
+            dense = {**self.dense_constants[sample.sizes], **self.holder.unpack(sample.dense)}
+            sample.dense = {}
         for place in range(start, end):
             if place > start:
-                self._probe(place, sample, values)
+                self._probe(place, sample, values, dense)
             node = self.schedule.nodes[place]
             if node in self.schedule.needed and node.op != "placeholder":
-                self._execute(node, values, constants)
+                self._execute(self.runner, node, values, sample.sizes, self.constants)
+                if self.dense is not None:
+                    self._execute(self.dense, node, dense, sample.sizes, self.dense_constants)
             for dead in self.schedule.dead_after(place):
                 values.pop(dead, None)
-        self._probe(end, sample, values)
-        own = {n: v for n, v in values.items() if n not in self.schedule.constant}
-        sample.values = self.holder.pack(own)
+                dense.pop(dead, None)
+        self._probe(end, sample, values, dense)
+        sample.values = self._held(values)
+        sample.dense = self._held(dense)
 
-    def _execute(self, node: fx.Node, values: Values, constants: Values) -> None:
+    def _held(self, values: Values) -> Values:
+        """The values that wait for the next segment."""
+        own = {n: v for n, v in values.items() if n not in self.schedule.constant}
+        return self.holder.pack(own)
+
+    def _execute(
+        self, runner: Runner, node: fx.Node, values: Values, sizes: _Sizes, shared: _Shared
+    ) -> None:
         """Run a node, or take its value where another sample of these sizes has computed it."""
-        if node not in self.schedule.constant:
-            values[node] = self.runner.execute(node, values)
-        elif node in constants:
+        constants = shared[sizes]
+        if node in self.schedule.constant and node in constants:
             values[node] = constants[node]
-        else:
-            values[node] = self.runner.execute(node, values)
+            return
+        values[node] = runner.execute(node, values, sizes)
+        if node in self.schedule.constant:
             constants[node] = values[node]
 
     def _settle(self, end: int) -> None:
         """Let go of the shared values that no sample needs after a barrier."""
         kept = self.schedule.held(end)
-        for sizes, constants in self.constants.items():
-            live = {n: v for n, v in constants.items() if n.name in kept}
-            self.constants[sizes] = self.whole.pack(live)
+        for shared in (self.constants, self.dense_constants):
+            for sizes, constants in shared.items():
+                live = {n: v for n, v in constants.items() if n.name in kept}
+                shared[sizes] = self.whole.pack(live)
 
-    def _probe(self, place: int, sample: _Sample, values: Values) -> None:
+    def _probe(self, place: int, sample: _Sample, values: Values, dense: Values) -> None:
         """Show values to the statistics that are due at a place."""
         for probe in self.schedule.probes.get(place, ()):
             if probe.group.index >= self.done:
-                self._observe(probe, sample, values, place)
+                self._observe(probe, sample, values, dense, place)
         for dead in self.schedule.dead_at(place):
             values.pop(dead, None)
+            dense.pop(dead, None)
 
-    def _observe(self, probe: Probe, sample: _Sample, values: Values, place: int) -> None:
+    def _observe(
+        self, probe: Probe, sample: _Sample, values: Values, dense: Values, place: int
+    ) -> None:
         group, site = probe.group, probe.site
         if group.index not in self.observers:
             parts = range(group.parts)
@@ -252,6 +334,45 @@ class _Run:
                 raise not_finite(self.runner, site, sample.batch, sample.leaves, place)
             observers[part].add(rows)
             tokens[part] += len(rows)
+        # Tokens may have chosen other experts in the dense model: their rows don't correspond.
+        if self.dense is not None and chosen is None:
+            self._observe_gaps(probe, values, dense, valid, observers)
+
+    def _observe_gaps(
+        self,
+        probe: Probe,
+        values: Values,
+        dense: Values,
+        valid: Tensor | None,
+        observers: Sequence[Observer],
+    ) -> None:
+        """Tell observers what the outputs lack that the dense model has."""
+        assert self.dense is not None
+        site = probe.site
+        node = self.schedule.named[site.reads]
+        x, wanted = values[node], dense[node]
+        for parameter, other in probe.sums:
+            matrices = site.layout.matrices(self.dense.stored(parameter))
+            pairs = zip(
+                site.layout.rows(x, None, valid), site.layout.rows(wanted, None, valid), strict=True
+            )
+            for (part, rows), (_, dense_rows) in pairs:
+                observer = observers[part]
+                if not isinstance(observer, GapObserver):
+                    continue
+                missing = (dense_rows - rows) @ matrices[part].to(rows.dtype).T
+                if other is not None:
+                    apart = (dense[other] - values[other]).reshape(-1, missing.shape[1])
+                    missing += apart if valid is None else apart[valid]
+                observer.gap(parameter, rows, missing)
+
+    def _take(self, group: Group) -> None:
+        """Take the new weights of a group from the files of an interrupted run."""
+        assert self.state is not None
+        path = self.state.weights_file(group.index)
+        self.treated.take_file(path)
+        if isinstance(self.treatment, Recording):
+            self.treatment.recall(group, self.state.record_of(group.index))
 
     def _treat(self, group: Group) -> None:
         """Have the weights of a group changed, one at a time."""
@@ -266,7 +387,8 @@ class _Run:
         """Save the new weights, and the activations where no statistic is half done."""
         assert self.state is not None
         changed = {n: self.treated[n] for n in group.parameters if n in self.treated}
-        self.treated.take_file(self.state.save_weights(group.index, changed))
+        record = self.treatment.record(group) if isinstance(self.treatment, Recording) else None
+        self.treated.take_file(self.state.save_weights(group.index, changed, record))
         whole = self.observers.keys() <= {group.index}
         values = self._saved_values if whole else None
         self.state.commit(group.index, values)
@@ -274,11 +396,16 @@ class _Run:
     def _saved_values(self) -> list[Mapping[str, Any]]:
         """The held values of all samples and then of all sizes, by name."""
         inputs = set(self.schedule.inputs)
-        own = [s.values for s in self.samples]
         return [
-            {n.name: v for n, v in values.items() if n not in inputs}
-            for values in (*own, *self.constants.values())
+            {n.name: v for n, v in values.items() if n not in inputs} for values in self._waiting()
         ]
+
+    def _waiting(self) -> list[Values]:
+        """All that is held: of every sample, then of all sizes; likewise of the dense model."""
+        found = [*(s.values for s in self.samples), *self.constants.values()]
+        if self.dense is not None:
+            found += [*(s.dense for s in self.samples), *self.dense_constants.values()]
+        return found
 
     def _restore(self) -> int:
         """Take up saved activations; the first group that has still to be reached."""
@@ -290,22 +417,26 @@ class _Run:
         end = self.schedule.barriers[index]
         held = self.schedule.held(end)
         named = self.schedule.named
-        loaded = [{named[n]: v for n, v in entry.items()} for entry in values]
-        for sample, entry in zip(self.samples, loaded, strict=False):
+        loaded = iter([{named[n]: v for n, v in entry.items()} for entry in values])
+        for sample in self.samples:
             given = self.runner.given(sample.leaves)
             inputs = self.holder.pack({n: v for n, v in given.items() if n.name in held})
-            sample.values = inputs | entry
-        for sizes, entry in zip(self.constants, loaded[len(self.samples) :], strict=True):
-            self.constants[sizes] = entry
-        for number in range(index + 1):
-            self.treated.take_file(self.state.weights_file(number))
+            sample.values = inputs | next(loaded)
+        self.constants = {sizes: next(loaded) for sizes in self.constants}
+        if self.dense is not None:
+            for sample in self.samples:
+                given = self.dense.given(sample.leaves)
+                inputs = self.holder.pack({n: v for n, v in given.items() if n.name in held})
+                sample.dense = inputs | next(loaded)
+            self.dense_constants = {sizes: next(loaded) for sizes in self.dense_constants}
+        for group in self.groups[: index + 1]:
+            self._take(group)
         return index + 1
 
     def _held_bytes(self) -> int:
         """Memory of all held values, shared memory counted once."""
-        everything = [*(s.values for s in self.samples), *self.constants.values()]
         found: dict[int, int] = {}
-        for values in everything:
+        for values in self._waiting():
             for x in (t for v in values.values() for t in tensors_in(v)):
                 storage = x.untyped_storage()
                 found[storage.data_ptr()] = storage.nbytes()
@@ -315,7 +446,11 @@ class _Run:
 def _sample(program: Program, runner: Runner, batch: Batch) -> _Sample:
     leaves = flat_inputs(program.exported, (batch.args, batch.kwargs))
     sizes = tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return _Sample(batch, leaves, sizes, {})
+    return _Sample(batch, leaves, sizes, {}, {})
+
+
+def _dense_runner(program: Program, schedule: Schedule, dtype: torch.dtype) -> Runner:
+    return Runner(program, schedule, dtype, lambda name: program.weights[name])
 
 
 def _check_weights(program: Program, sites: Sites) -> None:

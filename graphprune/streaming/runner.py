@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphprune.masked import GraphRunner
+from graphprune.masked import GraphRunner, Masking, stand_ins
+from graphprune.masked_ops import Masks
+from graphprune.plan import Selection
 from graphprune.program import Program
 from graphprune.streaming.schedule import Schedule
 
@@ -30,6 +32,7 @@ class Runner(GraphRunner):
         schedule: Schedule,
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
+        stand_ins: Mapping[str, str] | None = None,
     ) -> None:
         """A runner.
 
@@ -38,8 +41,9 @@ class Runner(GraphRunner):
             schedule: what is to run.
             dtype: the floating dtype of everything.
             weight: gives a weight by its name, as it is stored.
+            stand_ins: value name to the name of an earlier value that takes its place.
         """
-        super().__init__(program.exported, program.weights, dtype, program.aliases)
+        super().__init__(program.exported, program.weights, dtype, program.aliases, stand_ins)
         self.schedule = schedule
         self._weight = weight
         self._opened: dict[str, Tensor] = {}
@@ -56,8 +60,15 @@ class Runner(GraphRunner):
         pairs = zip(self.schedule.inputs, leaves, strict=True)
         return {n: self._cast(leaf) for n, leaf in pairs if n in self.schedule.needed}
 
-    def execute(self, node: fx.Node, values: Values) -> Any:
-        """The value of `node`, from those of its operands."""
+    def execute(self, node: fx.Node, values: Values, sizes: Hashable = None) -> Any:
+        """The value of `node`, from those of its operands.
+
+        Args:
+            node: it.
+            values: of its operands.
+            sizes: equal for samples whose dynamic dimensions are equal.
+        """
+        del sizes
         self.env = values
         return self.run_node(node)
 
@@ -105,6 +116,28 @@ class Runner(GraphRunner):
             places = self.env[node.args[1]]  # type: ignore[index]
             return self._cast(_EMBEDDING(self.stored(table), places))
         return super()._call(node, target)
+
+
+class MaskedRunner(Masking, Runner):
+    """Runs nodes as if a plan had been applied, at full size."""
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        weight: Callable[[str], Tensor],
+        selection: Selection,
+    ) -> None:
+        """A runner; see `Runner` and `graphprune.masked.MaskedInterpreter`."""
+        super().__init__(program, schedule, dtype, weight, stand_ins(selection))
+        self.begin(program, selection)
+        self._masks: dict[Hashable, Masks] = {}
+
+    def execute(self, node: fx.Node, values: Values, sizes: Hashable = None) -> Any:
+        """See `Runner`."""
+        self.masks = self._masks.setdefault(sizes, Masks(self.keep))
+        return super().execute(node, values)
 
 
 @contextmanager

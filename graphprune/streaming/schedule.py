@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import fx
 
 from graphprune.analysis.liveness import values_read
 from graphprune.program import Program
-from graphprune.streaming.layout import Experts
+from graphprune.streaming.layout import Experts, Matrix
 from graphprune.streaming.products import bind, operator
 from graphprune.streaming.sites import Group, Site, Sites, first_reads
 
@@ -22,10 +22,13 @@ class Probe:
     Attributes:
         group: the group.
         site: the first of its sites that reads the value.
+        sums: each weight that reads it, and the value that its product is added to; None where
+            the product goes elsewhere than straight into a sum. Empty unless asked for.
     """
 
     group: Group
     site: Site
+    sums: tuple[tuple[str, fx.Node | None], ...] = ()
 
 
 class Schedule:
@@ -46,8 +49,22 @@ class Schedule:
         experts: products with chosen matrices, which run without gathering them.
     """
 
-    def __init__(self, program: Program, sites: Sites) -> None:
-        """The schedule of a program for the groups of `sites`."""
+    def __init__(
+        self,
+        program: Program,
+        sites: Sites,
+        *,
+        sums: bool = False,
+        stand_ins: Mapping[str, str] | None = None,
+    ) -> None:
+        """The schedule of a program for the groups of `sites`.
+
+        Args:
+            program: it.
+            sites: what is treated.
+            sums: whether probes look at what the products are added to.
+            stand_ins: value name to the name of an earlier value that is needed there too.
+        """
         exported = program.exported
         self._aliases = program.aliases
         self.nodes: list[fx.Node] = list(exported.graph.nodes)
@@ -59,6 +76,7 @@ class Schedule:
             if s.target is not None and s.arg.name in self.named
         }
         self.inputs = [n for n in self.nodes if n.op == "placeholder" and n not in self.weights]
+        self._stand_ins = {self.named[a]: self.named[b] for a, b in (stand_ins or {}).items()}
         self.experts = {
             self.named[s.node]: s for s in sites.all.values() if isinstance(s.layout, Experts)
         }
@@ -69,8 +87,9 @@ class Schedule:
             first = first_reads(group.sites, self.places)
             self.barriers.append(max(first.values()))
             for key, place in first.items():
-                site = next(s for s in group.sites if (s.reads, s.chosen) == key)
-                self.probes.setdefault(place, []).append(Probe(group, site))
+                same = [s for s in group.sites if (s.reads, s.chosen) == key]
+                others = tuple((s.parameter, self._other(s)) for s in same) if sums else ()
+                self.probes.setdefault(place, []).append(Probe(group, same[0], others))
         self.needed = self._needed()
         self.constant = self._constant()
         self._after_node, self._after_probes = self._deaths()
@@ -81,7 +100,8 @@ class Schedule:
         if site is not None:
             assert site.chosen is not None
             return [self.named[site.operand], self.named[site.chosen]]
-        return [n for n in node.all_input_nodes if n not in self.weights and n not in self.derived]
+        reads = [n for n in node.all_input_nodes if n not in self.weights and n not in self.derived]
+        return [*reads, self._stand_ins[node]] if node in self._stand_ins else reads
 
     def dead_after(self, place: int) -> list[fx.Node]:
         """The values that nobody needs once the node of `place` has run."""
@@ -123,7 +143,30 @@ class Schedule:
     def _seen(self, probe: Probe) -> list[fx.Node]:
         """The values that a probe looks at."""
         names = (probe.site.reads, probe.site.chosen)
-        return [self.named[n] for n in names if n is not None]
+        seen = [self.named[n] for n in names if n is not None]
+        return seen + [other for _, other in probe.sums if other is not None]
+
+    def _other(self, site: Site) -> fx.Node | None:
+        """What the product of a site is added to, if it has been computed when the site runs."""
+        node = self.named[site.node]
+        if not isinstance(site.layout, Matrix) or site.layout.features != -1:
+            return None
+        while len(node.users) == 1:
+            (user,) = node.users
+            kind = operator(user)
+            if kind == "add" and len(user.all_input_nodes) == 2 and len(user.args) == 2:
+                (other,) = (n for n in user.all_input_nodes if n is not node)
+                if other in self.weights:  # a bias
+                    node = user
+                    continue
+                same = _shape(other) == _shape(node)
+                early = self.places[other.name] < self.places[site.node]
+                alone = user.kwargs.get("alpha", 1) == 1
+                return other if same and early and alone and other.op == "call_function" else None
+            if kind not in _UNCHANGED:
+                return None
+            node = user
+        return None
 
     def _constant(self) -> frozenset[fx.Node]:
         varying = set(self.inputs)
@@ -153,6 +196,16 @@ class Schedule:
             else:
                 after_node.setdefault(node_place, []).append(value)
         return after_node, after_probes
+
+
+_UNCHANGED = {"view", "reshape", "unsafe_view", "_unsafe_view", "unsqueeze", "squeeze", "clone",
+              "contiguous", "alias", "_to_copy", "to", "dropout"}  # fmt: skip
+"""Operators that leave the rows of a product as they are, up to the shape around them."""
+
+
+def _shape(node: fx.Node) -> tuple[int | torch.SymInt, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -94,6 +94,8 @@ def find_sites(
     program: Program,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    *,
+    every: bool = False,
 ) -> Sites:
     """Find where weights are applied, and group those that read the same value.
 
@@ -106,6 +108,7 @@ def find_sites(
         program: a traced program.
         include: globs of parameter names to choose from; None for all.
         exclude: globs of parameter names to leave out.
+        every: whether those are taken, too, that only a full name brings in otherwise.
 
     Raises:
         PlanError: nothing is left to treat, or a glob matches nothing that could be.
@@ -121,7 +124,7 @@ def find_sites(
         else:
             found[name] = sites
     everything = {s.node: s for sites in found.values() for s in sites}
-    reasons = unwanted(program, found)
+    reasons = {} if every else unwanted(program, found)
     for name in found:
         names = [name, *(a for a, c in program.aliases.items() if c == name)]
         if not set(names).isdisjoint(include or ()):
@@ -241,7 +244,11 @@ def _check_globs(
             )
         names = dict.fromkeys(program.aliases.get(n, n) for n in matched)
         if glob in include and not chosen.keys() & names.keys():
-            why = _reasons({n: skipped.get(n, "it is no matrix") for n in names})
+            tied = program.aliases
+            shown = {n: f"{n}, tied to {tied[n]}" if n in tied else n for n in matched}
+            why = _reasons(
+                {shown[n]: skipped.get(tied.get(n, n), "it is no matrix") for n in matched}
+            )
             raise PlanError(f"nothing that {glob!r} matches is to be treated", why=why)
 
 

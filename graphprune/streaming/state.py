@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from graphprune.streaming.sites import Group
 
 VERSION = 1
 _MANIFEST = "manifest.json"
+_RECORD = "record"
 _SAMPLED = 256
 """Elements of every weight that identify a checkpoint."""
 
@@ -104,12 +106,31 @@ class State:
         """The file of a group's new weights."""
         return self.directory / f"group-{index:05}.safetensors"
 
-    def save_weights(self, index: int, weights: Mapping[str, Tensor]) -> Path:
-        """Write the new weights of a group."""
+    def save_weights(self, index: int, weights: Mapping[str, Tensor], record: Any = None) -> Path:
+        """Write the new weights of a group, and what the treatment wants to remember, as JSON."""
         path = self.weights_file(index)
         with replacing(path) as temporary:
-            save_file({n: t.cpu() for n, t in weights.items()}, temporary)
+            metadata = {_RECORD: json.dumps(record)}
+            save_file({n: t.cpu() for n, t in weights.items()}, temporary, metadata)
         return path
+
+    def record_of(self, index: int) -> Any:
+        """What the treatment remembered of a group.
+
+        Raises:
+            LoadError: the file is missing or damaged.
+        """
+        path = self.weights_file(index)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                return json.loads((opened.metadata() or {})[_RECORD])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise LoadError(
+                "can't read a file of an interrupted run",
+                where=str(path),
+                why=str(error),
+                hint="remove the directory and begin again",
+            ) from error
 
     def commit(self, index: int, values: Callable[[], Sequence[Mapping[str, Any]]] | None) -> None:
         """Say that a group is done; its weights are saved already.

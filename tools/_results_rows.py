@@ -1,0 +1,103 @@
+"""The rows of docs/results.md: what is measured, and what the original code reaches.
+
+Everything here is data; `_results_run` computes a row, `_results_table` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        table: the table that it is in.
+        target: what is removed.
+        method: how.
+        options: what `_results_run` needs.
+        original: what the original code reaches on this protocol, if it has been measured.
+    """
+
+    table: str
+    target: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    original: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Under which the result is kept."""
+        return f"{self.table}/{self.target}/{self.method}"
+
+
+MASKED = "masks"
+WIDTH = "width"
+DEPTH = "depth"
+
+_ORIGINAL = {
+    ("50 %", "magnitude"): 502.9,
+    ("50 %", "wanda"): 50.06,
+    ("50 %", "sparsegpt"): 39.23,
+    ("60 %", "wanda"): 116.4,
+    ("60 %", "sparsegpt"): 62.24,
+    ("60 %", "alps"): 44.76,
+    ("70 %", "sparsegpt"): 108.1,
+    ("70 %", "alps"): 66.47,
+    ("2:4", "sparsegpt"): 56.24,
+    ("ffn -25 %", "obs"): 32.76,
+    ("ffn -25 %", "flap"): 38.24,
+    ("ffn -25 %", "minitron"): 39.47,
+    ("ffn -25 %", "element1"): 44.80,
+    ("ffn -25 %", "element-mix"): 44.77,
+    ("ffn -25 %", "wanda-sp"): 38.95,
+    ("ffn -50 %", "obs"): 45.52,
+    ("ffn -50 %", "flap"): 81.7,
+    ("ffn -50 %", "taylor"): 129.5,
+    ("kv 3 to 2", "flap"): 43.62,
+    ("kv 3 to 2", "taylor"): 61.1,
+    ("20 % of layers 4-27", "flap"): 44.83,
+    ("20 % of layers 4-27", "taylor"): 68.2,
+    ("-2 layers", "block-influence"): 34.40,
+    ("-4 layers", "block-influence"): 43.43,
+}
+
+PATTERNS = ("50 %", "60 %", "70 %", "2:4")
+SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
+WIDTHS: Mapping[str, Mapping[str, Any]] = {
+    "ffn -25 %": {"remove": {"ffn": 0.25}},
+    "ffn -50 %": {"remove": {"ffn": 0.5}},
+    "kv 3 to 2": {"shape": {"kv_heads": 2}},
+    "20 % of layers 4-27": {
+        "shape": {"ffn": 1194, "kv_heads": 2},
+        "exclude": [f"model.layers.{i}.*" for i in (0, 1, 2, 3, 28, 29)],
+    },
+}
+SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "flap", "obs")
+DEPTHS = ("block-influence", "loss", "span")
+
+
+def smollm2_rows() -> list[Row]:
+    """The rows of the language model, in the order in which they are worth knowing."""
+    rows = [Row("dense", "", "dense")]
+    for target in PATTERNS:
+        for method in SOLVERS:
+            rows.append(_row(MASKED, target, method, pattern=target, solver=method))
+    for method in SOLVERS:
+        rows.append(_row(MASKED, "70 %", f"{method} + owl", pattern="70 %", solver=method,
+                         budget="owl"))  # fmt: skip
+    for target in WIDTHS:
+        for score in SCORES:
+            rows.append(_row(WIDTH, target, score, score=score))
+            rows.append(_row(WIDTH, target, f"{score} + reconstruct", score=score, repair=True))
+    for count in (2, 4):
+        for score in DEPTHS:
+            rows.append(_row(DEPTH, f"-{count} layers", score, score=score, count=count))
+    return rows
+
+
+def _row(table: str, target: str, method: str, **options: Any) -> Row:
+    return Row(table, target, method, options, _ORIGINAL.get((target, method)))

@@ -1,0 +1,164 @@
+"""Computing the rows of docs/results.md for the language model.
+
+All on one protocol: raw text, tokenised once without special tokens, non-overlapping windows of
+512; the first 64 of the validation text to calibrate on, the first 64 of the test text to measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results_rows import DEPTH, MASKED, WIDTH, WIDTHS, Row
+
+WINDOWS, LENGTH = 64, 512
+
+
+@dataclass
+class Bench:
+    """A model with its texts.
+
+    Attributes:
+        model: checkpoint directory.
+        texts: directory with valid.txt and test.txt.
+    """
+
+    model: Path
+    texts: Path
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """Compute a row."""
+        start = time.process_time()
+        if row.table == MASKED:
+            model, facts = self._masked(row)
+        elif row.table == WIDTH:
+            model, facts = self._narrow(row)
+        elif row.table == DEPTH:
+            model, facts = self._shallow(row)
+        else:
+            model, facts = self._written(self.program, {}), {}
+        facts["seconds"] = round(time.process_time() - start, 1)
+        from graphprune.evaluate import parameters, perplexity
+
+        start = time.process_time()
+        facts["perplexity"] = perplexity(model, self.test).value
+        facts["pass_seconds"] = round(time.process_time() - start, 1)
+        facts["parameters"] = parameters(model)
+        return facts
+
+    @cached_property
+    def program(self) -> Any:
+        """The traced dense model."""
+        import graphprune
+
+        return graphprune.load(self.model)
+
+    @cached_property
+    def calibration(self) -> torch.Tensor:
+        """Token windows to calibrate on."""
+        return self._windows("valid")
+
+    @cached_property
+    def test(self) -> torch.Tensor:
+        """Token windows to measure on."""
+        return self._windows("test")
+
+    def _windows(self, split: str) -> torch.Tensor:
+        from graphprune.calibration import load_tokenizer, read_text, windows
+
+        text = read_text(self.texts / f"{split}.txt")
+        return windows(load_tokenizer(self.model), text, length=LENGTH, count=WINDOWS)
+
+    def _masked(self, row: Row) -> tuple[Any, dict[str, Any]]:
+        import graphprune
+        from graphprune import solvers
+
+        kinds = {"magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA",
+                 "sparsegpt": "SparseGPT", "alps": "ALPS"}  # fmt: skip
+        solver = getattr(solvers, kinds[row.options["solver"]])()
+        target = row.options["pattern"]
+        if ":" in target:
+            kept, of = map(int, target.split(":"))
+            pattern: Any = solvers.NM(kept, of)
+        else:
+            pattern = solvers.Unstructured(float(target.removesuffix(" %")) / 100)
+        more = {"budget": row.options["budget"]} if "budget" in row.options else {}
+        found = graphprune.sparsify(self.program, self.calibration, solver, pattern, **more)
+        errors = [e.error for e in found.layers if e.error is not None]
+        facts = {
+            "sparsity": found.sparsity,
+            "sparsity_of_model": found.sparsity_of_model,
+            "error": sum(errors) / len(errors) if errors else None,
+        }
+        return self._written(found.program, {}), facts
+
+    def _narrow(self, row: Row) -> tuple[Any, dict[str, Any]]:
+        from graphprune import structured
+        from graphprune.passes.select import select
+
+        goal = WIDTHS[row.target]
+        score = row.options["score"]
+        if score == "obs":
+            counts = select(self.program, **goal, score="random")
+            keep = {n: _count(units) for n, units in counts.kept_units.items()}
+            found = structured.obs(self.program, self.calibration, keep)
+            program, plan = found.program, found.plan
+        else:
+            program = self.program
+            plan = select(program, **goal, score=self._score(score), calibration=self.calibration)
+        if row.options.get("repair"):
+            program = structured.reconstruct(self.program, self.calibration, plan).program
+        return self._written(program, plan.kept_units), {}
+
+    def _shallow(self, row: Row) -> tuple[Any, dict[str, Any]]:
+        from graphprune.passes.select import select
+
+        layers = max(len(s.blocks) for s in self.program.structures)
+        plan = select(
+            self.program,
+            shape={"layers": layers - row.options["count"]},
+            score=row.options["score"],
+            calibration=self.calibration,
+        )
+        (kept,) = plan.kept_units.values()
+        gone = sorted(set(range(layers)) - {int(i) for i in kept})  # type: ignore[call-overload]
+        return self._written(self.program, plan.kept_units), {"removed": gone}
+
+    def _written(self, program: Any, kept: Any) -> Any:
+        import graphprune
+
+        plan = graphprune.Plan(program.fingerprint, kept)
+        return graphprune.apply(program, plan).module
+
+    def _score(self, name: str) -> Any:
+        from graphprune.passes import get_score
+
+        if name not in self.scores:
+            self.scores[name] = Remembered(get_score(name), {})
+        return self.scores[name]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A score that is computed once for all structures of a kind, whatever the target."""
+
+    score_: Any
+    known: dict[str, Any]
+
+    def score(self, program: Any, structures: Sequence[Any], inputs: Any) -> dict[str, Any]:
+        """See `graphprune.passes.score.Score`."""
+        if any(s.name not in self.known for s in structures):
+            roles = ("ffn", "kv_heads")
+            every = [s for s in program.structures if s.prunable and s.role in roles]
+            self.known.update(self.score_.score(program, every, inputs))
+        return {s.name: self.known[s.name] for s in structures}
+
+
+def _count(units: Any) -> int:
+    return len(units[0]) if isinstance(units[0], tuple) else len(units)
