@@ -8,26 +8,20 @@ with the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from graphprune.axes.expr import IntArray
 from graphprune.consumers import Consumer, consumers
 from graphprune.errors import PlanError
-from graphprune.plan import Plan, Selection, Units, rows_of
+from graphprune.plan import Plan, Selection, Units
 from graphprune.program import Program, Structure
-from graphprune.solvers import Reconstruct, SecondMoment
-from graphprune.solvers.factor import damp, solve_damped
-from graphprune.solvers.obs import FIXED, Problem, Surgeon
-from graphprune.solvers.solved import relative_error
+from graphprune.refitting import Choice, Refit, Refitted
+from graphprune.solvers import Reconstruct
+from graphprune.solvers.obs import Surgeon
 from graphprune.streaming import (
-    Group,
-    Observer,
     Sites,
     State,
     Step,
@@ -36,26 +30,8 @@ from graphprune.streaming import (
     find_sites,
     stream,
 )
-from graphprune.streaming.layout import Experts, Layout
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """What became of one consumer.
-
-    Attributes:
-        parameter: its name.
-        removed: columns that are zero now, summed over its parts.
-        before: relative error of its output without the refit, the mean over its parts.
-        error: the same with it. Both are measured against the best weights of full width.
-        notes: what was unusual.
-    """
-
-    parameter: str
-    removed: int
-    before: float
-    error: float
-    notes: tuple[str, ...] = ()
+from graphprune.streaming.biases import biases
+from graphprune.streaming.layout import Experts
 
 
 @dataclass(frozen=True)
@@ -121,7 +97,8 @@ def obs(
     if spread:
         units = _chosen_together(program, samples, spread, keep, surgeon, damping, held)
     refit = Reconstruct(damping)
-    treatment = _Treatment(program, found, units, dict(keep), surgeon, refit, reference)
+    known = biases(program, sites.all.values())
+    treatment = Refit(program, found, units, dict(keep), surgeon, refit, reference, known)
     return _streamed(program, samples, sites, treatment, held, progress, state, {})
 
 
@@ -148,7 +125,8 @@ def reconstruct(
         samples: see `graphprune.streaming.batches`.
         plan: what stays.
         damping: see `graphprune.solvers.Reconstruct`.
-        reference: run the dense model along. It costs another pass.
+        reference: run the dense model along. It costs another pass. Experts, of which a token may
+            choose others in the dense model, are fitted without.
         held: see `graphprune.streaming.stream`.
         progress: likewise.
         state: likewise.
@@ -166,16 +144,63 @@ def reconstruct(
     }
     units = dict(plan.kept_units)
     refit = Reconstruct(damping)
-    treatment = _Treatment(program, found, units, {}, Surgeon(), refit, reference)
-    masked = selection if reference else None
+    known = biases(program, sites.all.values())
+    reference = reference and not _has_experts(sites)
+    treatment = Refit(program, found, units, {}, Surgeon(), refit, reference, known)
+    masked = selection if treatment.reference else None
     return _streamed(program, samples, sites, treatment, held, progress, state, untouched, masked)
+
+
+def compensate(
+    program: Program,
+    samples: Any,
+    plan: Plan,
+    *,
+    held: torch.dtype | None = None,
+    progress: Callable[[Step], None] | None = None,
+    state: State | None = None,
+) -> Repaired:
+    """Add to the biases of the consumers what the removed units contribute on average.
+
+    The bias compensation of FLAP (An et al., 2024, arXiv:2312.11983): ``b += W_gone E[x_gone]``.
+    `graphprune.frontends.biases.with_biases` gives biases to a model that has none.
+
+    Args:
+        program: a traced program with weights; it isn't changed.
+        samples: see `graphprune.streaming.batches`.
+        plan: what stays.
+        held: see `graphprune.streaming.stream`.
+        progress: likewise.
+        state: likewise.
+
+    Raises:
+        PlanError: the plan doesn't belong to the program, or a consumer has no bias.
+    """
+    plan.bind(program)
+    structures = [program.by_name[name] for name in plan.kept_units]
+    found, sites = _consumers(program, structures)
+    known = biases(program, sites.all.values())
+    without = [name for name in sites.parameters if name not in known]
+    if without:
+        raise PlanError(
+            "a layer has no bias that could make up for what goes",
+            where=without[0],
+            why=f"{len(without)} of {len(sites.parameters)} consumers have none",
+            hint="repair by reconstruction instead",
+        )
+    untouched = {
+        s.name: "no weight multiplies by its units" for s in structures if not found[s.name]
+    }
+    units = dict(plan.kept_units)
+    treatment = Refit(program, found, units, {}, Surgeon(), None, False, known)
+    return _streamed(program, samples, sites, treatment, held, progress, state, untouched)
 
 
 def _streamed(
     program: Program,
     samples: Any,
     sites: Sites,
-    treatment: _Treatment,
+    treatment: Refit,
     held: torch.dtype | None,
     progress: Callable[[Step], None] | None,
     state: State | None,
@@ -234,243 +259,15 @@ def _chosen_together(
     The first consumer is reached before the last has been seen.
     """
     found, sites = _consumers(program, structures)
-    chooser = _Chooser(program, found, dict(keep), surgeon, damping)
+    known = biases(program, sites.all.values())
+    chooser = Choice(program, found, dict(keep), surgeon, damping, known)
     stream(program, sites, batches(program, samples), chooser, held=held)
     return chooser.units
 
 
-@dataclass(eq=False)
-class _Statistic:
-    """The second moment of what a part reads, and of the gaps of its weights."""
-
-    where: str
-    moment: SecondMoment | None = None
-    gaps: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, x: Tensor) -> None:
-        if self.moment is None:
-            self.moment = SecondMoment(x.shape[-1], x.device)
-        self.moment.add(x, self.where)
-
-    def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
-        total = self.gaps.get(parameter)
-        if total is None:
-            total = self.gaps[parameter] = x.new_zeros(missing.shape[1], x.shape[1])
-        total.addmm_(missing.T, x)
-
-    def cross(self, parameter: str) -> Tensor | None:
-        """[out, in], E[g xᵀ]; None where no gap was seen."""
-        total = self.gaps.get(parameter)
-        if total is None or self.moment is None:
-            return None
-        return total / max(self.moment.tokens, 1)
+def _has_experts(sites: Sites) -> bool:
+    """Whether some weight is a stack of experts: two models send a token to different ones."""
+    return any(isinstance(s.layout, Experts) for g in sites.groups for s in g.sites)
 
 
-@dataclass
-class _Treatment:
-    """Chooses units that are still open where their consumers are, and refits the consumers."""
-
-    program: Program
-    consumers: Mapping[str, tuple[Consumer, ...]]
-    units: dict[str, Units]
-    keep: dict[str, int]
-    surgeon: Surgeon
-    refit: Reconstruct
-    reference: bool
-    layers: list[Refitted] = field(default_factory=list)
-
-    def observer(self, group: Group, part: int) -> _Statistic:
-        return _Statistic(f"{group.name}, part {part}")
-
-    def treat(
-        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
-    ) -> Iterable[tuple[str, Tensor]]:
-        statistics = [cast("_Statistic", one) for one in observers]
-        for name, users in self.consumers.items():
-            here = [c for c in users if c.group == group.index]
-            if here and name not in self.units:
-                problems = [
-                    problem
-                    for consumer in here
-                    for problem in self._problems(group, consumer, statistics, weights)
-                ]
-                structure = self.program.by_name[name]
-                self.units[name] = _choose(self.surgeon, problems, structure, self.keep[name])
-        for name in group.parameters:
-            yield name, self._refitted(group, name, statistics, weights[name])
-
-    def record(self, group: Group) -> Any:
-        here = {n for n, cs in self.consumers.items() if any(c.group == group.index for c in cs)}
-        return {
-            "units": {n: u for n, u in self.units.items() if n in here},
-            "layers": [vars(e) for e in self.layers if e.parameter in group.parameters],
-        }
-
-    def recall(self, group: Group, record: Any) -> None:
-        for name, units in record["units"].items():
-            ragged = bool(units) and isinstance(units[0], list)
-            self.units[name] = tuple(map(tuple, units)) if ragged else tuple(units)
-        for entry in record["layers"]:
-            self.layers.append(Refitted(**{**entry, "notes": tuple(entry["notes"])}))
-
-    def _problems(
-        self,
-        group: Group,
-        consumer: Consumer,
-        statistics: Sequence[_Statistic],
-        weights: Mapping[str, Tensor],
-    ) -> Iterable[Problem]:
-        """One layer per part, on the columns that earlier choices have left."""
-        name = consumer.parameter
-        kept = self._kept(group, name)
-        matrices = group.layout(name).matrices(weights[name])
-        for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            if seen.moment is not None and not seen.moment.silent:
-                yield problem(weight, seen.moment, seen.cross(name), consumer.units[part],
-                              kept[part], self.refit.damping)  # fmt: skip
-
-    def _kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Bool [parts, in]: the columns of a weight that no decided structure removes."""
-        kept: Any = True
-        shape: tuple[int, ...] | None = None
-        for name, users in self.consumers.items():
-            for consumer in users:
-                if consumer.parameter == parameter and consumer.group == group.index:
-                    shape = consumer.units.shape
-                    if name in self.units:
-                        gone = removed_units(self.program.by_name[name], self.units[name])
-                        kept = kept & ~np.isin(consumer.units, gone)
-        assert shape is not None
-        return np.broadcast_to(kept, shape)
-
-    def _refitted(
-        self, group: Group, name: str, statistics: Sequence[_Statistic], weight: Tensor
-    ) -> Tensor:
-        layout = group.layout(name)
-        matrices = layout.matrices(weight)
-        kept = self._kept(group, name)
-        new, before, after = [], [], []
-        notes: list[str] = []
-        for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            mask = torch.from_numpy(kept[part].copy())
-            moment = seen.moment or SecondMoment(matrix.shape[1])
-            solved = self.refit.solve(matrix, moment, mask, seen.cross(name))
-            new.append(solved.weight)
-            notes += solved.notes
-            if solved.error is not None:
-                best = _best_weight(matrix, moment, seen.cross(name), self.refit.damping)
-                before.append(relative_error(best, torch.where(mask, matrix, 0), moment))
-                after.append(relative_error(best, solved.weight, moment))
-        self.layers.append(
-            Refitted(
-                name,
-                int((~kept).sum()),
-                float(np.mean(before)) if before else 1.0,
-                float(np.mean(after)) if after else 1.0,
-                tuple(dict.fromkeys(notes)),
-            )
-        )
-        return layout.restored(torch.stack(new), weight.shape)
-
-
-@dataclass
-class _Chooser:
-    """Changes nothing; chooses the units of each structure when its last consumer is there."""
-
-    program: Program
-    consumers: Mapping[str, tuple[Consumer, ...]]
-    keep: dict[str, int]
-    surgeon: Surgeon
-    damping: float
-    units: dict[str, Units] = field(default_factory=dict)
-    waiting: dict[str, list[Problem]] = field(default_factory=dict)
-
-    def observer(self, group: Group, part: int) -> _Statistic:
-        return _Statistic(f"{group.name}, part {part}")
-
-    def treat(
-        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
-    ) -> Iterable[tuple[str, Tensor]]:
-        statistics = [cast("_Statistic", one) for one in observers]
-        for name, users in self.consumers.items():
-            for consumer in (c for c in users if c.group == group.index):
-                matrices = group.layout(consumer.parameter).matrices(weights[consumer.parameter])
-                for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-                    if seen.moment is not None and not seen.moment.silent:
-                        units = consumer.units[part]
-                        everything = np.ones(len(units), dtype=bool)
-                        self.waiting.setdefault(name, []).append(
-                            problem(weight, seen.moment, None, units, everything, self.damping)
-                        )
-            if users and users[-1].group == group.index:
-                problems = self.waiting.pop(name, [])
-                structure = self.program.by_name[name]
-                self.units[name] = _choose(self.surgeon, problems, structure, self.keep[name])
-        return ()
-
-
-def problem(
-    weight: Tensor,
-    moment: SecondMoment,
-    cross: Tensor | None,
-    units: IntArray,
-    kept: np.ndarray[Any, np.dtype[np.bool_]],
-    damping: float,
-) -> Problem:
-    """A layer as the surgeon sees it: the best weights on the columns that are left.
-
-    Args:
-        weight: [out, in], dense.
-        moment: of the inputs.
-        cross: see `Reconstruct.solve`.
-        units: [in]: the unit of each column, or -1.
-        kept: [in] bool: the columns that are left.
-        damping: in units of the mean of the diagonal.
-    """
-    hessian = damp(moment.hessian.double(), damping).matrix
-    wide = weight.detach().double()
-    targets = wide @ hessian
-    if cross is not None:
-        targets += cross.double()
-    left = torch.from_numpy(np.flatnonzero(kept))
-    hessian = hessian[left][:, left]
-    best = torch.linalg.solve(hessian, targets[:, left].T).T
-    return Problem(best.contiguous(), hessian, units[kept])
-
-
-def _best_weight(
-    weight: Tensor, moment: SecondMoment, cross: Tensor | None, damping: float
-) -> Tensor:
-    """The weights that close the gap as far as full width can."""
-    if cross is None:
-        return weight.detach()
-    change, _ = solve_damped(moment.hessian.double(), cross.double().T.contiguous(), damping)
-    return weight.detach().double() + change.T
-
-
-def _choose(
-    surgeon: Surgeon, problems: Sequence[Problem], structure: Structure, keep: int
-) -> Units:
-    outer = structure.within.size if structure.within is not None else 1
-    kept = surgeon.choose(problems, structure.size, keep, outer) % structure.size
-    rows = tuple(tuple(row) for row in kept.tolist())
-    return rows if structure.within is not None else rows[0]
-
-
-def removed_units(structure: Structure, units: Units) -> IntArray:
-    """The numbers of the units that go, ``outer unit * size + unit`` where the axis is ragged."""
-    rows = rows_of(units)
-    outer = structure.within.size if structure.within is not None else 1
-    stays = np.zeros((outer, structure.size), dtype=bool)
-    for index in range(outer):
-        stays[index, list(rows[index % len(rows)])] = True
-    return np.flatnonzero(~stays).astype(np.int64)
-
-
-def uses_experts(sites: Sites) -> bool:
-    """Whether some weight is a stack of experts, whose rows differ between two models."""
-    layouts: list[Layout] = [s.layout for g in sites.groups for s in g.sites]
-    return any(isinstance(layout, Experts) for layout in layouts)
-
-
-__all__ = ["FIXED", "Refitted", "Repaired", "obs", "reconstruct"]
+__all__ = ["Refitted", "Repaired", "compensate", "obs", "reconstruct"]

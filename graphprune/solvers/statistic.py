@@ -160,6 +160,15 @@ class SecondMoment:
         """[features], float64: mean squared distance from the mean."""
         return (self.norms.square() - self.means.square()).clamp_min(0)
 
+    def centred(self) -> SecondMoment:
+        """That of x minus its mean, in float64: what a layer with a bias is fitted by."""
+        result = SecondMoment(self.features, self.device, torch.float64)
+        mean = self.means
+        result.products = self.products.double() - self.tokens * torch.outer(mean, mean)
+        result.products.diagonal().clamp_(min=0)
+        result.tokens = self.tokens
+        return result
+
     def derived(self, key: object, make: Callable[[], T]) -> T:
         """What `make` returns, made once: layers that read one value share one factor.
 

@@ -22,6 +22,7 @@ from graphprune.errors import PlanError
 from graphprune.masked import flat_inputs, stand_ins
 from graphprune.plan import Selection
 from graphprune.program import Program
+from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.finite import not_finite
 from graphprune.streaming.memory import page_out
@@ -89,7 +90,8 @@ class Treatment(Protocol):
             group: it; `Group.layout` says how a weight is a stack of matrices ``[out, in]``.
             observers: one per part, which have seen all samples. One that has seen no token has
                 never been called.
-            weights: parameter name to tensor, as stored; each is read when it is asked for.
+            weights: parameter name to tensor, as stored; each is read when it is asked for. It has
+                the biases of these weights, too (`graphprune.streaming.biases`).
 
         Returns:
             (parameter, new weight of the same shape) pairs, each of which is taken before the next
@@ -214,6 +216,7 @@ class _Run:
         self.holder = Holder(dtype, held)
         self.whole = Holder(dtype, None)
         self.padding = Padding(program)
+        self.biases = biases(program, sites.all.values())
         self.samples = [_sample(program, self.runner, batch) for batch in batches]
         self.constants: _Shared = {s.sizes: {} for s in self.samples}
         self.dense_constants: _Shared = {s.sizes: {} for s in self.samples}
@@ -377,16 +380,22 @@ class _Run:
     def _treat(self, group: Group) -> None:
         """Have the weights of a group changed, one at a time."""
         observers = self.observers[group.index]
-        weights = self.treated.lazily(group.parameters)
+        names = self._own(group)
+        weights = self.treated.lazily(names)
         for name, weight in self.treatment.treat(group, observers, weights):
-            self.treated.take(group, name, weight)
+            self.treated.take(names, name, weight)
             del weight
             page_out(self.program.weights[name])
+
+    def _own(self, group: Group) -> tuple[str, ...]:
+        """The weights of a group and their biases."""
+        own = (self.biases.get(name) for name in group.parameters)
+        return (*group.parameters, *(name for name in own if name is not None))
 
     def _save(self, group: Group) -> None:
         """Save the new weights, and the activations where no statistic is half done."""
         assert self.state is not None
-        changed = {n: self.treated[n] for n in group.parameters if n in self.treated}
+        changed = {n: self.treated[n] for n in self._own(group) if n in self.treated}
         record = self.treatment.record(group) if isinstance(self.treatment, Recording) else None
         self.treated.take_file(self.state.save_weights(group.index, changed, record))
         whole = self.observers.keys() <= {group.index}

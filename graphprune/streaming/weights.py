@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from graphprune.errors import LoadError, PlanError
-from graphprune.program import Program
-from graphprune.streaming.sites import Group
+from graphprune.program import BaseProgram, Program
 
 
 class Lazily(Mapping[str, Tensor]):
@@ -39,7 +38,7 @@ class Lazily(Mapping[str, Tensor]):
 class TreatedWeights(Mapping[str, Tensor]):
     """The new weights of a program, by canonical name; in memory, or in safetensors files."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: BaseProgram) -> None:
         """No new weights yet."""
         self._program = program
         self._held: dict[str, Tensor] = {}
@@ -75,17 +74,22 @@ class TreatedWeights(Mapping[str, Tensor]):
             else self[name]
         )
 
-    def take(self, group: Group, name: str, weight: Tensor) -> None:
+    def take(self, names: Sequence[str], name: str, weight: Tensor) -> None:
         """Keep a new weight, in the dtype of the old one.
+
+        Args:
+            names: the parameters of the group that is being treated.
+            name: the parameter.
+            weight: its new value.
 
         Raises:
             PlanError: it doesn't belong to the group, has another shape or isn't finite.
         """
-        if name not in group.parameters:
+        if name not in names:
             raise PlanError(
                 f"the treatment changed {name}",
-                where=f"the group of {group.name}",
-                why=f"the weights of this group are {', '.join(group.parameters)}",
+                where=f"the group of {names[0]}",
+                why=f"the parameters of this group are {', '.join(names)}",
             )
         old = self._program.weights[name]
         if weight.shape != old.shape:
@@ -125,14 +129,7 @@ def apply_weights(program: Program, new: Mapping[str, Tensor]) -> Program:
     Raises:
         PlanError: a name is unknown, or a shape another.
     """
-    held = {n: new.mapped(n) if isinstance(new, TreatedWeights) else new[n].detach() for n in new}
-    for name, tensor in held.items():
-        if name not in program.weights or name in program.aliases:
-            raise PlanError(f"the program has no weight {name!r}", hint="give canonical names")
-        shape = program.parameters[name]
-        if tuple(tensor.shape) != shape:
-            why = f"{tuple(tensor.shape)} in place of {shape}"
-            raise PlanError("a new weight has another shape", where=name, why=why)
+    held = fitting(program, new)
     module = None if program.module is None else _with_tensors(program, program.module, held)
     names = tuple(program.weights)
     aliases = program.aliases
@@ -142,6 +139,23 @@ def apply_weights(program: Program, new: Mapping[str, Tensor]) -> Program:
         return program.weights[name] if found is None else found
 
     return replace(program, weights=Lazily(names, read), module=module)
+
+
+def fitting(program: BaseProgram, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New weights, those in files mapped into memory.
+
+    Raises:
+        PlanError: a name is unknown, or a shape another.
+    """
+    held = {n: new.mapped(n) if isinstance(new, TreatedWeights) else new[n].detach() for n in new}
+    for name, tensor in held.items():
+        if name not in program.weights or name in program.aliases:
+            raise PlanError(f"the program has no weight {name!r}", hint="give canonical names")
+        shape = program.parameters[name]
+        if tuple(tensor.shape) != shape:
+            why = f"{tuple(tensor.shape)} in place of {shape}"
+            raise PlanError("a new weight has another shape", where=name, why=why)
+    return held
 
 
 def _with_tensors(

@@ -1,0 +1,325 @@
+"""Repair of structured pruning against float64 least squares on hooked activations."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import graphprune as gp
+from graphprune.errors import PlanError
+from graphprune.passes.select import select
+from graphprune.streaming import State
+from graphprune.structured import compensate, obs, reconstruct
+
+
+class Net(torch.nn.Module):
+    """Two residual blocks of two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ins = torch.nn.ModuleList(torch.nn.Linear(6, 10) for _ in range(2))
+        self.outs = torch.nn.ModuleList(torch.nn.Linear(10, 6, bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for up, down in zip(self.ins, self.outs, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return x
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Net, Any, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    module = Net().eval()
+    samples = [torch.randn(1, 40, 6) for _ in range(3)]
+    return module, gp.trace(module, (samples[0],)), samples
+
+
+def reads(module: torch.nn.Module, name: str, samples: list[torch.Tensor]) -> torch.Tensor:
+    """What a layer reads, [tokens, in] in float64."""
+    seen: list[torch.Tensor] = []
+    hook = module.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().double().flatten(0, -2))
+    )
+    with torch.no_grad():
+        for x in samples:
+            module(x)
+    hook.remove()
+    return torch.cat(seen)
+
+
+def ffn(program: Any) -> list[Any]:
+    return [s for s in program.structures if s.prunable and s.size == 10]
+
+
+def plan_for(program: Any) -> gp.Plan:
+    kept = {s.name: (0, 2, 3, 5, 7, 8) for s in ffn(program)}
+    return gp.Plan(program.fingerprint, kept, dict.fromkeys(kept, 10))
+
+
+def ridge(
+    x: torch.Tensor, gap: torch.Tensor, weight: torch.Tensor, kept: list[int]
+) -> torch.Tensor:
+    """argmin |x_K V - (x_K W_K + gap)|² / n + d |V - W_K|², by stacked least squares."""
+    n = len(x)
+    damp = 1e-4 * float((x**2).mean(0)[kept].mean())
+    rows = torch.cat([x[:, kept] / n**0.5, damp**0.5 * torch.eye(len(kept), dtype=x.dtype)])
+    wanted = torch.cat([gap / n**0.5, gap.new_zeros(len(kept), gap.shape[1])])
+    change = torch.linalg.lstsq(rows, wanted).solution
+    return weight[:, kept] + change.T
+
+
+def test_reconstruct_without_the_dense_model_fits_the_layer(net: Any) -> None:
+    module, program, samples = net
+    plan = plan_for(program)
+    found = reconstruct(program, samples, plan, reference=False)
+    kept = [0, 2, 3, 5, 7, 8]
+    gone = [1, 4, 6, 9]
+    x = reads(module, "outs.0", samples)
+    weight = module.outs[0].weight.detach().double()
+    wanted = ridge(x, x[:, gone] @ weight[:, gone].T, weight, kept)
+    new = found.program.weights["outs.0.weight"]
+    assert not new[:, gone].any()
+    torch.testing.assert_close(new[:, kept].double(), wanted, rtol=1e-3, atol=1e-4)
+    # The second layer sees what the first has become.
+    changed = Net()
+    changed.load_state_dict(module.state_dict())
+    changed.outs[0].weight.data = new
+    x = reads(changed, "outs.1", samples)
+    weight = module.outs[1].weight.detach().double()
+    wanted = ridge(x, x[:, gone] @ weight[:, gone].T, weight, kept)
+    new = found.program.weights["outs.1.weight"]
+    torch.testing.assert_close(new[:, kept].double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
+    module, program, samples = net
+    found = reconstruct(program, samples, plan_for(program))
+    kept = [0, 2, 3, 5, 7, 8]
+    masked = Net()
+    masked.load_state_dict(module.state_dict())
+    stream = reads(module, "ins.0", samples)
+    for layer in range(2):
+        weight = module.outs[layer].weight.detach().double()
+        dense_x = reads(module, f"outs.{layer}", samples)
+        x = reads(masked, f"outs.{layer}", samples)
+        before = reads(masked, f"ins.{layer}", samples)
+        dense_before = reads(module, f"ins.{layer}", samples)
+        gap = dense_before + dense_x @ weight.T - before - x[:, kept] @ weight[:, kept].T
+        wanted = ridge(x, gap, weight, kept)
+        new = found.program.weights[f"outs.{layer}.weight"]
+        torch.testing.assert_close(new[:, kept].double(), wanted, rtol=1e-3, atol=1e-4)
+        masked.outs[layer].weight.data = new
+    assert stream.shape[1] == 6
+    (first, second) = found.layers
+    assert first.parameter == "outs.0.weight"
+    assert first.removed == 4
+    assert first.error < first.before
+    assert second.error < second.before
+
+
+def test_slim_equals_masked_and_is_nearer_to_the_dense_model(net: Any) -> None:
+    module, program, samples = net
+    plan = plan_for(program)
+    found = reconstruct(program, samples, plan)
+    slim = gp.apply(found.program, plan)
+    gp.verify(found.program, plan, slim, [((x,), {}) for x in samples]).raise_if_failed()
+    plain = gp.apply(program, plan)
+    with torch.no_grad():
+        far = [
+            sum(float((m.module(x) - module(x)).square().sum()) for x in samples)
+            for m in (slim, plain)
+        ]
+    assert far[0] < far[1] / 2
+
+
+def test_obs_chooses_what_enumeration_chooses(net: Any) -> None:
+    module, program, samples = net
+    (first, second) = ffn(program)
+    found = obs(program, samples, {first.name: 8})
+    x = reads(module, "outs.0", samples)
+    weight = module.outs[0].weight.detach().double()
+    wanted = x @ weight.T
+
+    def loss(kept: tuple[int, ...]) -> float:
+        fit = torch.linalg.lstsq(x[:, kept], wanted).solution
+        return float((x[:, kept] @ fit - wanted).square().sum())
+
+    best = min(itertools.combinations(range(10), 8), key=loss)
+    assert found.plan.kept_units == {first.name: best}
+    new = found.program.weights["outs.0.weight"]
+    assert not new[:, sorted(set(range(10)) - set(best))].any()
+    fitted = float((x @ new.double().T - wanted).square().sum())
+    assert fitted == pytest.approx(loss(best), rel=1e-2)
+    assert torch.equal(found.program.weights["outs.1.weight"], program.weights["outs.1.weight"])
+    del second
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(net: Any, tmp_path: Path) -> None:
+    _, program, samples = net
+    keep = {s.name: 6 for s in ffn(program)}
+    whole = obs(program, samples, keep)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: Any) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        obs(program, samples, keep, progress=stop, state=State(tmp_path / "s"))
+    again = obs(program, samples, keep, state=State(tmp_path / "s", resume=True))
+    assert again.plan.kept_units == whole.plan.kept_units
+    assert [e.parameter for e in again.layers] == [e.parameter for e in whole.layers]
+    assert again.layers == whole.layers
+    for name in ("outs.0.weight", "outs.1.weight"):
+        assert torch.equal(again.program.weights[name], whole.program.weights[name])
+
+
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8, vocab_size=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder() -> tuple[Any, Any, torch.Tensor]:
+    model = llama()
+    tokens = torch.randint(0, 64, (6, 24), generator=torch.Generator().manual_seed(0))
+    return model, gp.trace(model, (), {"input_ids": tokens[:1], "use_cache": False}), tokens
+
+
+def test_whole_heads_go_with_their_group(decoder: Any) -> None:
+    model, program, tokens = decoder
+    heads = [s for s in program.structures if s.role == "kv_heads"]
+    found = obs(program, tokens, {s.name: 3 for s in heads})
+    for structure in heads:
+        (kept,) = (found.plan.kept_units[structure.name],)
+        assert len(kept) == 3
+    layer = 0
+    x = torch.cat([_context(model, layer, t[None]) for t in tokens])
+    weight = model.model.layers[layer].self_attn.o_proj.weight.detach().double()
+    wanted = x @ weight.T
+
+    def loss(kept: tuple[int, ...]) -> float:
+        columns = [c for k in kept for c in range(16 * k, 16 * k + 16)]
+        fit = torch.linalg.lstsq(x[:, columns], wanted).solution
+        return float((x[:, columns] @ fit - wanted).square().sum())
+
+    best = min(itertools.combinations(range(4), 3), key=loss)
+    assert found.plan.kept_units[heads[layer].name] == best
+    slim = gp.apply(found.program, found.plan)
+    gp.verify(found.program, found.plan, slim).raise_if_failed()
+
+
+def _context(model: Any, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().double().flatten(0, -2))
+    )
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    hook.remove()
+    return torch.cat(seen)
+
+
+def test_query_heads_are_chosen_within_each_group(decoder: Any) -> None:
+    _, program, tokens = decoder
+    queries = [s for s in program.structures if s.role == "query_heads"]
+    found = obs(program, tokens, {s.name: 1 for s in queries})
+    for structure in queries:
+        rows = found.plan.kept_units[structure.name]
+        assert np.shape(rows) == (4, 1)
+    slim = gp.apply(found.program, found.plan)
+    gp.verify(found.program, found.plan, slim).raise_if_failed()
+
+
+@pytest.mark.parametrize("role", ["hidden", "layers", "ffn"])
+def test_reconstruct_helps_whatever_was_cut(decoder: Any, role: str) -> None:
+    model, program, tokens = decoder
+    goal: dict[str, Any] = (
+        {"shape": {"layers": 1}} if role == "layers" else {"remove": {role: 0.25}}
+    )
+    plan = select(program, **goal, score="magnitude")
+    if role == "layers":
+        both = select(program, remove={"ffn": 0.25}, score="magnitude")
+        plan = gp.Plan(program.fingerprint, {**plan.kept_units, **both.kept_units})
+    found = reconstruct(program, tokens, plan)
+    slim, plain = (gp.apply(p, plan) for p in (found.program, program))
+    gp.verify(found.program, plan, slim).raise_if_failed()
+    with torch.no_grad():
+        wanted = model(input_ids=tokens, use_cache=False).logits
+        far = [
+            float((m.module(input_ids=tokens, use_cache=False).logits - wanted).square().sum())
+            for m in (slim, plain)
+        ]
+    assert far[0] < far[1]
+
+
+def test_what_meets_no_weight_is_refused(decoder: Any) -> None:
+    _, program, tokens = decoder
+    (first, *_) = (s for s in program.structures if s.role == "qk_dim" and s.prunable)
+    with pytest.raises(PlanError, match="no weight multiplies"):
+        obs(program, tokens, {first.name: first.size // 2})
+
+
+class Biased(torch.nn.Module):
+    """A residual block whose second layer has a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 10), torch.nn.Linear(10, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.fixture(scope="module")
+def biased() -> tuple[Biased, Any, torch.Tensor]:
+    torch.manual_seed(1)
+    module = Biased().eval()
+    x = torch.randn(4, 50, 6)
+    return module, gp.trace(module, (x[:1],)), x
+
+
+def test_a_bias_is_fitted_with_the_weight(biased: Any) -> None:
+    module, program, x = biased
+    found = reconstruct(program, x, plan_for(program), reference=False)
+    kept, rows = [0, 2, 3, 5, 7, 8], reads(module, "down", [x])
+    wanted = rows @ module.down.weight.detach().double().T + module.down.bias.detach().double()
+    ones = torch.cat([rows[:, kept], torch.ones(len(rows), 1, dtype=rows.dtype)], 1)
+    best = torch.linalg.lstsq(ones, wanted).solution
+    weight, bias = (found.program.weights[f"down.{n}"].double() for n in ("weight", "bias"))
+    torch.testing.assert_close(weight[:, kept], best[:-1].T, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(bias, best[-1], rtol=1e-2, atol=1e-3)
+
+
+def test_compensation_keeps_the_mean_of_the_output(biased: Any) -> None:
+    module, program, x = biased
+    plan = plan_for(program)
+    found = compensate(program, x, plan)
+    gone, rows = [1, 4, 6, 9], reads(module, "down", [x])
+    weight = module.down.weight.detach().double()
+    wanted = module.down.bias.detach().double() + weight[:, gone] @ rows[:, gone].mean(0)
+    torch.testing.assert_close(found.program.weights["down.bias"].double(), wanted)
+    assert torch.equal(
+        found.program.weights["down.weight"][:, [0, 2]], module.down.weight.detach()[:, [0, 2]]
+    )
+    slim = gp.apply(found.program, plan)
+    gp.verify(found.program, plan, slim).raise_if_failed()
+    torch.testing.assert_close(slim.module(x).mean((0, 1)), module(x).mean((0, 1)))
+
+
+def test_compensation_needs_biases(net: Any) -> None:
+    _, program, samples = net
+    with pytest.raises(PlanError, match="no bias"):
+        compensate(program, samples, plan_for(program))
