@@ -222,6 +222,7 @@ class _Fit:
 
 def _lower(matrix: Tensor) -> Tensor:
     """Lower Cholesky factor of matrices that are positive definite but for rounding."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     scale = matrix.diagonal(dim1=-2, dim2=-1).abs().mean(-1)[..., None].clamp_min(1e-300)
     for more in (1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
@@ -334,8 +335,8 @@ def _exchanged(
     costs = _total(f.costs(kept.ravel()) for f in fits).reshape(outer, keep)
     stay = np.argsort(costs, axis=1, kind="stable")[:, number:]
     rest = np.sort(np.take_along_axis(kept, stay, axis=1), axis=1)
-    gone, gains = _gains(problems, rest.ravel(), outer * size)
-    gains = gains.reshape(outer, -1)
+    gone, brought = _gains(problems, rest.ravel(), outer * size)
+    gains = brought.reshape(outer, -1)
     best = np.argsort(-gains, axis=1, kind="stable")[:, :number]
     back = np.take_along_axis(gone.reshape(outer, -1), best, axis=1)
     return np.sort(np.concatenate([rest, back], axis=1), axis=1)
