@@ -5,7 +5,7 @@ They see each consumer when all samples have reached it, in the model as it is b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -134,7 +134,7 @@ class Refit:
                     for problem in self._problems(group, consumer, statistics, weights)
                 ]
                 structure = self.program.by_name[name]
-                self.units[name] = _choose(self.surgeon, problems, structure, self.keep[name])
+                self.units[name] = choose(self.surgeon, problems, structure, self.keep[name])
         for name in group.parameters:
             yield from self._refitted(group, name, statistics, weights)
 
@@ -229,16 +229,22 @@ class Refit:
 
 
 @dataclass
-class Choice:
-    """Changes nothing; chooses the units of each structure when its last consumer is there."""
+class Survey:
+    """Changes nothing; gathers the layers that read each structure, with dense statistics.
+
+    Attributes:
+        program: gives the structures.
+        consumers: of each structure.
+        biases: of their weights, where there are any.
+        damping: see `Reconstruct`.
+        decide: called with a structure and its layers when the last of them has been seen.
+    """
 
     program: Program
     consumers: Mapping[str, tuple[Consumer, ...]]
-    keep: dict[str, int]
-    surgeon: Surgeon
-    damping: float
     biases: Mapping[str, str]
-    units: dict[str, Units] = field(default_factory=dict)
+    damping: float
+    decide: Callable[[Structure, list[Problem]], None]
     waiting: dict[str, list[Problem]] = field(default_factory=dict)
 
     def observer(self, group: Group, part: int) -> Gathered:
@@ -251,6 +257,7 @@ class Choice:
         """See `graphprune.streaming.Treatment`."""
         statistics = [cast("Gathered", one) for one in observers]
         for name, users in self.consumers.items():
+            found = self.waiting.setdefault(name, [])
             for consumer in (c for c in users if c.group == group.index):
                 matrices = group.layout(consumer.parameter).matrices(weights[consumer.parameter])
                 centred = consumer.parameter in self.biases
@@ -258,14 +265,10 @@ class Choice:
                     fit = seen.fit(consumer.parameter, weight.shape[1], centred)
                     if not fit.moment.silent:
                         units = consumer.units[part]
-                        everything = np.ones(len(units), dtype=bool)
-                        self.waiting.setdefault(name, []).append(
-                            problem(weight, fit.moment, None, units, everything, self.damping)
-                        )
+                        whole = np.ones(len(units), dtype=bool)
+                        found.append(problem(weight, fit.moment, None, units, whole, self.damping))
             if users and users[-1].group == group.index:
-                problems = self.waiting.pop(name, [])
-                structure = self.program.by_name[name]
-                self.units[name] = _choose(self.surgeon, problems, structure, self.keep[name])
+                self.decide(self.program.by_name[name], self.waiting.pop(name))
         return ()
 
 
@@ -308,9 +311,8 @@ def _best_weight(
     return weight.detach().double() + change.T
 
 
-def _choose(
-    surgeon: Surgeon, problems: Sequence[Problem], structure: Structure, keep: int
-) -> Units:
+def choose(surgeon: Surgeon, problems: Sequence[Problem], structure: Structure, keep: int) -> Units:
+    """The units of a structure that stay, as a plan has them."""
     outer = structure.within.size if structure.within is not None else 1
     kept = surgeon.choose(problems, structure.size, keep, outer) % structure.size
     rows = tuple(tuple(row) for row in kept.tolist())

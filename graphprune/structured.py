@@ -18,9 +18,9 @@ from graphprune.consumers import Consumer, consumers
 from graphprune.errors import PlanError
 from graphprune.plan import Plan, Selection, Units
 from graphprune.program import Program, Structure
-from graphprune.refitting import Choice, Refit, Refitted
+from graphprune.refitting import Refit, Refitted, Survey, choose
 from graphprune.solvers import Reconstruct
-from graphprune.solvers.obs import Surgeon
+from graphprune.solvers.obs import Problem, Surgeon
 from graphprune.streaming import (
     Sites,
     State,
@@ -260,9 +260,14 @@ def _chosen_together(
     """
     found, sites = _consumers(program, structures)
     known = biases(program, sites.all.values())
-    chooser = Choice(program, found, dict(keep), surgeon, damping, known)
-    stream(program, sites, batches(program, samples), chooser, held=held)
-    return chooser.units
+    units: dict[str, Units] = {}
+
+    def decide(structure: Structure, problems: list[Problem]) -> None:
+        units[structure.name] = choose(surgeon, problems, structure, keep[structure.name])
+
+    survey = Survey(program, found, known, damping, decide)
+    stream(program, sites, batches(program, samples), survey, held=held)
+    return units
 
 
 def _has_experts(sites: Sites) -> bool:

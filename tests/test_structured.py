@@ -12,6 +12,8 @@ import torch
 
 import graphprune as gp
 from graphprune.errors import PlanError
+from graphprune.passes import Inputs
+from graphprune.passes.obs import Obs
 from graphprune.passes.select import select
 from graphprune.streaming import State
 from graphprune.structured import compensate, obs, reconstruct
@@ -323,3 +325,27 @@ def test_compensation_needs_biases(net: Any) -> None:
     _, program, samples = net
     with pytest.raises(PlanError, match="no bias"):
         compensate(program, samples, plan_for(program))
+
+
+def test_the_score_orders_units_as_they_go_one_by_one(net: Any) -> None:
+    module, program, samples = net
+    x = reads(module, "outs.0", samples)
+    weight = module.outs[0].weight.detach().double()
+    wanted = x @ weight.T
+    energy = float(wanted.square().sum())
+
+    def loss(kept: list[int]) -> float:
+        fit = torch.linalg.lstsq(x[:, kept], wanted).solution
+        return float((x[:, kept] @ fit - wanted).square().sum()) / energy
+
+    (first, _) = ffn(program)
+    inputs = Inputs(calibration=samples)
+    (scores,) = Obs(damping=1e-9).score(program, [first], inputs)[first.name]
+    left, before, highest = list(range(10)), 0.0, 0.0
+    for unit in np.argsort(scores)[:-1].tolist():
+        rises = {u: loss([v for v in left if v != u]) - before for u in left}
+        assert unit == min(rises, key=lambda u: rises[u])
+        highest = max(highest, rises[unit])
+        assert scores[unit] == pytest.approx(highest, rel=1e-3)
+        before += rises[unit]
+        left.remove(unit)
