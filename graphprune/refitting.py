@@ -18,9 +18,9 @@ from graphprune.consumers import Consumer
 from graphprune.plan import Units, rows_of
 from graphprune.program import Program, Structure
 from graphprune.solvers import Reconstruct, SecondMoment
-from graphprune.solvers.factor import damp, solve_damped
+from graphprune.solvers.factor import damp
+from graphprune.solvers.gap import GapClosing, Sample
 from graphprune.solvers.obs import Problem, Surgeon
-from graphprune.solvers.solved import relative_error
 from graphprune.streaming import Group, Observer
 
 
@@ -44,40 +44,68 @@ class Refitted:
 
 
 @dataclass(eq=False)
-class Gathered:
+class Sums:
     """The second moment of what a part reads, and of the gaps of its weights."""
 
-    where: str
     moment: SecondMoment | None = None
+    products: dict[str, Tensor] = field(default_factory=dict)
     gaps: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)
+
+    def add(self, x: Tensor, where: str) -> None:
+        """Count rows."""
+        if self.moment is None:
+            self.moment = SecondMoment(x.shape[-1], x.device)
+        self.moment.add(x, where)
+
+    def add_gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
+        """Count the gaps of these rows."""
+        if parameter not in self.gaps:
+            self.products[parameter] = x.new_zeros(missing.shape[1], x.shape[1])
+            self.gaps[parameter] = x.new_zeros(missing.shape[1], dtype=torch.float64)
+            self.squares[parameter] = 0.0
+        self.products[parameter].addmm_(missing.T, x)
+        self.gaps[parameter] += missing.sum(0, dtype=torch.float64)
+        self.squares[parameter] += float(missing.square().sum(dtype=torch.float64))
+
+    def plus(self, other: Sums) -> Sums:
+        """Both together."""
+        if self.moment is None or other.moment is None:
+            return other if self.moment is None else self
+        total = Sums(SecondMoment(self.moment.features, self.moment.device))
+        assert total.moment is not None
+        total.moment.merge(self.moment)
+        total.moment.merge(other.moment)
+        for name in self.gaps:
+            total.products[name] = self.products[name] + other.products[name]
+            total.gaps[name] = self.gaps[name] + other.gaps[name]
+            total.squares[name] = self.squares[name] + other.squares[name]
+        return total
+
+
+@dataclass(eq=False)
+class Gathered:
+    """What a part of a group has seen, in two halves where the dense model runs along."""
+
+    where: str
+    halves: tuple[Sums, ...]
+    turn: int = 0
 
     def add(self, x: Tensor) -> None:
         """See `graphprune.streaming.Observer`."""
-        if self.moment is None:
-            self.moment = SecondMoment(x.shape[-1], x.device)
-        self.moment.add(x, self.where)
+        self.turn += 1
+        self.halves[self.turn % len(self.halves)].add(x, self.where)
 
     def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
         """See `graphprune.streaming.run.GapObserver`."""
-        if parameter not in self.gaps:
-            self.gaps[parameter] = x.new_zeros(missing.shape[1], x.shape[1])
-            self.sums[parameter] = x.new_zeros(missing.shape[1], dtype=torch.float64)
-        self.gaps[parameter].addmm_(missing.T, x)
-        self.sums[parameter] += missing.sum(0, dtype=torch.float64)
+        self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing)
 
-    def fit(self, parameter: str, features: int, centred: bool) -> Fit:
-        """What a weight is fitted to."""
-        moment = self.moment or SecondMoment(features)
-        tokens = max(moment.tokens, 1)
-        mean = moment.means
-        cross, gap = None, None
-        if parameter in self.gaps:
-            cross = self.gaps[parameter].double() / tokens
-            gap = self.sums[parameter] / tokens
-            if centred:
-                cross -= torch.outer(gap, mean)
-        return Fit(moment.centred() if centred else moment, cross, mean, gap)
+    def fits(self, parameter: str, features: int, centred: bool) -> tuple[Fit, ...]:
+        """What a weight is fitted to: on all samples, then on each half if there are two."""
+        sums = self.halves
+        if len(sums) == 2:
+            sums = (sums[0].plus(sums[1]), *sums)
+        return tuple(Fit.of(one, parameter, features, centred) for one in sums)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +114,54 @@ class Fit:
 
     Attributes:
         moment: of what it reads; about the mean where a bias makes up for that.
-        cross: [out, in], E[g xᵀ] of the gap g, likewise; None without a gap.
         mean: [in], of what it reads.
+        cross: [out, in], E[g xᵀ] of the gap g, float64, likewise about the mean; None without one.
         gap: [out], mean of the gap; None without a gap.
+        square: E|g|² likewise.
     """
 
     moment: SecondMoment
-    cross: Tensor | None
     mean: Tensor
-    gap: Tensor | None
+    cross: Tensor | None = None
+    gap: Tensor | None = None
+    square: float = 0.0
+
+    @classmethod
+    def of(cls, sums: Sums, parameter: str, features: int, centred: bool) -> Fit:
+        """The statistics of a weight, about the mean if `centred`."""
+        moment = sums.moment or SecondMoment(features)
+        shown = moment.centred() if centred else moment
+        if parameter not in sums.gaps:
+            return cls(shown, moment.means)
+        tokens = max(moment.tokens, 1)
+        cross = sums.products[parameter].double() / tokens
+        gap = sums.gaps[parameter] / tokens
+        square = sums.squares[parameter] / tokens
+        if centred:
+            cross -= torch.outer(gap, moment.means)
+            square -= float(gap.square().sum())
+        return cls(shown, moment.means, cross, gap, square)
 
     def shift(self, old: Tensor, new: Tensor) -> Tensor:
         """[out], float64: what a bias has to add."""
         change = (old.double() - new.double()) @ self.mean
         return change if self.gap is None else change + self.gap
+
+    def error(self, old: Tensor, new: Tensor) -> float:
+        """E|old x + g - new x|² / E|old x + g|²: the relative error of an output."""
+        hessian = self.moment.hessian.double()
+        change = new.double() - old.double()
+        lost = float(((change @ hessian) * change).sum()) + self.square
+        energy = float(((old.double() @ hessian) * old.double()).sum()) + self.square
+        if self.cross is not None:
+            lost -= 2 * float((change * self.cross).sum())
+            energy += 2 * float((old.double() * self.cross).sum())
+        return max(lost, 0.0) / energy if energy > 0 else 0.0
+
+    def sample(self) -> Sample:
+        """It as `GapClosing` takes it."""
+        assert self.cross is not None
+        return Sample(self.moment.tokens, self.moment.hessian.double(), self.cross)
 
 
 @dataclass
@@ -114,11 +176,12 @@ class Refit:
     refit: Reconstruct | None
     reference: bool
     biases: Mapping[str, str]
+    closing: GapClosing = field(default_factory=GapClosing)
     layers: list[Refitted] = field(default_factory=list)
 
     def observer(self, group: Group, part: int) -> Gathered:
         """See `graphprune.streaming.Treatment`."""
-        return Gathered(f"{group.name}, part {part}")
+        return gathered(group, part, 2 if self.reference else 1)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
@@ -167,10 +230,10 @@ class Refit:
         matrices = group.layout(name).matrices(weights[name])
         assert self.refit is not None
         for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            fit = seen.fit(name, weight.shape[1], name in self.biases)
+            fit = seen.fits(name, weight.shape[1], name in self.biases)[0]
             if not fit.moment.silent:
-                yield problem(weight, fit.moment, fit.cross, consumer.units[part], kept[part],
-                              self.refit.damping)  # fmt: skip
+                units = consumer.units[part]
+                yield problem(weight, fit.moment, units, kept[part], self.refit.damping)
 
     def _kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Bool [parts, in]: the columns of a weight that no decided structure removes."""
@@ -200,20 +263,20 @@ class Refit:
         notes: list[str] = []
         for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
             mask = torch.from_numpy(kept[part].copy())
-            fit = seen.fit(name, matrix.shape[1], bias is not None)
+            fits = seen.fits(name, matrix.shape[1], bias is not None)
             cut = torch.where(mask, matrix.detach(), 0)
             found = cut
             if self.refit is not None:
-                solved = self.refit.solve(matrix, fit.moment, mask, fit.cross)
+                solved = self.refit.solve(matrix, fits[0].moment, mask)
                 found = solved.weight
                 notes += solved.notes
+                if fits[0].cross is not None:
+                    found = self._closer(matrix, found, fits, mask)
             new.append(found)
-            shifts.append(fit.shift(matrix, found))
-            if not fit.moment.silent:
-                damping = 1e-4 if self.refit is None else self.refit.damping
-                best = _best_weight(matrix, fit.moment, fit.cross, damping)
-                before.append(relative_error(best, cut, fit.moment))
-                after.append(relative_error(best, found, fit.moment))
+            shifts.append(fits[0].shift(matrix, found))
+            if not fits[0].moment.silent:
+                before.append(fits[0].error(matrix, cut))
+                after.append(fits[0].error(matrix, found))
         self.layers.append(
             Refitted(
                 name,
@@ -226,6 +289,19 @@ class Refit:
         yield name, layout.restored(torch.stack(new), weight.shape)
         if bias is not None:
             yield bias, (weights[bias].double() + torch.cat(shifts)).to(weights[bias].dtype)
+
+    def _closer(self, old: Tensor, new: Tensor, fits: Sequence[Fit], mask: Tensor) -> Tensor:
+        """`new`, refitted for what goes, with the gap to the dense model closed as well."""
+        assert self.refit is not None
+        whole, *halves = fits
+        if len(halves) < 2 or any(h.moment.silent or h.cross is None for h in halves):
+            return new
+        index = mask.nonzero().squeeze(1)
+        base = [self.refit.solve(old, h.moment, mask).weight.double() - old for h in halves]
+        samples = [h.sample() for h in halves]
+        result = new.double()
+        result[:, index] += self.closing.change(samples, base, whole.sample(), index)
+        return result.to(new.dtype)
 
 
 @dataclass
@@ -249,7 +325,7 @@ class Survey:
 
     def observer(self, group: Group, part: int) -> Gathered:
         """See `graphprune.streaming.Treatment`."""
-        return Gathered(f"{group.name}, part {part}")
+        return gathered(group, part, 1)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
@@ -262,20 +338,24 @@ class Survey:
                 matrices = group.layout(consumer.parameter).matrices(weights[consumer.parameter])
                 centred = consumer.parameter in self.biases
                 for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-                    fit = seen.fit(consumer.parameter, weight.shape[1], centred)
+                    fit = seen.fits(consumer.parameter, weight.shape[1], centred)[0]
                     if not fit.moment.silent:
                         units = consumer.units[part]
                         whole = np.ones(len(units), dtype=bool)
-                        found.append(problem(weight, fit.moment, None, units, whole, self.damping))
+                        found.append(problem(weight, fit.moment, units, whole, self.damping))
             if users and users[-1].group == group.index:
                 self.decide(self.program.by_name[name], self.waiting.pop(name))
         return ()
 
 
+def gathered(group: Group, part: int, halves: int) -> Gathered:
+    """An observer of a part of a group."""
+    return Gathered(f"{group.name}, part {part}", tuple(Sums() for _ in range(halves)))
+
+
 def problem(
     weight: Tensor,
     moment: SecondMoment,
-    cross: Tensor | None,
     units: IntArray,
     kept: np.ndarray[Any, np.dtype[np.bool_]],
     damping: float,
@@ -285,30 +365,19 @@ def problem(
     Args:
         weight: [out, in], dense.
         moment: of the inputs.
-        cross: see `Reconstruct.solve`.
         units: [in]: the unit of each column, or -1.
         kept: [in] bool: the columns that are left.
         damping: in units of the mean of the diagonal.
     """
     hessian = damp(moment.hessian.double(), damping).matrix
     wide = weight.detach().double()
-    targets = wide @ hessian
-    if cross is not None:
-        targets += cross.double()
+    if kept.all():
+        return Problem(wide, hessian, units)
     left = torch.from_numpy(np.flatnonzero(kept))
+    targets = (wide @ hessian)[:, left]
     hessian = hessian[left][:, left]
-    best = torch.linalg.solve(hessian, targets[:, left].T).T
+    best = torch.linalg.solve(hessian, targets.T).T
     return Problem(best.contiguous(), hessian, units[kept])
-
-
-def _best_weight(
-    weight: Tensor, moment: SecondMoment, cross: Tensor | None, damping: float
-) -> Tensor:
-    """The weights that close the gap as far as full width can."""
-    if cross is None:
-        return weight.detach()
-    change, _ = solve_damped(moment.hessian.double(), cross.double().T.contiguous(), damping)
-    return weight.detach().double() + change.T
 
 
 def choose(surgeon: Surgeon, problems: Sequence[Problem], structure: Structure, keep: int) -> Units:

@@ -58,7 +58,6 @@ def obs(
     *,
     surgeon: Surgeon | None = None,
     damping: float = 1e-4,
-    reference: bool = False,
     held: torch.dtype | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
@@ -72,7 +71,6 @@ def obs(
             structure is ragged).
         surgeon: how units are chosen.
         damping: see `graphprune.solvers.Reconstruct`.
-        reference: see `reconstruct`.
         held: see `graphprune.streaming.stream`.
         progress: likewise.
         state: likewise.
@@ -98,7 +96,7 @@ def obs(
         units = _chosen_together(program, samples, spread, keep, surgeon, damping, held)
     refit = Reconstruct(damping)
     known = biases(program, sites.all.values())
-    treatment = Refit(program, found, units, dict(keep), surgeon, refit, reference, known)
+    treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
     return _streamed(program, samples, sites, treatment, held, progress, state, {})
 
 
@@ -116,9 +114,9 @@ def reconstruct(
     """Refit the consumers of a plan's structures in closed form.
 
     Every consumer is fitted, by least squares on the columns that stay, to the output that it has
-    with the dense weights on the same inputs. With `reference` it is fitted to its output in the
-    dense model instead, or, where it writes into a residual stream, to what the stream lacks:
-    errors of earlier layers are made up for where they can be.
+    with the dense weights on the same inputs. With `reference` the gap to its output in the dense
+    model (where it writes into a residual stream, to what the stream lacks) is closed as well, as
+    far as held-out samples show that it can be: see `graphprune.solvers.gap`.
 
     Args:
         program: a traced program with weights; it isn't changed.
@@ -147,7 +145,7 @@ def reconstruct(
     known = biases(program, sites.all.values())
     reference = reference and not _has_experts(sites)
     treatment = Refit(program, found, units, {}, Surgeon(), refit, reference, known)
-    masked = selection if treatment.reference else None
+    masked = selection if reference and _is_wide(structures, found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, untouched, masked)
 
 
@@ -268,6 +266,15 @@ def _chosen_together(
     survey = Survey(program, found, known, damping, decide)
     stream(program, sites, batches(program, samples), survey, held=held)
     return units
+
+
+def _is_wide(structures: Sequence[Structure], found: Mapping[str, tuple[Consumer, ...]]) -> bool:
+    """Whether zeros in the consumers don't amount to the cut.
+
+    Layers go whole, and an axis with consumers at several places is a residual stream, whose
+    norms see fewer channels. What is read at one place has no effect but through its consumers.
+    """
+    return any(s.blocks or len({c.group for c in found[s.name]}) > 1 for s in structures)
 
 
 def _has_experts(sites: Sites) -> bool:

@@ -29,9 +29,7 @@ class Reconstruct:
 
     damping: float = 1e-4
 
-    def solve(
-        self, weight: Tensor, statistic: SecondMoment, kept: Tensor, cross: Tensor | None = None
-    ) -> Solved:
+    def solve(self, weight: Tensor, statistic: SecondMoment, kept: Tensor) -> Solved:
         """Refit one layer.
 
         Args:
@@ -39,8 +37,6 @@ class Reconstruct:
             statistic: of the inputs that it reads, in the dense model or in what has become of
                 it. If it is silent, kept columns stay as they are.
             kept: [k] indices or [in] bool: the inputs that stay.
-            cross: [out, in], E[g xᵀ] of a gap g that is to be closed beside what the removed
-                columns did: the layer is fitted to W x + g. None for no gap.
 
         Returns:
             The weight at full size, zero in the removed columns.
@@ -54,7 +50,7 @@ class Reconstruct:
         new = torch.where(mask, weight.detach(), 0)
         if statistic.silent:
             return Solved(new, full.clone(), None, ("no input came: nothing to fit to",))
-        if not mask.any() or (mask.all() and cross is None):
+        if mask.all() or not mask.any():
             return Solved(new, full.clone(), relative_error(weight, new, statistic))
         hessian = statistic.hessian.double()
         index = mask.nonzero().squeeze(1)
@@ -63,8 +59,6 @@ class Reconstruct:
         # W'_K - W_K = W_gone H[gone,K] (H[K,K] + d)⁻¹: the same, without a subtraction of large
         # products. A dead input has a zero row here, and stays.
         right = rows[:, ~mask] @ gone.T
-        if cross is not None:
-            right += cross.double()[:, index].T
         if not bool(rows[:, index].diagonal().any()):
             return Solved(new, full.clone(), relative_error(weight, new, statistic))
         change, damped = solve_damped(rows[:, index].contiguous(), right, self.damping)
