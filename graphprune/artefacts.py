@@ -18,11 +18,15 @@ from graphprune.evaluate import onnx_session
 from graphprune.frontends import load, load_traced
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
+from graphprune.masking import written_back
+from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.plan import Plan
-from graphprune.program import Program
+from graphprune.program import BaseProgram, Program
 from graphprune.pruning import verify
+from graphprune.rewrite.slim import Slim
 from graphprune.target import FILES, beside
 from graphprune.verification import compare, random_inputs
+from graphprune.written import read_places, read_weights
 
 ONNX_TOLERANCE = 1e-3
 
@@ -43,6 +47,9 @@ def verify_output(
     progress: Callable[[str], None],
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
+
+    Of weights that had single elements made zero, the dense model takes the written values; their
+    zeros have to be as many as the report says.
 
     Args:
         output: the directory, or the ``.pt2`` or ``.onnx`` file.
@@ -66,9 +73,11 @@ def verify_output(
         weights = weights or recorded
     program = load(source, weights)
     plan.bind(program)
+    report, dense = _report(output), program
     errors = {}
     for path in models:
         progress(f"checking {path.name}")
+        program = _with_masks(dense, plan, path, report.get("masks"))
         if not isinstance(program, Program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
@@ -114,6 +123,64 @@ def _source(output: Path) -> tuple[str, Path | None]:
             why=str(error),
             hint="give it with --source",
         ) from None
+
+
+def _report(output: Path) -> Mapping[str, Any]:
+    """The report; nothing if there is none."""
+    try:
+        data = json.loads(beside(output, "report").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _with_masks(
+    dense: BaseProgram, plan: Plan, path: Path, masks: Mapping[str, Any] | None
+) -> BaseProgram:
+    """The dense model with the masked weights of a written one.
+
+    Raises:
+        LoadError: they can't be found.
+        VerifyError: they have other zeros than the report says.
+    """
+    if not masks:
+        return dense
+    slim: Slim | SlimOnnx
+    if isinstance(dense, OnnxProgram):
+        slim = SlimOnnx(dense, plan)
+    else:
+        assert isinstance(dense, Program)
+        slim = Slim(dense, plan, plan.bind(dense))
+    try:
+        zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks["layers"]}
+        places = dict(masks["places"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(
+            "the report doesn't say which weights were masked", where=path.name, why=str(error)
+        ) from None
+    if path.suffix == ".onnx":
+        form = "onnx-decoder" if path.name == FILES["onnx-decoder"] else "onnx"
+        found = read_places(path, places.get(form) or next(iter(places.values()), {}))
+    else:
+        tied: dict[str, list[str]] = {name: [name] for name in zeros}
+        for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
+            tied.get(name, []).append(alias)
+        found = read_weights(path, tied)
+    for name, count in zeros.items():
+        if name not in found:
+            raise LoadError(
+                "the values of a masked weight can't be told from the file",
+                where=f"{path.name}: {name}",
+                why="the exporter has put it together with something else",
+                hint="compile to hf or pt2 to have them verified",
+            )
+        if int((found[name] == 0).sum()) != count:
+            raise VerifyError(
+                "a masked weight has other zeros than the report says",
+                where=f"{path.name}: {name}",
+                why=f"{int((found[name] == 0).sum()):,} instead of {count:,}",
+            )
+    return written_back(slim, found)
 
 
 def _weights(program: Program) -> dict[str, torch.Tensor]:

@@ -1,14 +1,17 @@
 """Calibration text: windows of tokens from a file, or from the text that every Python carries.
 
 Windows are cut from one stream of tokens, end to end and without padding, so that each position
-counts the same in a statistic or in a perplexity.
+counts the same in a statistic or in a perplexity. `graphprune.samples` reads other kinds of data.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError
 
@@ -17,15 +20,21 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 
+READ = 1 << 24
+"""Characters, or token ids, that are read of a source; a longer one counts up to there."""
 
-def read_text(source: str | Path = BUILTIN) -> str:
-    """Returns the text of a source.
+LINES = (".jsonl", ".ndjson")
+
+
+def read_text(source: str | Path = BUILTIN, field: str = "text") -> str:
+    """Returns the text of a source, at most about `READ` characters of it.
 
     Args:
         source: ``builtin`` for the English reference text of CPython (the topics of its ``help()``,
             in alphabetical order; it differs a little between Python versions), or a path. A
-            ``.jsonl`` file holds on each line a string, or an object with a string ``text``; any
-            other file is UTF-8 text.
+            ``.jsonl`` file holds on each line a string, or an object with a string; any other file
+            is UTF-8 text.
+        field: Under which name objects have their string.
 
     Raises:
         LoadError: The file is missing, is not what its name says, or holds no text.
@@ -35,26 +44,97 @@ def read_text(source: str | Path = BUILTIN) -> str:
 
         return "\n\n".join(topics[name] for name in sorted(topics))
     path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise LoadError(
-            "the text file does not exist",
-            where=str(path),
-            hint=f"give the path of a text or .jsonl file, or '{BUILTIN}'",
-        ) from None
-    except UnicodeDecodeError as error:
-        why = f"byte {error.start} is not UTF-8"
-        raise LoadError("the text file is not text", where=str(path), why=why) from None
-    except OSError as error:
-        raise LoadError(
-            "the text file can't be read", where=str(path), why=error.strerror
-        ) from None
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        text = "\n\n".join(_records(path, text))
+    if path.suffix.lower() in LINES:
+        text = joined(read_lines(path, field), path)
+    else:
+        text = _start_of(path)
     if not text.strip():
         raise LoadError("the text file is empty", where=str(path))
     return text
+
+
+def read_lines(path: Path, field: str | None = None) -> list[str | list[int]]:
+    """Returns what the lines of a JSONL file hold, up to `READ` characters or token ids.
+
+    Args:
+        path: The file. Each line is a string or a list of token ids, or an object with one.
+        field: Its name in objects; None for ``text``, and else ``input_ids``.
+
+    Raises:
+        LoadError: The file can't be read, or a line holds something else; the line is named.
+    """
+    records: list[str | list[int]] = []
+    total = 0
+    with opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if total >= READ:
+                break
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                why = f"byte {error.start} of line {number} is not UTF-8"
+                raise LoadError("the text file is not text", where=str(path), why=why) from None
+            if not line.strip():
+                continue
+            record = record_of(parsed(line, f"{path}:{number}"), field, f"{path}:{number}")
+            records.append(record)
+            total += len(record)
+    return records
+
+
+def joined(records: Sequence[str | list[int]], path: Path) -> str:
+    """Returns the text of records.
+
+    Raises:
+        LoadError: One holds token ids.
+    """
+    texts = [record for record in records if isinstance(record, str)]
+    if len(texts) < len(records):
+        raise LoadError("token ids stand where text is needed", where=str(path), hint="give a text")
+    return "\n\n".join(texts)
+
+
+def parsed(text: str, where: str) -> Any:
+    """Returns what JSON text says.
+
+    Raises:
+        LoadError: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LoadError("this is not JSON", where=where, why=error.msg) from None
+    except RecursionError:
+        raise LoadError("this JSON is nested too deeply", where=where) from None
+
+
+def record_of(record: Any, field: str | None, where: str) -> str | list[int]:
+    """Returns the string or the token ids of one record.
+
+    Args:
+        record: It, as JSON has it.
+        field: See `read_lines`.
+        where: For the error.
+
+    Raises:
+        LoadError: It has neither.
+    """
+    value, hint = record, None
+    if isinstance(record, dict):
+        names = ("text", "input_ids") if field is None else (field,)
+        value = next((record[name] for name in names if name in record), None)
+        hint = f"its entries are {', '.join(map(str, record)) or 'none'}; name one with field"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(type(token) is int for token in value):
+        return value
+    wanted = field or "text"
+    raise LoadError(
+        "a record holds no text",
+        where=where,
+        why=f"it is neither a string or a list of token ids nor an object with one as '{wanted}'",
+        hint=hint,
+    )
 
 
 def windows(
@@ -81,23 +161,51 @@ def windows(
     Raises:
         LoadError: The text holds fewer windows than asked for.
     """
+    tokens = tokenised(tokenizer, text)
+    available = len(tokens) // length
+    if available < (count or 1):
+        raise too_short(len(tokens), count or 1, length)
+    stream = tokens[: available * length].view(available, length)
+    return stream[drawn(available, count, seed)]
+
+
+def tokenised(tokenizer: Any, text: str) -> torch.Tensor:
+    """Returns the tokens of a text without special ones: int64 ``[tokens]``."""
     import torch
 
     encoded = tokenizer(text, add_special_tokens=False, verbose=False)
-    tokens = torch.as_tensor(encoded["input_ids"], dtype=torch.long)
-    available = len(tokens) // length
-    if available < (count or 1):
-        raise LoadError(
-            "the text is too short for the windows asked for",
-            why=f"it has {len(tokens)} tokens, and {count or 1} x {length} are needed",
-            hint="give a longer text, fewer windows or shorter ones",
-        )
-    stream = tokens[: available * length].view(available, length)
-    count = available if count is None else count
+    return torch.as_tensor(encoded["input_ids"], dtype=torch.long)
+
+
+def drawn(available: int, count: int | None, seed: int | None) -> torch.Tensor:
+    """Returns which of so many samples are taken, int64 ``[count]``; see `windows`."""
+    import torch
+
+    count = available if count is None else min(count, available)
     if seed is None:
-        return stream[:count].clone()
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    return stream[order[:count]]
+        return torch.arange(count)
+    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def too_short(
+    tokens: int, count: int, length: int, where: str | None = None, taken: int = 0
+) -> LoadError:
+    """Returns the error of a text with fewer windows than are needed.
+
+    Args:
+        tokens: What it has.
+        count: Windows that are needed.
+        length: Of each.
+        where: The text.
+        taken: Tokens that it has besides, for another purpose.
+    """
+    beside = f" beside {taken} for the perplexity" if taken else ""
+    return LoadError(
+        "the text is too short for the windows asked for",
+        where=where,
+        why=f"it has {tokens} tokens{beside}, and {count} x {length} are needed",
+        hint="give a longer text, fewer windows or shorter ones",
+    )
 
 
 def load_tokenizer(directory: Path) -> Any | None:
@@ -122,20 +230,35 @@ def load_tokenizer(directory: Path) -> Any | None:
         ) from error
 
 
-def _records(path: Path, text: str) -> list[str]:
-    records: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file of data.
+
+    Raises:
+        LoadError: It is missing or can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise LoadError(
+            "the data does not exist",
+            where=str(path),
+            hint=f"give the path of a file or directory, module:function, or '{BUILTIN}'",
+        ) from None
+    except OSError as error:
+        raise LoadError("the data can't be read", where=str(path), why=error.strerror) from None
+
+
+def _start_of(path: Path) -> str:
+    """The first characters of a file."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with opened(path) as file:
+        raw = file.read(READ)
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            why = error.msg
-        else:
-            value = record.get("text") if isinstance(record, dict) else record
-            if isinstance(value, str):
-                records.append(value)
-                continue
-            why = "it is neither a string nor an object with a string 'text'"
-        raise LoadError("a line of the JSONL file holds no text", where=f"{path}:{number}", why=why)
-    return records
+            # The end of what is read may be in the middle of a character.
+            text = decoder.decode(raw, final=not file.read(1))
+        except UnicodeDecodeError as error:
+            why = f"byte {error.start} is not UTF-8"
+            raise LoadError("the text file is not text", where=str(path), why=why) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as text files are read everywhere

@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Structurally prune a neural network: trace, plan, rewrite, verify, write.",
+    help="Prune a neural network: trace, plan, rewrite, verify, write.",
 )
 
 Source = Annotated[
@@ -81,8 +81,32 @@ def _compile(
         list[str] | None, typer.Option(help="Exact sizes: hidden=2048, layers=24.")
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Replay a saved plan.")] = None,
+    sparsify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Make single weights zero: magnitude, wanda, ria, sparsegpt, alps or dsnot.",
+        ),
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Fraction of the weights that becomes zero: 50%, 0.5.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Instead: n weights kept of every m, such as 2:4.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="How layers share the sparsity: uniform, owl, sensitivity or global."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="sparsegpt: round kept weights to so many bits too.")
+    ] = None,
     score: Annotated[
-        str | None, typer.Option(help="auto (the default), magnitude, taylor or random.")
+        str | None,
+        typer.Option(help="auto (the default), magnitude, taylor, element-mix, flap, minitron, …"),
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="auto (the default), none, bias or reconstruct.")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
@@ -99,31 +123,51 @@ def _compile(
         typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
     ] = None,
     text: Text = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
+    ] = None,
     weights: Weights = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write it."""
     goals: dict[str, object] = {"remove": remove, "target": target, "shape": shape, "plan": plan}
-    if recipe is None and not any(goals.values()):
+    masks = {
+        "method": sparsify,
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "budget": budget,
+        "bits": bits,
+    }
+    if recipe is None and not any(goals.values()) and sparsify is None:
         raise typer.BadParameter(
-            "say what to remove: a recipe, --remove, --target, --shape or --plan"
+            "say what to remove: a recipe, --remove, --target, --shape, --plan or --sparsify"
         )
     if output is None and not dry_run:
         raise typer.BadParameter("give an output with -o, or --dry-run")
     options: dict[str, object] = {
+        "sparsify": masks,
         "score": score,
+        "repair": repair,
         "exclude": exclude,
         "include": include,
         "uniform": uniform,
         "align": align,
         "formats": formats,
         "text": text,
+        "data": data,
         "seed": seed,
     }
-    with _progress() as progress:
+    with _noted(), _progress() as progress:
         from graphprune.recipe import Recipe
 
         settled = Recipe.from_flags(recipe, goals | options)
@@ -136,6 +180,7 @@ def _compile(
             dry_run=dry_run,
             progress=progress,
             overwrite=overwrite,
+            resume=resume,
             weights=weights,
         )
     _show(report.to_json() if as_json else report.render())
@@ -251,6 +296,17 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield _between(lambda stage: status.update(f"{stage} ..."))
 
 
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """Show the notes of an interruption, which click and Python end without a message."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as stopped:
+        for note in getattr(stopped, "__notes__", ()):
+            sys.stderr.write(f"{note}\n")
+        raise
+
+
 def _between(show: Callable[[str], None]) -> Callable[[str], None]:
     """Show a stage, unless the program has been told to stop."""
 
@@ -314,16 +370,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except GraphPruneError as error:
         if debug:
             raise
-        _fail(str(error))
+        _fail("\n".join([str(error), *_notes(error)]))
     except Exception as error:
         if debug:
             raise
         what = " ".join(str(error).split())[:300] or "no message"
         _fail(
-            f"internal error: {type(error).__name__}: {what}\n"
-            "  do: set GRAPHPRUNE_DEBUG=1 for the traceback, and report it"
-        )
+            "\n".join([
+                f"internal error: {type(error).__name__}: {what}",
+                "  do: set GRAPHPRUNE_DEBUG=1 for the traceback, and report it",
+                *_notes(error),
+            ])
+        )  # fmt: skip
     sys.exit(0)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return [f"  note: {note}" for note in getattr(error, "__notes__", ())]
 
 
 def _fail(message: str) -> NoReturn:

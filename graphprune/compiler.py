@@ -2,16 +2,16 @@
 
 :func:`compile` is the one place that knows the order of things. Nothing is written before the slim
 model has been compared with the masked one, and everything is written beside its place and then
-renamed, so that a failed or interrupted run leaves nothing behind.
+renamed, so that a failed or interrupted run leaves nothing behind but, where it has pruned weights
+with data, what it can go on from (see `graphprune.resume`).
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,37 @@ from typing import Any
 import torch
 
 from graphprune.analysis.cost import Cost
-from graphprune.errors import EmitError, LoadError, RecipeError
+from graphprune.choosing import (
+    changes_weights,
+    in_pieces,
+    little_proof,
+    with_score,
+    without_surgery,
+)
+from graphprune.errors import CalibrationError, LoadError, RecipeError
+from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
-from graphprune.frontends.factory import file_of, is_factory
+from graphprune.frontends.factory import file_of
 from graphprune.frontends.module import trace
-from graphprune.measure import is_causal, measured, token_windows, tokenizer_of
+from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
+from graphprune.measure import measured
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.passes import Score
+from graphprune.passes.random_score import Random
 from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
-from graphprune.recipe import FORMATS, Recipe
+from graphprune.recipe import Recipe
+from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired
 from graphprune.report import Measures, Report
+from graphprune.resume import Journal, facts_of
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import composed, interim_goal, retrace
+from graphprune.samples import SCORES, Samples, calibration_samples, check_dense
 from graphprune.selector import named
+from graphprune.structured import Repaired
 from graphprune.target import Target
 from graphprune.verification import Certificate
 
@@ -51,10 +66,15 @@ def compile(
     seed: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
 ) -> Report:
     """Prune a model and write it.
+
+    A run that prunes weights with data saves its progress in ``.NAME.state`` beside the output,
+    which is gone when the output is in place. An exception that leaves it there has a note that
+    says so.
 
     Args:
         source: a checkpoint directory, hub id, ``.pt2`` or ``.onnx`` file or ``module:factory``; a
@@ -68,7 +88,10 @@ def compile(
         dry_run: plan and report what would happen; write nothing.
         seed: overrides the recipe's.
         progress: called with the name of each stage as it begins.
-        overwrite: replace an output that exists, if it is one of ours or a file.
+        overwrite: replace an output that exists, if it is one of ours or a file, and drop what an
+            interrupted run has left, unless it is to go on.
+        resume: go on from where an interrupted run with the same recipe, model and data stopped,
+            to the same files; begin if there is none.
         example: example inputs of a module: positional, or by keyword.
         weights: a safetensors file with the state dict of a factory's module.
 
@@ -76,47 +99,71 @@ def compile(
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
-    settled = _with_formats(_settle(recipe, formats, seed), source, output)
+    settled = with_formats(_settle(recipe, formats, seed), source, output)
     on_disk = file_of(source) if isinstance(source, str | Path) else source
     target = None if dry_run else Target.of(output, settled, overwrite, on_disk)
     run = _Run(settled, progress or (lambda stage: None))
     with run.stage("loading and tracing"):
         program = named(_open(source, example, weights), settled.names)
     wanted = target.formats if target else settled.formats
-    _check_formats(wanted, program, source)
+    check_formats(wanted, program, source)
+    check_masks(program, settled)
     if not dry_run:
         with run.stage("checking weights"):
             _check_weights(program)
-    run.recipe = settled = _with_score(settled, program)
-    plan = run.choose(program)
-    slim = _planned(program, plan)
-    if target is not None and isinstance(slim, SlimOnnx):
-        slim.check_output(target.path)
-    with run.stage("checking the formats"):
-        native, notes = (
-            _native(slim, settled) if isinstance(slim, Slim) and "hf" in wanted else (None, ())
+    if settled.removes:
+        run.auto = settled.score.name == "auto"
+        run.recipe = settled = with_score(settled, program, surgery=True)
+    journal = None
+    if target is not None and changes_weights(settled):
+        facts = facts_of(settled, source)
+        journal = Journal.open(target.path, facts, resume=resume, overwrite=overwrite)
+    with journal.kept() if journal else nullcontext():
+        if target is not None and settled.sparsify is not None:
+            run.read(program)
+        found = run.narrow(program, journal, dry_run)
+        plan = found.plan
+        slim = _planned(found.program, plan)
+        if target is not None and isinstance(slim, SlimOnnx):
+            slim.check_output(target.path)
+        with run.stage("checking the formats"):
+            native, notes = (
+                native_form(slim, settled)
+                if isinstance(slim, Slim) and "hf" in wanted
+                else (None, ())
+            )
+        report = Report(
+            source=shown(source),
+            weights=None if weights is None else str(Path(weights).absolute()),
+            before=_measures(program.costs.total()),
+            after=_measures(slim.cost),
+            kept=_kept(slim),
+            score=run.recipe.score.name if settled.removes and not settled.plan else None,
+            native=native,
+            notes=(*notes, *run.notes, *(run.samples.notes if run.samples else ())),
+            seconds=run.seconds,
+            masks=planned(found.program, slim, settled) if settled.sparsify else None,
+            refits=found.layers,
         )
-    report = Report(
-        source=_shown(source),
-        weights=None if weights is None else str(Path(weights).absolute()),
-        before=_measures(program.costs.total()),
-        after=_measures(slim.cost),
-        kept=_kept(slim),
-        score=None if settled.plan else settled.score.name,
-        native=native,
-        notes=notes,
-        seconds=run.seconds,
-    )
-    return report if target is None else run.write(program, plan, report, target)
+        if target is None:
+            return report
+        return run.write(program, found.program, plan, report, target, journal)
 
 
 def choose(program: BaseProgram, recipe: Recipe) -> Plan:
     """The plan that `compile` makes of a recipe; nothing is cut or written.
 
     Raises:
+        RecipeError: the recipe also asks for masks, which no plan can hold.
         GraphPruneError: see `compile`.
     """
-    run = _Run(_with_score(recipe, program), lambda stage: None)
+    if recipe.sparsify is not None:
+        raise RecipeError(
+            "a plan says nothing of single weights",
+            where="sparsify",
+            hint="use graphprune.compile, or graphprune.sparsify on the program",
+        )
+    run = _Run(with_score(recipe, program, surgery=False), lambda stage: None)
     return run.choose(named(program, recipe.names))
 
 
@@ -128,11 +175,17 @@ class _Run:
         recipe: what to do.
         progress: told of each stage.
         seconds: time taken by the stages that are over.
+        samples: what masks are calibrated on; None where there are none.
+        auto: whether the score was left to us.
+        notes: for the report.
     """
 
     recipe: Recipe
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    samples: Samples | None = None
+    auto: bool = False
+    notes: tuple[str, ...] = ()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -142,14 +195,84 @@ class _Run:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
+    def read(self, program: BaseProgram) -> None:
+        """Read what masks are calibrated on, and stop where the model makes no sense of it."""
+        with self.stage("reading calibration data"):
+            self.samples = samples_for(program, self.recipe)
+        if self.recipe.needs_data:
+            with self.stage("checking the dense model"):
+                check_dense(program, self.samples.data)
+        self.samples = together(program, self.samples)
+
+    def narrow(self, program: BaseProgram, journal: Journal | None, dry_run: bool) -> Repaired:
+        """The plan, and the dense program with weights that suit it."""
+        data = None
+        if not dry_run and (self.recipe.operates or self.recipe.repairs):
+            data = self._data(program)
+        recipe = self.recipe
+        if recipe.operates and dry_run:  # how many stay doesn't depend on which
+            found = Repaired(program, self._counted(program), (), {})
+        elif recipe.operates:
+            with self.stage("choosing units"):
+                found = chosen_by_surgery(
+                    program,
+                    recipe,
+                    data,
+                    lambda score: self._select(program, self._goal(program), data, score),
+                    auto=self.auto,
+                    progress=self.progress,
+                    state=journal.state("units") if journal else None,
+                )
+        else:
+            plan = journal.plan() if journal else None
+            found = Repaired(program, plan or self.choose(program), (), {})
+        if journal is not None:
+            journal.save_plan(found.plan)
+        if not recipe.repairs or dry_run or not found.plan.kept_units:
+            return found
+        with self.stage("repairing weights"):
+            return repaired(
+                program,
+                found.plan,
+                recipe,
+                data,
+                progress=self.progress,
+                state=journal.state("repair") if journal else None,
+            )
+
+    def _data(self, program: BaseProgram) -> Any:
+        """What units are chosen and weights refitted with."""
+        with self.stage("reading calibration data"):
+            found = calibration_samples(program, self.recipe.calibration, self.recipe.seed, REPAIRS)
+        with self.stage("checking the dense model"):
+            try:
+                check_dense(program, found.data)
+            except CalibrationError as error:
+                if not self.auto:
+                    raise
+                self.recipe, note = without_surgery(self.recipe, error)
+                self.notes = (*self.notes, note)
+        self.notes = (*self.notes, *found.notes)
+        return found.data
+
+    def _goal(self, program: BaseProgram) -> Mapping[str, Any]:
+        return interim_goal(self.recipe, program, program, 1)
+
+    def _counted(self, program: BaseProgram) -> Plan:
+        """A plan with the right numbers of some units."""
+        return self._select(program, self._goal(program), None, Random())
+
     def choose(self, program: BaseProgram) -> Plan:
         """The saved plan of the recipe, or a new one, made in as many rounds as it asks for."""
         if self.recipe.plan is not None:
             return Plan.load(self.recipe.plan)
+        if not self.recipe.removes:
+            return Plan(program.fingerprint, {})
         calibration = None
-        if self.recipe.needs_data:
+        if self.recipe.score_needs_data:
             with self.stage("reading calibration text"):
-                calibration = token_windows(self.recipe, program)[1]
+                wanted = self.recipe.calibration
+                calibration = calibration_samples(program, wanted, self.recipe.seed, SCORES).data
         plan = Plan(program.fingerprint, {})
         slim, current = None, program
         for number in range(1, self.recipe.rounds + 1):
@@ -164,13 +287,17 @@ class _Run:
         return plan
 
     def _select(
-        self, program: BaseProgram, goal: Mapping[str, Any], calibration: torch.Tensor | None
+        self,
+        program: BaseProgram,
+        goal: Mapping[str, Any],
+        calibration: Any,
+        score: Score | None = None,
     ) -> Plan:
         recipe = self.recipe
         return select(
             program,
             **goal,
-            score=recipe.score.model_dump(),
+            score=score or recipe.score.model_dump(),
             exclude=recipe.exclude,
             include=recipe.include,
             uniform=recipe.uniform,
@@ -182,32 +309,69 @@ class _Run:
             calibration=calibration,
         )
 
-    def write(self, program: BaseProgram, plan: Plan, report: Report, target: Target) -> Report:
-        """Apply, verify, write and measure."""
+    def write(
+        self,
+        dense: BaseProgram,
+        program: BaseProgram,
+        plan: Plan,
+        report: Report,
+        target: Target,
+        journal: Journal | None,
+    ) -> Report:
+        """Apply, verify, mask, write and measure.
+
+        Args:
+            dense: what was read.
+            program: it with weights that suit the plan.
+            plan: what stays.
+            report: what is known so far.
+            target: where to write.
+            journal: where progress is saved.
+        """
         with self.stage("cutting"):
             slim = apply(program, plan)
-        with self.stage("verifying"):
-            certificate = self._verify(program, plan, slim)
+        if plan.kept_units or report.masks is None:
+            with self.stage("verifying"):
+                certificate = self._verify(program, plan, slim)
+        masked = None
+        if report.masks is not None:
+            masked = self._mask(program, slim, journal)
+            program, report = masked.program, replace(report, masks=masked.masks)
+            slim = apply(program, plan)
+            with self.stage("verifying the masked weights"):
+                certificate = self._verify(program, plan, slim)
+        little = little_proof(certificate) if plan.kept_units or masked is None else ()
         report = replace(
             report,
             max_abs_error=certificate.max_abs_error,
             verified_in=certificate.dtype,
-            notes=(*report.notes, *_little_proof(certificate), *_in_pieces(certificate)),
+            notes=(*report.notes, *little, *in_pieces(certificate)),
             outputs=tuple(target.shown(name) for name in target.formats),
         )
         with target.staging() as staged:
             for name in target.formats:
                 with self.stage(f"writing {name}"):
                     slim.save(staged / target.name(name), name)
+                if masked is not None:
+                    report = counted(report, staged / target.name(name), name, slim, masked)
             if "hf" in target.formats:
-                report = _form_written(report, staged, self.recipe)
+                report = form_written(report, staged, self.recipe)
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
-                report = measured(report, self.recipe, slim, onnx, staged)
+                report = measured(report, self.recipe, slim, onnx, staged, dense)
             self.progress("putting the files in place")
             plan.save(staged / target.name("plan"))
             (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
+
+    def _mask(self, program: BaseProgram, slim: Slim | SlimOnnx, journal: Journal | None) -> Masked:
+        """Make single weights of the slim model zero."""
+        assert self.samples is not None
+        state = journal.state("masks") if journal else None
+        with self.stage("pruning weights"):
+            return mask(
+                program, slim, self.recipe, self.samples, progress=self.progress, state=state
+            )
 
     def _verify(self, program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx) -> Certificate:
         wanted = self.recipe.verify
@@ -224,26 +388,6 @@ class _Run:
         return certificate
 
 
-def _in_pieces(certificate: Certificate) -> tuple[str, ...]:
-    """What to say of a quantised model, whose rounding makes steps of the smallest differences."""
-    if not certificate.steps:
-        return ()
-    return (
-        f"compared at {certificate.steps} quantisation steps, from one to the next; "
-        f"all in one, outputs differ by {certificate.drift:.1e}",
-    )
-
-
-def _little_proof(certificate: Certificate) -> tuple[str, ...]:
-    """What to say where the inputs would have hidden a wrong cut."""
-    if certificate.dense_difference > certificate.tolerance:
-        return ()
-    return (
-        "random inputs show no effect of pruning, so that the comparison with the masked model "
-        "says little: verify with inputs of your own",
-    )
-
-
 def _settle(
     recipe: Recipe | Mapping[str, object] | str | Path,
     formats: Sequence[str] | None,
@@ -257,68 +401,6 @@ def _settle(
     if seed is not None:
         data["seed"] = seed
     return Recipe.parse(data)
-
-
-def _with_formats(
-    recipe: Recipe,
-    source: str | Path | torch.nn.Module | BaseProgram,
-    output: str | Path | None,
-) -> Recipe:
-    """The recipe with a format that the source can have, where it asks for none."""
-    asked = "formats" in recipe.model_fields_set
-    onnx = isinstance(source, OnnxProgram)
-    if isinstance(source, str | Path):
-        suffix = Path(source).suffix
-        onnx = suffix == ".onnx"
-        checkpoint = not is_factory(source) and suffix not in (".pt2", ".onnx")
-    else:
-        checkpoint = isinstance(source, Program) and source.source is not None
-    if onnx and asked and recipe.formats != ("onnx",):
-        raise _only_onnx(source)
-    if onnx:
-        return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": ("onnx",)})
-    if asked and "hf" in recipe.formats and Path(str(source)).suffix == ".pt2":
-        raise _no_checkpoint(source)
-    if asked or checkpoint:
-        return recipe
-    suffix = Path(output or "").suffix.removeprefix(".")
-    form = suffix if suffix in FORMATS else "pt2"
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": (form,)})
-
-
-def _with_score(recipe: Recipe, program: BaseProgram) -> Recipe:
-    """The recipe with a score in place of ``auto``.
-
-    The largest activations of language models pass through channels whose weights are small, so
-    that magnitude leaves a model that guesses: they are scored on text, wherever there can be one.
-    """
-    if recipe.score.name != "auto":
-        return recipe
-    readable = (
-        isinstance(program, Program)
-        and is_causal(program)
-        and tokenizer_of(program) is not None
-        and not any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
-    )
-    name = "taylor" if readable else "magnitude"
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "score": name})
-
-
-def _check_formats(
-    formats: Sequence[str],
-    program: BaseProgram,
-    source: object,
-) -> None:
-    if not isinstance(program, Program):
-        if tuple(formats) != ("onnx",):
-            raise _only_onnx(source)
-        return
-    if "hf" in formats and program.source is None:
-        raise _no_checkpoint(source)
-    if "onnx-decoder" in formats:
-        from graphprune.emit.decoder import precheck
-
-        precheck(program)
 
 
 def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
@@ -337,33 +419,6 @@ def _traced(slim: Slim | SlimOnnx) -> Slim:
             hint="leave rounds out, or prune the PyTorch model and export it",
         )
     return slim
-
-
-def _only_onnx(source: object) -> EmitError:
-    return EmitError(
-        "an ONNX model can only be written as ONNX",
-        where=_shown(source),
-        hint="ask for format onnx and an output that ends in .onnx, or a directory",
-    )
-
-
-def _no_checkpoint(source: object) -> EmitError:
-    return EmitError(
-        "only a transformers model can be written as a Hugging Face checkpoint",
-        where=_shown(source),
-        hint="ask for formats pt2 or onnx",
-    )
-
-
-def _shown(source: object) -> str:
-    """A source as the report names it: found again from any directory."""
-    if not isinstance(source, str | Path):
-        return type(source).__name__
-    path = file_of(source)
-    if not path.exists():
-        return str(source)
-    name = f":{str(source).rpartition(':')[2]}" if is_factory(source) else ""
-    return f"{path.absolute()}{name}"
 
 
 def _open(
@@ -412,42 +467,6 @@ def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
     return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
 
 
-def _native(slim: Slim, recipe: Recipe) -> tuple[bool, tuple[str, ...]]:
-    """Whether a plain config can hold the plan; says so before the work starts."""
-    from graphprune.emit.hf import precheck
-
-    problems = precheck(slim)
-    if not problems:
-        return True, ()
-    if recipe.native == "require":
-        raise EmitError(
-            "no native Hugging Face config can hold this plan",
-            why="; ".join(problems),
-            hint="ask for uniform sizes, for formats pt2 or onnx, or for native: prefer",
-        )
-    return False, (f"{_SELF_CONTAINED} ({problems[0]})",)
-
-
-_SELF_CONTAINED = (
-    "no native config holds this plan: the checkpoint is self-contained, "
-    "for graphprune.load or trust_remote_code=True"
-)
-
-
-def _form_written(report: Report, directory: Path, recipe: Recipe) -> Report:
-    """Note it if the checkpoint became self-contained although the shapes would have fitted."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if "graphprune" not in config or not report.native:
-        return report
-    if recipe.native == "require":
-        raise EmitError(
-            "no native Hugging Face config can hold this plan",
-            why="the model class computes other factors from the new sizes",
-            hint="ask for formats pt2 or onnx, or for native: prefer",
-        )
-    return replace(report, native=False, notes=(*report.notes, _SELF_CONTAINED))
-
-
 def _measures(cost: Cost) -> Measures:
     return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
 
@@ -458,7 +477,7 @@ def _kept(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
     gone = slim.selection.removed_parameters
     kept: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
-    for structure in program.structures:
+    for structure in program.by_name.values():
         if structure.prunable:
             role = structure.role or "other"
             total[role] += structure.size

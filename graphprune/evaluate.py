@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 1024
 
 
+class NoPerplexityError(EvaluationError):
+    """The model is no causal language model."""
+
+
 @dataclass(frozen=True)
 class Perplexity:
     """Perplexity of a causal language model.
@@ -57,7 +61,8 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
         windows: int64 token windows ``[count, length]``, of two tokens or more.
 
     Raises:
-        EvaluationError: The model is no causal language model over these tokens, or a logit is NaN.
+        NoPerplexityError: The model is no causal language model.
+        EvaluationError: The tokens are not of its vocabulary, or a logit is NaN.
     """
     import torch
 
@@ -200,7 +205,7 @@ def _check_causal(model: Callable[..., Any], window: torch.Tensor) -> int:
     logits = _logits(model, window)
     vocabulary = logits.shape[-1]
     if logits.ndim != 3 or logits.shape[1] != window.shape[1]:
-        raise EvaluationError(
+        raise NoPerplexityError(
             "the model has no perplexity",
             why=f"for tokens {list(window.shape)} it returns {list(logits.shape)}, "
             "not logits for every token",
@@ -216,7 +221,7 @@ def _check_causal(model: Callable[..., Any], window: torch.Tensor) -> int:
     changed[:, -1] = (changed[:, -1] + 1) % vocabulary
     before, after = logits[:, :-1], _logits(model, changed)[:, :-1]
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
-        raise EvaluationError(
+        raise NoPerplexityError(
             "the model has no perplexity",
             why="its logits depend on later tokens, so it is not a causal language model",
         )
@@ -229,7 +234,7 @@ def _logits(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
     result = model(input_ids=tokens)
     logits = getattr(result, "logits", result)
     if not isinstance(logits, torch.Tensor):
-        raise EvaluationError(
+        raise NoPerplexityError(
             "the model has no perplexity", why=f"it returns {type(result).__name__}, not logits"
         )
     return logits

@@ -51,6 +51,7 @@ def as_text(program: BaseProgram) -> RenderableType:
         table.add_column(title, justify="right")
     prunable = [s for s in program.structures if s.prunable]
     prunable.sort(key=lambda s: s.role)
+    prunable += program.sublayers
     for group in _alike(prunable, lambda s: (_pattern(s.name), s.role, s.size, s.params, s.macs)):
         numbers = (f"{value:,}" for value in (group[0].size, group[0].params, group[0].macs))
         table.add_row(group[0].role or "-", _span([s.name for s in group]), *numbers)

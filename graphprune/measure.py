@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
 from graphprune.axes import Atom
-from graphprune.calibration import BUILTIN, load_tokenizer, read_text, windows
+from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
+from graphprune.inputs import is_causal, tokenizer_of
 from graphprune.measure_onnx import measure_onnx
 from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
@@ -29,6 +30,7 @@ from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
+from graphprune.samples.tokens import evaluation_windows, tokenizer_for
 from graphprune.timing import Latency
 from graphprune.verification_onnx import random_feeds
 
@@ -38,37 +40,13 @@ RUINED = 10
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def token_windows(recipe: Recipe, program: BaseProgram) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows of the recipe's text: (to evaluate on, to calibrate on), without a common one.
-
-    Raises:
-        LoadError: the model has no tokenizer, or the text is too short.
-    """
-    wanted = recipe.calibration
-    tokenizer = tokenizer_of(program) if isinstance(program, Program) else None
-    if tokenizer is None:
-        source = program.source if isinstance(program, Program) else None
-        raise LoadError(
-            "text needs a tokenizer, and the model has none",
-            where=str(source.path) if source else None,
-            hint="save the tokenizer with the checkpoint",
-        )
-    count = wanted.windows * (2 if recipe.needs_data else 1)
-    drawn = windows(
-        tokenizer, read_text(wanted.text), length=wanted.length, count=count, seed=recipe.seed
-    )
-    return drawn[: wanted.windows], drawn[wanted.windows :]
-
-
-def tokenizer_of(program: Program) -> Any | None:
-    """The tokenizer of the checkpoint behind a program, if there is one."""
-    if program.source is None or program.source.path is None:
-        return None
-    return load_tokenizer(program.source.path)
-
-
 def measured(
-    report: Report, recipe: Recipe, slim: Slim | SlimOnnx, onnx: Path | None, scratch: Path
+    report: Report,
+    recipe: Recipe,
+    slim: Slim | SlimOnnx,
+    onnx: Path | None,
+    scratch: Path,
+    dense: BaseProgram | None = None,
 ) -> Report:
     """Add latencies, and perplexities where there is text, to a report.
 
@@ -78,20 +56,21 @@ def measured(
         slim: the slim model, and through it the dense one.
         onnx: the slim model's file, if it was written.
         scratch: a directory for the dense model's ONNX file.
+        dense: the dense program, where that of the slim model has other weights.
     """
     if isinstance(slim, SlimOnnx):
         return _measured_onnx(report, slim, onnx)
-    program = slim.program
-    dense = _module(program)
+    program = dense if isinstance(dense, Program) else slim.program
+    whole_model = _module(program)
     texts, notes = _evaluation_windows(recipe, program)
     inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
     sizes = _sizes(program, inputs)
     macs = (program.costs.total(sizes).macs, slim.cost_at(sizes).macs)
-    latencies = evaluate.torch_latencies([dense, slim.module], *inputs)
+    latencies = evaluate.torch_latencies([whole_model, slim.module], *inputs)
     before = replace(report.before, torch=replace(latencies[0], macs=macs[0]))
     after = replace(report.after, torch=replace(latencies[1], macs=macs[1]))
     if texts is not None:
-        before = replace(before, perplexity=evaluate.perplexity(dense, texts))
+        before = replace(before, perplexity=evaluate.perplexity(whole_model, texts))
         after = replace(after, perplexity=evaluate.perplexity(slim.module, texts))
         notes = (*notes, *_ruined(before.perplexity, after.perplexity))
     if onnx is not None and find_spec("onnxruntime") is not None:
@@ -253,24 +232,19 @@ def _path_of(source: str, program: Program | None) -> Path:
     return Path(source)
 
 
-def is_causal(program: Program) -> bool:
-    """Whether the model reads token ids and nothing else, as causal language models do."""
-    args, kwargs = program.example
-    return not args and set(kwargs) == {"input_ids"}
-
-
 def _evaluation_windows(
     recipe: Recipe, program: Program
 ) -> tuple[torch.Tensor | None, tuple[str, ...]]:
     """Windows to evaluate on, or why there are none."""
-    asked = "text" in recipe.calibration.model_fields_set
+    wanted = recipe.calibration
+    asked = wanted.text is not None
     if not is_causal(program):
         if asked and not recipe.needs_data:
             return None, ("no perplexity: not a causal language model",)
         return None, ()
-    if not asked and tokenizer_of(program) is None:
+    if not asked and tokenizer_for(program, wanted) is None:
         return None, ("no perplexity: the checkpoint has no tokenizer",)
-    return token_windows(recipe, program)[0], ()
+    return evaluation_windows(program, wanted, recipe.seed), ()
 
 
 def _feeds(path: Path, inputs: Example) -> dict[str, Any]:

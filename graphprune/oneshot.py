@@ -1,99 +1,63 @@
 """One-shot masks for a whole program: a solver at every site, on what its weights read.
 
-The pieces are in `graphprune.solvers` (one layer) and `graphprune.streaming` (the way through the
-graph); here they meet.
+The pieces are in `graphprune.solvers` (one layer), `graphprune.streaming` (the way through the
+graph) and `graphprune.budgets` (how much of each layer goes); here they meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from graphprune.errors import RecipeError
-from graphprune.program import Program
+from graphprune.budgets import OWL, Budget, Global, Sensitivity, budget_of, whole_shares
+from graphprune.collect import Collector, collected, statistic_of
+from graphprune.errors import CalibrationError, RecipeError
+from graphprune.program import BaseProgram
 from graphprune.solvers import (
-    RIA,
-    Magnitude,
+    NM,
+    DSnoT,
+    Given,
     Norms,
     Pattern,
     SecondMoment,
+    Solved,
     Solver,
     Statistic,
-    Wanda,
+    Unstructured,
 )
+from graphprune.sparse import Layer, Sparse
 from graphprune.streaming import (
     Group,
     Observer,
+    Sites,
     State,
     Step,
+    Treatment,
     apply_weights,
     batches,
     find_sites,
     stream,
 )
 
+__all__ = ["OWL", "Budget", "Global", "Layer", "Sensitivity", "Sparse", "sparsify"]
 
-@dataclass(frozen=True)
-class Layer:
-    """What became of one parameter.
-
-    Attributes:
-        parameter: its name.
-        weights: number of weights.
-        removed: how many of them are zero now, and were not protected.
-        error: relative error of the layer's output on the calibration data, the mean over its
-            parts (experts, groups of channels); None where no solver could tell.
-        notes: what was unusual.
-    """
-
-    parameter: str
-    weights: int
-    removed: int
-    error: float | None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of its weights that is gone."""
-        return self.removed / self.weights
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """A program with zeros in place of what a mask removed.
-
-    Attributes:
-        program: saves in every format by `graphprune.apply` with an empty plan.
-        layers: one entry per treated parameter, in the order of treatment. Those that a resumed
-            run took from its files are missing.
-        skipped: parameter to the reason why it was left alone.
-    """
-
-    program: Program
-    layers: tuple[Layer, ...]
-    skipped: Mapping[str, str]
-
-    @property
-    def sparsity(self) -> float:
-        """Over the treated parameters."""
-        return sum(e.removed for e in self.layers) / sum(e.weights for e in self.layers)
-
-    @property
-    def sparsity_of_model(self) -> float:
-        """Over all parameters of the model."""
-        return sum(e.removed for e in self.layers) / self.program.costs.total().params
+Choice: TypeAlias = Callable[[str, int, Tensor], Pattern]
+"""The pattern of a part of a parameter: its name, the number of the part, the matrix."""
 
 
 def sparsify(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     solver: Solver,
     pattern: Pattern | Mapping[str, Pattern],
     *,
+    budget: str | Budget = "uniform",
+    keep_zeros: bool = False,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     held: torch.dtype | None = None,
@@ -103,56 +67,50 @@ def sparsify(
     """Prune the weights of a program, each with the inputs that it has in the pruned model.
 
     Args:
-        program: a traced program with weights; it isn't changed.
+        program: a traced program with weights, or an ONNX model; it isn't changed.
         samples: see `graphprune.streaming.batches`.
         solver: see `graphprune.solvers`.
         pattern: what masks may be; a mapping from parameter gives each its own.
+        budget: how the sparsity of an unstructured `pattern` is dealt to the layers: "uniform",
+            "owl", "sensitivity", "global", or one with options, `OWL(...)`, `Sensitivity(...)`.
+            "owl" and "sensitivity" take another pass of the samples through the dense model.
+        keep_zeros: weights that are zero stay zero, and count as removed. Of n:m, a group that has
+            more zeros than it needs keeps all of them.
         include: globs of parameters; see `graphprune.streaming.find_sites`.
         exclude: likewise.
         held: see `graphprune.streaming.stream`.
-        progress: likewise.
-        state: likewise.
+        progress: likewise; a budget's pass calls it too.
+        state: likewise. A resumed run computes its budget anew.
 
     Raises:
-        RecipeError: the mapping has no pattern for a parameter.
+        RecipeError: the mapping has no pattern for a parameter; the pattern has no sparsity that a
+            budget could deal; or the solver would permute columns of n:m.
         PlanError: see `stream`.
         CalibrationError: see `Solver`.
     """
     sites = find_sites(program, include=include, exclude=exclude)
-    if isinstance(pattern, Mapping):
-        missing = [name for name in sites.parameters if name not in pattern]
-        if missing:
-            raise RecipeError(
-                "there is no pattern for a parameter",
-                where=missing[0],
-                why=f"{len(missing)} of {len(sites.parameters)} have none",
-                hint="give every one its own, or exclude the rest",
-            )
-    treatment = _OneShot(solver, pattern)
-    new = stream(
-        program,
-        sites,
-        batches(program, samples),
-        treatment,
-        held=held,
-        progress=progress,
-        state=state,
-    )
+    dealt = budget_of(budget)
+    _check_patterns(pattern, sites)
+    _check_permutation(solver, pattern)
+    data = batches(program, samples)
+
+    def run(treatment: Treatment, saved: State | None = None) -> Mapping[str, Tensor]:
+        return stream(
+            program, sites, data, treatment, held=held, progress=progress, state=saved
+        )  # fmt: skip
+
+    if dealt is None:
+        choice = _as_given(pattern)
+    else:
+        shares = dealt.shares(program, sites, _sparsity_of(pattern), run)
+        choice = _as_dealt(whole_shares(program, sites, shares, solver), pattern)
+    treatment = _OneShot(solver, choice, keep_zeros)
+    if state is not None:
+        # A run must not go on from what another one has pruned in another way.
+        how = f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}"
+        state = replace(state, recipe=f"{state.recipe}; {how}")
+    new = run(treatment, state)
     return Sparse(apply_weights(program, new), tuple(treatment.layers), sites.skipped)
-
-
-@dataclass
-class _Observer:
-    """A statistic that learns its width from the first rows."""
-
-    kind: type[Norms] | type[SecondMoment]
-    where: str
-    statistic: Norms | SecondMoment | None = None
-
-    def add(self, x: Tensor) -> None:
-        if self.statistic is None:
-            self.statistic = self.kind(x.shape[-1], x.device)
-        self.statistic.add(x, self.where)
 
 
 @dataclass
@@ -160,34 +118,47 @@ class _OneShot:
     """Solves each part of each weight; a part that has seen no token falls back to magnitude."""
 
     solver: Solver
-    pattern: Pattern | Mapping[str, Pattern]
+    choice: Choice
+    keep_zeros: bool
     layers: list[Layer] = field(default_factory=list)
 
-    def observer(self, group: Group, part: int) -> _Observer:
-        # Scores that only weigh columns need no correlations.
-        light = isinstance(self.solver, Wanda | RIA | Magnitude)
-        return _Observer(Norms if light else SecondMoment, f"{group.name}, part {part}")
+    def observer(self, group: Group, part: int) -> Collector:
+        return Collector(statistic_of(self.solver), f"{group.name}, part {part}")
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        seen = [cast("_Observer", one).statistic for one in observers]  # made by `observer`
+        seen = collected(observers)
         for name in group.parameters:
             yield name, self._solved(group, name, seen, weights[name])
+
+    def record(self, group: Group) -> Any:
+        """What the report says of a group, for a run that goes on after an interruption."""
+        return [asdict(e) for e in self.layers if e.parameter in group.parameters]
+
+    def recall(self, group: Group, record: Any) -> None:
+        """Take it up again."""
+        self.layers += [Layer(**{**entry, "notes": tuple(entry["notes"])}) for entry in record]
 
     def _solved(
         self, group: Group, name: str, statistics: Sequence[Statistic | None], weight: Tensor
     ) -> Tensor:
         layout = group.layout(name)
         matrices = layout.matrices(weight)
-        pattern = self.pattern[name] if isinstance(self.pattern, Mapping) else self.pattern
-        found = [
-            self.solver.solve(
-                matrix, SecondMoment(matrix.shape[1]) if seen is None else seen, pattern
-            )
-            for matrix, seen in zip(matrices, statistics, strict=True)
-        ]
+        found, asked = [], 0.0
+        for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
+            pattern = self.choice(name, part, matrix)
+            asked += _target(pattern)
+            if self.keep_zeros:
+                pattern = _preserving(pattern, matrix)
+            given = SecondMoment(matrix.shape[1]) if seen is None else seen
+            with _naming(name):
+                solved = self.solver.solve(matrix, given, pattern)
+            if solved.permutation is not None and isinstance(pattern, NM):
+                raise _permuted(name)
+            found.append(replace(solved, notes=(*solved.notes, *_few(given, solved))))
         errors = [s.error for s in found if s.error is not None]
+        new = layout.restored(torch.stack([s.weight for s in found]), weight.shape)
         self.layers.append(
             Layer(
                 name,
@@ -195,9 +166,133 @@ class _OneShot:
                 sum(int((~s.mask).sum()) for s in found),
                 sum(errors) / len(errors) if errors else None,
                 tuple(_counted(note for s in found for note in s.notes)),
+                zeros=_zeros(new),
+                target=asked / len(found),
             )
         )
-        return layout.restored(torch.stack([s.weight for s in found]), weight.shape)
+        return new
+
+
+@contextmanager
+def _naming(parameter: str) -> Iterator[None]:
+    """Solvers know numbers, not names: add the parameter to what they refuse."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(
+            error.what, where=error.where or parameter, why=error.why, hint=error.hint
+        ) from error
+
+
+def _as_given(pattern: Pattern | Mapping[str, Pattern]) -> Choice:
+    if isinstance(pattern, Mapping):
+        return lambda name, part, matrix: pattern[name]
+    return lambda name, part, matrix: pattern
+
+
+def _as_dealt(
+    shares: Mapping[str, Sequence[float]], pattern: Pattern | Mapping[str, Pattern]
+) -> Choice:
+    """Patterns of the sparsities of a budget, which may empty a matrix."""
+
+    def choice(name: str, part: int, matrix: Tensor) -> Pattern:
+        share = shares[name][part]
+        if share >= 1:
+            return Given(torch.zeros(matrix.shape, dtype=torch.bool, device=matrix.device))
+        assert isinstance(pattern, Unstructured)
+        return replace(pattern, sparsity=share)
+
+    return choice
+
+
+def _check_patterns(pattern: Pattern | Mapping[str, Pattern], sites: Sites) -> None:
+    if not isinstance(pattern, Mapping):
+        return
+    missing = [name for name in sites.parameters if name not in pattern]
+    if missing:
+        raise RecipeError(
+            "there is no pattern for a parameter",
+            where=missing[0],
+            why=f"{len(missing)} of {len(sites.parameters)} have none",
+            hint="give every one its own, or exclude the rest",
+        )
+
+
+def _sparsity_of(pattern: Pattern | Mapping[str, Pattern]) -> float:
+    """The sparsity that a budget deals.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if isinstance(pattern, Unstructured):
+        return pattern.sparsity
+    what = "a mapping of patterns" if isinstance(pattern, Mapping) else str(pattern)
+    raise RecipeError(
+        f"a layer budget can't deal {what}",
+        why="it moves sparsity between layers, and these patterns fix that of each",
+        hint="give Unstructured(sparsity), or the uniform budget",
+    )
+
+
+def _check_permutation(solver: Solver, pattern: Pattern | Mapping[str, Pattern]) -> None:
+    """Refuse what would only be n:m after its inputs have been reordered.
+
+    The columns of a weight are those of a value that others read and write: the residual stream
+    would need one order for all layers, and a head's values one within the head.
+    """
+    patterns = pattern.values() if isinstance(pattern, Mapping) else [pattern]
+    inner = solver
+    while isinstance(inner, DSnoT):
+        inner = inner.first
+    if getattr(inner, "permute", False) and any(isinstance(p, NM) for p in patterns):
+        raise _permuted(None)
+
+
+def _permuted(where: str | None) -> RecipeError:
+    return RecipeError(
+        "the solver would permute the inputs of a weight",
+        where=where,
+        why="the weight as it is stored would not be n:m, and no order of the model's values is "
+        "that of every layer that reads them",
+        hint="leave permute off; for one layer whose inputs you permute yourself, call the "
+        "solver's solve and take Solved.permutation",
+    )
+
+
+def _target(pattern: Pattern) -> float:
+    """The sparsity that a pattern asks for."""
+    if isinstance(pattern, Unstructured):
+        return pattern.sparsity
+    if isinstance(pattern, NM):
+        return 1 - pattern.n / pattern.m
+    return 1 - float(pattern.kept.double().mean())
+
+
+def _preserving(pattern: Pattern, matrix: Tensor) -> Pattern:
+    """A pattern that lets no zero come back."""
+    if isinstance(pattern, Given):
+        return Given(pattern.kept.to(matrix.device) & (matrix != 0))
+    return replace(pattern, preserve=True)
+
+
+def _few(statistic: Statistic, solved: Solved) -> Iterator[str]:
+    """A note on correlations of fewer rows than inputs."""
+    if not isinstance(statistic, Norms) and 0 < statistic.tokens < statistic.features:
+        note = f"{statistic.tokens} tokens for {statistic.features} inputs"
+        if note not in solved.notes and not statistic.silent:
+            yield note
+
+
+def _zeros(weight: Tensor) -> int:
+    return int((weight == 0).sum())
+
+
+def _words(pattern: Pattern | Mapping[str, Pattern]) -> str:
+    if isinstance(pattern, Mapping):
+        return ", ".join(f"{name} {_words(p)}" for name, p in sorted(pattern.items()))
+    if isinstance(pattern, Given):
+        return f"a mask of {int(pattern.kept.sum())}"
+    return repr(pattern)
 
 
 def _counted(notes: Iterable[str]) -> Iterator[str]:

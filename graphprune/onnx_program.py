@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -23,7 +23,7 @@ from graphprune.analysis.onnx_infer import infer_onnx
 from graphprune.analysis.onnx_layers import flow_of
 from graphprune.analysis.onnx_quantised import Encoding, encodings, scale_names
 from graphprune.analysis.onnx_scopes import module_path
-from graphprune.analysis.onnx_sizes import Known, known_values
+from graphprune.analysis.onnx_sizes import Known, known_values, refreshed
 from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.structures import find_structures
 from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, placed
@@ -56,12 +56,14 @@ class OnnxProgram(BaseProgram):
         known: shapes and small values under two examples, by value name.
         encodings: how initialisers that hold quantised numbers are read, by name. They are
             parameters, and `weights` has the numbers that they stand for.
+        origins: the files that a model in memory was made from; no output takes their place.
     """
 
     path: Path | None
     model: ir.Model
     known: Mapping[str, Known]
     encodings: Mapping[str, Encoding]
+    origins: frozenset[Path] = frozenset()
 
     @contextlib.contextmanager
     def file(self) -> Iterator[Path]:
@@ -71,6 +73,47 @@ class OnnxProgram(BaseProgram):
             return
         with temporary_file(self.model.clone(), "dense.onnx") as file:
             yield file
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See `BaseProgram.inputs`."""
+        return tuple(value.name or "" for value in self.model.graph.inputs)
+
+    def code(self) -> str:
+        """See `BaseProgram.code`: with the numbers that are no parameters."""
+        lines = [ir.serde.serialize_node(node).SerializeToString(deterministic=True).hex()
+                 for node in self.model.graph]  # fmt: skip
+        for name, value in self.model.graph.initializers.items():
+            if name not in self.trainable and value.const_value is not None:
+                lines.append(f"{name} {value.const_value.tobytes().hex()}")
+        return "\n".join(lines)
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """The file of the model, those of its external data, and what a model was made from."""
+        tensors = (v.const_value for v in self.model.graph.initializers.values())
+        data = (Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor))
+        own = () if self.path is None else (self.path.resolve(),)
+        return frozenset((*own, *data)) | self.origins
+
+    def with_weights(self, new: Mapping[str, torch.Tensor]) -> OnnxProgram:
+        """The same program with other numbers in some initialisers, which aren't quantised.
+
+        Args:
+            new: name to a tensor of the type and shape of the old one.
+        """
+        model = self.model.clone()
+        for name, tensor in new.items():
+            initializer = model.graph.initializers[name]
+            initializer.const_value = ir.tensor_adapters.TorchTensor(tensor, name)
+        return replace(
+            self,
+            path=None,
+            model=model,
+            known=refreshed(model, self.known, new),
+            weights=_Weights(model.graph, self.encodings),
+            origins=self.files,
+        )
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -101,6 +144,10 @@ class OnnxProgram(BaseProgram):
         """See `BaseProgram.gone_with`: also what several layers share, if all of them go."""
         nodes = frozenset(n for b in blocks for n in b.nodes)
         return frozenset(leaving(self._flow, nodes, [b.entry for b in blocks]) if blocks else ())
+
+    def flow(self) -> Flow:
+        """See `BaseProgram.flow`."""
+        return self._flow
 
     @cached_property
     def _flow(self) -> Flow:
@@ -271,11 +318,8 @@ class SlimOnnx:
         Raises:
             EmitError: writing would change the source or its data.
         """
-        source = set(self._data_files)
-        if self.program.path is not None:
-            source.add(self.program.path.resolve())
         taken = (path.resolve(), Path(f"{path}.data").resolve())
-        if any(file.is_relative_to(place) for file in source for place in taken):
+        if any(file.is_relative_to(place) for file in self.program.files for place in taken):
             raise EmitError(
                 "the output is the source itself", where=str(path), hint="choose another path"
             )

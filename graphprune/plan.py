@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,8 @@ class Selection:
 
     Attributes:
         keep: masks of the pruned atoms.
-        cuts: stack path to the blocks that are removed, ascending.
+        cuts: stack path to the layers that are removed, ascending, and name of a structure of
+            branches to the branches of other layers.
     """
 
     keep: Keep
@@ -115,7 +116,9 @@ class Plan:
                     where=", ".join(n for n in structures_of(program, e) if n in self.kept_units),
                     hint="keep more units of these structures",
                 )
-        return Selection(keep, {n: c for n, c in cuts.items() if c})
+        left = ((n, _of_kept_layers(c, cuts.get(program.by_name[n].parent, ())))
+                for n, c in cuts.items())  # fmt: skip
+        return Selection(keep, {n: c for n, c in left if c})
 
     def kept(self, program: BaseProgram) -> dict[str, tuple[IntArray, ...]]:
         """Kept indices of every parameter and buffer, in original coordinates.
@@ -205,6 +208,14 @@ class Plan:
         Raises:
             PlanError: `later` refers to units that this plan doesn't leave.
         """
+        for name in later.kept_units:
+            stack = name.rpartition("/")[0]  # of branches, which are numbered through its layers
+            if ":" not in name and stack in self.kept_units:
+                raise PlanError(
+                    "branches of layers can't be told by name once layers are gone",
+                    where=name,
+                    hint="make one plan for both",
+                )
         kept = dict(self.kept_units)
         sizes = dict(self.sizes)
         for name, units in later.kept_units.items():
@@ -240,6 +251,12 @@ def _check(structure: Structure, units: Units) -> None:
                 where=structure.name,
                 hint="keep at least one unit; units are counted from 0",
             )
+
+
+def _of_kept_layers(branches: tuple[Block, ...], layers: Iterable[Block]) -> tuple[Block, ...]:
+    """The branches that don't go with one of the layers that are removed."""
+    gone = {value for layer in layers for value in layer.nodes}
+    return tuple(b for b in branches if b.exit not in gone)
 
 
 def _cut(structure: Structure, units: Units) -> tuple[Block, ...]:

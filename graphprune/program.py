@@ -20,6 +20,7 @@ from graphprune.axes import Atom, Expr
 from graphprune.ops import Typing
 
 if TYPE_CHECKING:
+    from graphprune.analysis.blocks import Flow
     from graphprune.analysis.cost import CostModel
 
 
@@ -60,9 +61,10 @@ class Structure:
         scope: prefix of its parameters up to the layer number, "model.layers.0".
         atom: its axis; None for layers.
         within: for a ragged axis, the atom whose every index may keep its own units.
-        blocks: for layers, one block per unit.
+        blocks: for layers and for branches of them, one block per unit.
         minimum: units that the model can't do without, such as k of a top-k; where several
             structures make up an axis, enough for every choice of the others.
+        parent: for residual branches, the name of the stack whose layers they are parts of.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Structure:
     within: Atom | None = None
     blocks: tuple[Block, ...] = ()
     minimum: int = 1
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,15 @@ class BaseProgram(ABC):
     def residual_sums(self) -> list[str]:
         """Names of the values ``x + f(x)``."""
 
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that the model is given, in order."""
+
+    @abstractmethod
+    def code(self) -> str:
+        """The graph in words: equal for two programs that compute the same with equal weights."""
+
     @abstractmethod
     def operator_of(self, value: str) -> tuple[str, str] | None:
         """Name of the operator that computes a value, and its module, as far as it is known."""
@@ -164,10 +176,24 @@ class BaseProgram(ABC):
         """Dimensions of every parameter as an array of numbers."""
         return {n: len(dims) for n, dims in self.typing.parameters.items()}
 
+    @abstractmethod
+    def flow(self) -> Flow:
+        """What of the graph matters to its layers."""
+
+    @cached_property
+    def sublayers(self) -> tuple[Structure, ...]:
+        """Attention and MLP branches of the layers, which are pruned only where they are named.
+
+        They are none of `structures`: what they are made of goes with the layers too.
+        """
+        from graphprune.analysis.sublayers import find_sublayers
+
+        return find_sublayers(self)
+
     @cached_property
     def by_name(self) -> dict[str, Structure]:
-        """Structures by their names."""
-        return {s.name: s for s in self.structures}
+        """Structures and sublayers by their names."""
+        return {s.name: s for s in (*self.structures, *self.sublayers)}
 
     @cached_property
     def costs(self) -> CostModel:
@@ -228,11 +254,28 @@ class Program(BaseProgram):
             in_file = is_parameter or bool(spec.persistent)
             yield Stored(name, is_parameter, 8 * value.element_size() if in_file else 0)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See `BaseProgram.inputs`."""
+        specs = self.exported.graph_signature.input_specs
+        return tuple(s.arg.name for s in specs if s.target is None)
+
+    def code(self) -> str:
+        """See `BaseProgram.code`."""
+        nodes = self.exported.graph.nodes
+        return "\n".join(f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in nodes)
+
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
         """See `BaseProgram.stacks`."""
         from graphprune.analysis.layers import find_layers
 
         return find_layers(self.exported, self.typing, self.aliases)
+
+    def flow(self) -> Flow:
+        """See `BaseProgram.flow`."""
+        from graphprune.analysis.layers import flow_of
+
+        return flow_of(self.exported, self.typing, self.aliases)
 
     def operator_of(self, value: str) -> tuple[str, str] | None:
         """See `BaseProgram.operator_of`."""
@@ -253,9 +296,8 @@ class Program(BaseProgram):
     def fixed_layers(self) -> dict[str, str]:
         """See `BaseProgram.fixed_layers`."""
         from graphprune.analysis.blocks import fixed_blocks
-        from graphprune.analysis.layers import flow_of
 
-        return fixed_blocks(flow_of(self.exported, self.typing, self.aliases))
+        return fixed_blocks(self.flow())
 
     def residual_sums(self) -> list[str]:
         """See `BaseProgram.residual_sums`."""

@@ -7,10 +7,7 @@ unknown key, role or score is an error that names the nearest valid one.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -28,6 +25,16 @@ from pydantic import (
 )
 
 from graphprune.errors import RecipeError
+from graphprune.recipe_calibration import Calibration
+from graphprune.recipe_sparsify import Sparsify
+from graphprune.recipe_values import (
+    Data,
+    listed,
+    nearest,
+    one_of,
+    parse_number,
+    removed_fraction,
+)
 from graphprune.selector import Selector
 
 ROLES = (
@@ -43,61 +50,34 @@ ROLES = (
     "expert_groups",
     "experts",
     "layers",
+    "attention_blocks",
+    "mlp_blocks",
 )
 """The roles that a recipe may name beside its own; ``heads`` is another word for ``kv_heads``."""
 
 SCORES: Mapping[str, tuple[str, ...]] = {
     "auto": (),
+    "block-influence": ("batch",),
+    "element-mix": (),
+    "element1": ("batch",),
+    "element2": (),
+    "flap": (),
+    "loss-greedy": ("windows", "batch", "depth"),
     "magnitude": ("norm",),
+    "minitron": (),
+    "obs": ("damping", "steps"),
     "random": ("seed",),
+    "reap": ("batch",),
+    "span-influence": ("batch",),
     "taylor": ("batch",),
+    "vector": ("batch",),
+    "wanda-sp": (),
 }
 """Our own scores and their options, known here without importing torch; `auto` chooses one."""
 
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
-
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """Says which valid word was probably meant: ``did you mean 'ffn'?``, or lists them all."""
-    valid = tuple(valid)
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"the valid ones are {', '.join(valid)}"
-
-
-def parse_number(value: object) -> int | float:
-    """Reads ``0.25``, ``"1/3"``, ``"25%"``, ``64`` or ``"100M"``.
-
-    Raises:
-        ValueError: The value is none of these.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a number")
-    if isinstance(value, int | float):
-        return value
-    text = value.strip()
-    try:
-        if text.endswith("%"):
-            return float(Fraction(text[:-1]) / 100)
-        if "/" in text:
-            return float(Fraction(text.replace(" ", "")))
-        if match := re.fullmatch(r"([0-9_.]+)\s*([KMGBT]?)", text, re.IGNORECASE):
-            number = Fraction(match[1]) * _SUFFIXES[match[2].upper()]
-            whole = number.denominator == 1 and "." not in text.rstrip("KMGBTkmgbt")
-            return int(number) if whole or match[2] else float(number)
-        return float(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is not a number; write 0.25, 1/3, 25%, 64 or 100M") from None
-
-
-def _removed_fraction(value: object) -> float:
-    number = float(parse_number(value))
-    if not 0 <= number < 1:
-        raise ValueError(f"{value!r} is not a fraction to remove: 0 <= fraction < 1")
-    return number
 
 
 def _budget(value: object) -> int | float:
@@ -122,15 +102,6 @@ def _minimum(value: object) -> int | float:
     return int(number)
 
 
-def _one_of(kind: str, valid: tuple[str, ...]) -> AfterValidator:
-    def check(word: str) -> str:
-        if word not in valid:
-            raise ValueError(f"unknown {kind} '{word}'; {nearest(word, valid)}")
-        return word
-
-    return AfterValidator(check)
-
-
 def _score_name(word: str) -> str:
     valid = (*SCORES, *(point.name for point in entry_points(group="graphprune.passes")))
     if word not in valid:
@@ -138,12 +109,12 @@ def _score_name(word: str) -> str:
     return word
 
 
-def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
 def _for_all_roles(value: object) -> object:
     return value if isinstance(value, Mapping) else {"*": value}
+
+
+def _as_method(value: object) -> object:
+    return {"method": value} if isinstance(value, str) else value
 
 
 def _role(word: str, info: ValidationInfo) -> str:
@@ -180,26 +151,24 @@ RoleOrAll = Annotated[str, AfterValidator(_role_or_all)]
 Removable = Annotated[str, AfterValidator(_removable)]
 OwnRole = Annotated[str, AfterValidator(_word)]
 SelectorText = Annotated[str, AfterValidator(_selector)]
-BudgetName = Annotated[str, _one_of("budget", BUDGETS)]
-FormatName = Annotated[str, _one_of("format", FORMATS)]
-Removed = Annotated[float, BeforeValidator(_removed_fraction)]
+BudgetName = Annotated[str, one_of("budget", BUDGETS)]
+FormatName = Annotated[str, one_of("format", FORMATS)]
+Removed = Annotated[float, BeforeValidator(removed_fraction)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
 Units = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
-Selectors = Annotated[tuple[SelectorText, ...], BeforeValidator(_listed)]
+Selectors = Annotated[tuple[SelectorText, ...], BeforeValidator(listed)]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Score(_Data):
+class Score(Data):
     """How a unit's importance is computed.
 
     Attributes:
-        name: ``magnitude``, ``taylor`` (first order, needs calibration text), ``random``, the
-            score of another package, or ``auto``: taylor for a language model with a tokenizer,
-            which magnitude alone would ruin, and magnitude for everything else. Its options are
-            further keys: ``norm: l1`` for magnitude.
+        name: ``magnitude``, ``random``, a score of gradients (``taylor``, ``element1``,
+            ``element2``, ``element-mix``, ``vector``) or of activations (``minitron``, ``flap``,
+            ``wanda-sp``), which need calibration data, the score of another package, or ``auto``:
+            taylor for a language model with a tokenizer, which magnitude alone would ruin, and
+            magnitude for everything else. Its options are further keys: ``norm: l1`` for
+            magnitude.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -217,19 +186,7 @@ class Score(_Data):
         return self
 
 
-class Calibration(_Data):
-    """Where calibration text comes from: ``windows`` windows of ``length`` tokens.
-
-    Attributes:
-        text: ``builtin`` (CPython's English reference text) or the path of a text or JSONL file.
-    """
-
-    text: str = "builtin"
-    windows: Units = 16
-    length: Annotated[int, Field(ge=2)] = 128
-
-
-class Verification(_Data):
+class Verification(Data):
     """How the slim model is compared with the masked one.
 
     Attributes:
@@ -242,8 +199,11 @@ class Verification(_Data):
     tolerance: Annotated[float, Field(gt=0)] | None = None
 
 
-class Recipe(_Data):
-    """What to remove and what to write. One of remove, target, shape and plan is given.
+class Recipe(Data):
+    """What to remove and what to write.
+
+    At most one of remove, target, shape and plan is given, and one of them or sparsify. Structures
+    are removed first; then single weights of what is left become zero.
 
     Attributes:
         names: Selector to a role of one's own for the structures that it means.
@@ -252,6 +212,7 @@ class Recipe(_Data):
         target: Budget for the slim model: a fraction of the dense one (at most 1), or absolute.
         shape: Exact sizes of the slim model by role.
         plan: Path of a saved plan to replay.
+        sparsify: Which single weights become zero; a bare word stands for ``{method: ...}``.
         score: How units are ranked; a bare name stands for ``{name: ...}``.
         aggregate: How the scores of the members of one unit are joined.
         normalize: How scores are made comparable between structures.
@@ -260,53 +221,90 @@ class Recipe(_Data):
         exclude: Structures that one of these selectors means stay whole.
         include: If given, only structures that one of these selectors means are pruned.
         minimum: Floor of units left in a structure, or the fraction of it.
-        calibration: Text for scores that need data.
+        calibration: Data for what needs it, and text to measure the perplexity on.
         rounds: Number of select-and-apply rounds.
         seed: Of everything random.
         formats: What to write: ``hf``, ``onnx``, ``onnx-decoder`` (with key-value cache), ``pt2``.
         verify: How the result is checked.
         native: What to do if no native Hugging Face config can hold the plan: ``require`` refuses,
             ``prefer`` writes a self-contained form with a warning.
+        repair: How the weights that read what goes make up for it: ``reconstruct`` fits them anew,
+            ``bias`` adds the average of what goes to biases, ``none`` leaves them, and ``auto`` is
+            reconstruct where the score was auto and has become obs, and none elsewhere.
     """
 
-    names: dict[SelectorText, OwnRole] = {}
+    names: dict[SelectorText, OwnRole] = Field(default={})
     remove: Annotated[dict[Removable, Removed], Field(min_length=1)] | None = None
     target: Annotated[dict[BudgetName, Budget], Field(min_length=1, max_length=1)] | None = None
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
+    sparsify: Annotated[Sparsify, BeforeValidator(_as_method)] | None = None
     score: Annotated[Score, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = (
         Score(name="auto")
     )
-    aggregate: Literal["sum", "mean", "max", "prod"] = "sum"
+    aggregate: Literal["sum", "mean", "max", "prod", "last"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
     uniform: bool = True
-    align: Annotated[dict[RoleOrAll, Units], BeforeValidator(_for_all_roles)] = {"*": 1}
+    align: Annotated[dict[RoleOrAll, Units], BeforeValidator(_for_all_roles)] = Field(
+        default={"*": 1}
+    )
     exclude: Selectors = ()
     include: Selectors = ()
     minimum: Annotated[int | float, BeforeValidator(_minimum)] = 1
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
-    formats: Annotated[tuple[FormatName, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+    formats: Annotated[tuple[FormatName, ...], BeforeValidator(listed), Field(min_length=1)] = (
         "hf",
     )
     verify: Verification = Verification()
     native: Literal["require", "prefer"] = "prefer"
+    repair: Literal["auto", "none", "bias", "reconstruct"] = "auto"
 
     @model_validator(mode="after")
     def _exactly_one_goal(self) -> Self:
         given = [goal for goal in GOALS if getattr(self, goal) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.sparsify):
             found = f"this one has {' and '.join(given)}" if given else "this one has none"
-            raise ValueError(f"a recipe has exactly one of {', '.join(GOALS)}; {found}")
+            wanted = "at most" if self.sparsify else "exactly"
+            also = "" if given or self.sparsify else ", or sparsify"
+            raise ValueError(f"a recipe has {wanted} one of {', '.join(GOALS)}{also}; {found}")
+        if not given and (self.include or self.exclude):
+            which = "include" if self.include else "exclude"
+            raise ValueError(
+                f"'{which}' is about structures, and this recipe removes none; "
+                "put it under sparsify"
+            )
         if any({"heads", "kv_heads"} <= (goal or {}).keys() for goal in (self.remove, self.shape)):
             raise ValueError("'heads' and 'kv_heads' name the same role; give one of them")
         return self
 
     @property
-    def needs_data(self) -> bool:
+    def removes(self) -> bool:
+        """Whether structures are removed."""
+        return any(getattr(self, goal) is not None for goal in GOALS)
+
+    @property
+    def score_needs_data(self) -> bool:
         """Whether the score may want calibration text; of a score of others nobody knows."""
-        return self.plan is None and self.score.name not in ("auto", "magnitude", "random")
+        scored = self.removes and self.plan is None
+        return scored and self.score.name not in ("auto", "magnitude", "random")
+
+    @property
+    def repairs(self) -> bool:
+        """Whether weights are changed to make up for structures that go."""
+        return self.removes and self.repair in ("bias", "reconstruct")
+
+    @property
+    def operates(self) -> bool:
+        """Whether units are chosen while weights are refitted."""
+        return self.removes and self.plan is None and self.score.name == "obs"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the score, the repair or the masks may want calibration data."""
+        masks = self.sparsify is not None and self.sparsify.needs_data
+        return self.score_needs_data or self.repairs or masks
 
     @classmethod
     def parse(cls, data: object, where: str = "the recipe") -> Recipe:
@@ -347,9 +345,11 @@ class Recipe(_Data):
 
         Args:
             path: Of the file.
-            flags: Recipe keys, and ``text`` for the text of the calibration; None and empty values
-                count as not given. ``remove``, ``target`` and ``shape`` are lists of words such as
-                ``ffn=0.25``, and a goal replaces the goal of the file.
+            flags: Recipe keys, ``text`` and ``data`` for those of the calibration, and
+                ``sparsify``, a mapping of that section's keys; None and empty values count as not
+                given. ``remove``, ``target`` and ``shape`` are lists of words such as ``ffn=0.25``,
+                and a goal replaces the goal of the file. ``include`` and ``exclude`` belong to
+                ``sparsify`` where no structures are removed.
 
         Raises:
             RecipeError: A word is not ``key=number``, or the result is not a valid recipe.
@@ -364,18 +364,47 @@ class Recipe(_Data):
             return cls.parse(base, where)
         if any(goal in given for goal in GOALS):
             base = {key: value for key, value in base.items() if key not in GOALS}
-        if "text" in given:
+        masks = {k: v for k, v in cast("Mapping[str, object]", given.pop("sparsify", {})).items()
+                 if v is not None}  # fmt: skip
+        if masks or "sparsify" in base:
+            if not any(goal in given or goal in base for goal in GOALS):
+                masks |= {k: given.pop(k) for k in ("include", "exclude") if k in given}
+            given["sparsify"] = _joined(base.get("sparsify"), masks)
+        sources = {key: given.pop(key) for key in ("text", "data") if key in given}
+        if sources:
             section = base.get("calibration")
-            given["calibration"] = {
-                **(section if isinstance(section, Mapping) else {}),
-                "text": given.pop("text"),
-            }
+            own = section if isinstance(section, Mapping) else {}
+            given["calibration"] = {**own, **sources}
         return cls.parse({**base, **given}, where)
 
     def to_yaml(self) -> str:
         """Renders what differs from the defaults; :meth:`load` reads it back."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(data, sort_keys=False)
+
+
+def _joined(section: object, flags: Mapping[str, object]) -> object:
+    """A section ``sparsify`` with flags in place of its entries.
+
+    The options of one method mean nothing to another, and a pattern takes the place of a sparsity.
+    """
+    if not flags:
+        return section
+    own = dict(section) if isinstance(section, Mapping) else {}
+    if isinstance(section, str):
+        own = {"method": section}
+    if flags.get("method", own.get("method")) != own.get("method"):
+        own = {key: value for key, value in own.items() if key in Sparsify.model_fields}
+    if "sparsity" in flags or "pattern" in flags:
+        own = {key: value for key, value in own.items() if key not in ("sparsity", "pattern")}
+    joined = {**own, **flags}
+    if "method" not in joined:
+        raise RecipeError(
+            "no method is given for the weights that are to become zero",
+            where=f"--{next(iter(flags))}",
+            hint="add --sparsify sparsegpt, or another method",
+        )
+    return joined
 
 
 def read_yaml(path: str | Path) -> object:

@@ -16,31 +16,13 @@ from torch import Tensor
 from graphprune.axes.expr import IntArray
 from graphprune.consumers import Consumer
 from graphprune.plan import Units, rows_of
-from graphprune.program import Program, Structure
+from graphprune.program import BaseProgram, Structure
+from graphprune.report_masks import Refitted
 from graphprune.solvers import Reconstruct, SecondMoment
 from graphprune.solvers.factor import damp
 from graphprune.solvers.gap import GapClosing, Sample
 from graphprune.solvers.obs import Problem, Surgeon
 from graphprune.streaming import Group, Observer
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """What became of one consumer.
-
-    Attributes:
-        parameter: its name.
-        removed: columns that are zero now, summed over its parts.
-        before: relative error of its output without the refit, the mean over its parts.
-        error: the same with it. Both are measured against the best weights of full width.
-        notes: what was unusual.
-    """
-
-    parameter: str
-    removed: int
-    before: float
-    error: float
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -168,7 +150,7 @@ class Fit:
 class Refit:
     """Chooses units that are still open where their consumers are, and refits the consumers."""
 
-    program: Program
+    program: BaseProgram
     consumers: Mapping[str, tuple[Consumer, ...]]
     units: dict[str, Units]
     keep: dict[str, int]
@@ -316,7 +298,7 @@ class Survey:
         decide: called with a structure and its layers when the last of them has been seen.
     """
 
-    program: Program
+    program: BaseProgram
     consumers: Mapping[str, tuple[Consumer, ...]]
     biases: Mapping[str, str]
     damping: float

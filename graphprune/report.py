@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.report_masks import Masks, Refitted
 from graphprune.timing import speedup
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Report:
         notes: What the reader should know and no number says.
         seconds: Time by stage.
         weights: The file that the weights of a factory's module came from.
+        masks: Which single weights are zero; None where that wasn't asked for.
+        refits: Layers that were fitted anew for what their structures lost.
     """
 
     source: str
@@ -71,6 +74,8 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     weights: str | None = None
+    masks: Masks | None = None
+    refits: tuple[Refitted, ...] = ()
 
     def to_json(self) -> str:
         """Renders everything as JSON."""
@@ -86,11 +91,22 @@ class Report:
         lines = ["kept: " + (", ".join(parts) or "everything")]
         if self.score is not None:
             lines.append(f"scored by {self.score}")
+        if self.refits:
+            before, after = (
+                sum(getattr(one, side) for one in self.refits) / len(self.refits)
+                for side in ("before", "error")
+            )
+            lines.append(
+                f"refitted {len(self.refits)} layers: mean relative error of their outputs "
+                f"{before:.4f}, now {after:.4f}"
+            )
         if self.max_abs_error is not None:
             lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"written: {path}" for path in self.outputs]
-        return Group(comparison(self.before, self.after), *(Text(line) for line in lines))
+        masks = [] if self.masks is None else [self.masks.render()]
+        table = comparison(self.before, self.after)
+        return Group(*masks, table, *(Text(line) for line in lines))
 
 
 def speedups(before: Measures, after: Measures) -> dict[str, dict[str, float]]:
@@ -174,6 +190,7 @@ def _ideal(before: Measures, after: Measures | None) -> list[str]:
         f"{names[name]}: {one['time']:.2f} times as fast, {one['macs']:.2f} times fewer MACs: "
         f"{one['share']:.0%} of the ideal speed-up"
         for name, one in speedups(before, after).items()
+        if one["macs"] != 1  # nothing was to become faster
     ]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes.expr import IntArray
 from graphprune.errors import EmitError, PlanError, RecipeError
 from graphprune.frontends.module import assemble, trace
@@ -139,6 +140,12 @@ def composed(slim: Slim, current: BaseProgram, later: Plan) -> Plan:
         found = _layers_left(slim, later, s) if s.blocks else _units_left(program, s, kept)
         if found is not None and any(len(row) < s.size for row in rows_of(found)):
             units[s.name] = found
+    for s in program.sublayers:
+        left = tuple(
+            b.index for b in s.blocks if any(len(a) for p in b.parameters for a in kept[p])
+        )
+        if len(left) < s.size:
+            units[s.name] = left
     plan = Plan(program.fingerprint, units, {n: program.by_name[n].size for n in units})
     for name, dims in plan.kept(program).items():
         if any(not np.array_equal(a, b) for a, b in zip(dims, kept[name], strict=True)):
@@ -201,7 +208,8 @@ def _sizes(program: BaseProgram, role: str) -> list[int]:
         chosen = Selector.parse(role).bind(program)
         found = [s for s in program.structures if s.prunable and chosen.touches(s)]
         return [s.size for s in found if not s.blocks]
-    return [s.size for s in program.structures if s.prunable and s.role == _own(program, role)]
+    known = program.sublayers if role in SUBLAYERS else program.structures
+    return [s.size for s in known if s.prunable and s.role == _own(program, role)]
 
 
 def _own(program: BaseProgram, role: str) -> str:

@@ -81,6 +81,8 @@ class Selector:
                 hint=f"globs are of parameter names, such as {next(iter(shapes), '')!r}",
             )
         roles = dict.fromkeys(s.role for s in program.structures if s.prunable)
+        if self.role not in (None, *roles):
+            roles |= dict.fromkeys(s.role for s in program.sublayers)
         if self.role is not None and self.role not in roles:
             raise PlanError(
                 f"the model has no role {self.role!r}",
@@ -116,7 +118,7 @@ class Bound:
         """Whether a structure is meant; of a stack of layers any of its layers."""
         chosen = self.selector
         if structure.blocks:
-            return any(self.touches_block(b) for b in structure.blocks)
+            return any(self.touches_block(b, structure) for b in structure.blocks)
         if chosen.role not in (None, structure.role):
             return False
         if chosen.path:
@@ -124,13 +126,13 @@ class Bound:
             return name in self.dims and place == f"{self.dims[name]}{chosen.path}"
         return any(self.dims.get(p, -1) in (None, d) for p, d in structure.members)
 
-    def touches_block(self, block: Block) -> bool:
-        """Whether a layer is meant; a dimension is none, nor is what has another role."""
-        return self.selector.dim is None and self.protects(block)
+    def touches_block(self, block: Block, structure: Structure) -> bool:
+        """Whether a layer, or a branch, is meant; a dimension is none, nor is another role."""
+        return self.selector.dim is None and self.protects(block, structure)
 
-    def protects(self, block: Block) -> bool:
+    def protects(self, block: Block, structure: Structure) -> bool:
         """Whether a layer owns something of what is meant, so that it goes with the layer."""
-        if self.selector.role not in (None, "layers"):
+        if self.selector.role not in (None, structure.role if structure.parent else "layers"):
             return False
         return not self.dims.keys().isdisjoint(block.parameters)
 

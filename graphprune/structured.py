@@ -9,7 +9,7 @@ with the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ import torch
 from graphprune.consumers import Consumer, consumers
 from graphprune.errors import PlanError
 from graphprune.plan import Plan, Selection, Units
-from graphprune.program import Program, Structure
-from graphprune.refitting import Refit, Refitted, Survey, choose
+from graphprune.program import BaseProgram, Structure
+from graphprune.refitting import Refit, Survey, choose
+from graphprune.report_masks import Refitted
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Problem, Surgeon
 from graphprune.streaming import (
@@ -45,17 +46,18 @@ class Repaired:
         untouched: structures of the plan that no refit could help, to the reason.
     """
 
-    program: Program
+    program: BaseProgram
     plan: Plan
     layers: tuple[Refitted, ...]
     untouched: Mapping[str, str]
 
 
 def obs(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     keep: Mapping[str, int],
     *,
+    given: Plan | None = None,
     surgeon: Surgeon | None = None,
     damping: float = 1e-4,
     held: torch.dtype | None = None,
@@ -65,10 +67,11 @@ def obs(
     """Choose units by structured optimal brain surgery, and refit what reads them.
 
     Args:
-        program: a traced program with weights; it isn't changed.
+        program: a program with weights; it isn't changed.
         samples: see `graphprune.streaming.batches`.
         keep: structure name to the number of units that stay (in each outer unit, where the
             structure is ragged).
+        given: a plan for other structures, which is settled already; the result holds it too.
         surgeon: how units are chosen.
         damping: see `graphprune.solvers.Reconstruct`.
         held: see `graphprune.streaming.stream`.
@@ -80,7 +83,8 @@ def obs(
         CalibrationError: the statistics don't suffice.
     """
     structures = [program.by_name[name] for name in keep]
-    found, sites = _consumers(program, structures)
+    settled = [program.by_name[name] for name in given.kept_units] if given is not None else []
+    found, sites = _consumers(program, [*structures, *settled], given)
     missing = [s.name for s in structures if not found[s.name]]
     if missing:
         raise PlanError(
@@ -90,18 +94,33 @@ def obs(
             hint="choose these by another score",
         )
     surgeon = surgeon or Surgeon()
-    units: dict[str, Units] = {}
+    units: dict[str, Units] = dict(given.kept_units) if given is not None else {}
     spread = [s for s in structures if len({c.group for c in found[s.name]}) > 1]
     if spread:
-        units = _chosen_together(program, samples, spread, keep, surgeon, damping, held)
-    refit = Reconstruct(damping)
+        units |= _chosen_together(program, samples, spread, keep, surgeon, damping, held)
     known = biases(program, sites.all.values())
+    refit = Reconstruct(damping)
     treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
-    return _streamed(program, samples, sites, treatment, held, progress, state, {})
+    fixed = Plan(program.fingerprint, dict(units)).bind(program)
+    masked = fixed if _is_wide([*spread, *settled], found) else None
+    return _streamed(program, samples, sites, treatment, held, progress, state, {}, masked)
+
+
+def readable(program: BaseProgram, structures: Sequence[Structure]) -> list[str]:
+    """The names of those structures that some weight multiplies by, which `obs` can choose."""
+    sites = find_sites(program, every=True)
+    return [name for name, users in consumers(program, structures, sites).items() if users]
+
+
+def read_by(program: BaseProgram, plan: Plan) -> list[str]:
+    """The weights that multiply by what a plan prunes."""
+    structures = [program.by_name[name] for name in plan.kept_units]
+    found = consumers(program, structures, find_sites(program, every=True))
+    return list(dict.fromkeys(c.parameter for users in found.values() for c in users))
 
 
 def reconstruct(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     plan: Plan,
     *,
@@ -119,7 +138,7 @@ def reconstruct(
     far as held-out samples show that it can be: see `graphprune.solvers.gap`.
 
     Args:
-        program: a traced program with weights; it isn't changed.
+        program: a program with weights; it isn't changed.
         samples: see `graphprune.streaming.batches`.
         plan: what stays.
         damping: see `graphprune.solvers.Reconstruct`.
@@ -134,7 +153,7 @@ def reconstruct(
     """
     selection = plan.bind(program)
     structures = [program.by_name[name] for name in plan.kept_units]
-    found, sites = _consumers(program, structures)
+    found, sites = _consumers(program, structures, plan)
     untouched = {
         s.name: "a layer" if s.blocks else "no weight multiplies by its units"
         for s in structures
@@ -150,7 +169,7 @@ def reconstruct(
 
 
 def compensate(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     plan: Plan,
     *,
@@ -164,7 +183,7 @@ def compensate(
     `graphprune.frontends.biases.with_biases` gives biases to a model that has none.
 
     Args:
-        program: a traced program with weights; it isn't changed.
+        program: a program with weights; it isn't changed.
         samples: see `graphprune.streaming.batches`.
         plan: what stays.
         held: see `graphprune.streaming.stream`.
@@ -176,7 +195,7 @@ def compensate(
     """
     plan.bind(program)
     structures = [program.by_name[name] for name in plan.kept_units]
-    found, sites = _consumers(program, structures)
+    found, sites = _consumers(program, structures, plan)
     known = biases(program, sites.all.values())
     without = [name for name in sites.parameters if name not in known]
     if without:
@@ -195,7 +214,7 @@ def compensate(
 
 
 def _streamed(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     sites: Sites,
     treatment: Refit,
@@ -205,6 +224,10 @@ def _streamed(
     untouched: Mapping[str, str],
     selection: Selection | None = None,
 ) -> Repaired:
+    if state is not None:  # another plan is another run
+        told: list[object] = [sorted(treatment.units.items()), sorted(treatment.keep.items())]
+        told += [state.recipe, treatment.surgeon, treatment.refit, treatment.closing]
+        state = replace(state, recipe=repr(told))
     new = stream(
         program,
         sites,
@@ -222,17 +245,26 @@ def _streamed(
 
 
 def _consumers(
-    program: Program, structures: Sequence[Structure]
+    program: BaseProgram, structures: Sequence[Structure], plan: Plan | None = None
 ) -> tuple[dict[str, tuple[Consumer, ...]], Sites]:
     """The consumers of some structures, and the sites of no other weight.
+
+    Args:
+        program: it.
+        structures: they.
+        plan: what leaves with the layers that it removes is no consumer.
 
     Raises:
         PlanError: there is none.
     """
     everything = find_sites(program, every=True)
-    names = dict.fromkeys(
-        c.parameter for cs in consumers(program, structures, everything).values() for c in cs
-    )
+    gone = plan.bind(program).removed_parameters if plan is not None else frozenset()
+    names = {
+        c.parameter: None
+        for users in consumers(program, structures, everything).values()
+        for c in users
+        if c.parameter not in gone
+    }
     if not names:
         raise PlanError(
             "no weight multiplies by what is pruned",
@@ -244,7 +276,7 @@ def _consumers(
 
 
 def _chosen_together(
-    program: Program,
+    program: BaseProgram,
     samples: Any,
     structures: Sequence[Structure],
     keep: Mapping[str, int],

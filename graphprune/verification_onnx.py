@@ -129,12 +129,13 @@ def random_feeds(program: OnnxProgram, seed: int = 0) -> dict[str, NDArray[Any]]
         elif (lengths := lengths_for(value, program.known)) is not None:
             feeds[name] = lengths.astype(dtype)
         else:
-            feeds[name] = rng.integers(0, _bound(program, value), shape).astype(dtype)
+            bound = index_bound(program, value)
+            feeds[name] = rng.integers(0, 2 if bound is None else bound, shape).astype(dtype)
     return feeds
 
 
-def _bound(program: OnnxProgram, value: ir.Value) -> int:
-    """What the elements of an integer input have to stay below; 2 for what isn't looked up."""
+def index_bound(program: OnnxProgram, value: ir.Value) -> int | None:
+    """What the elements of an integer input have to stay below; None for what isn't looked up."""
     bounds = []
     waiting, seen = [value], set()
     while waiting:
@@ -153,7 +154,7 @@ def _bound(program: OnnxProgram, value: ir.Value) -> int:
             elif node.op_type in _SAME_VALUES and node not in seen:
                 seen.add(node)
                 waiting.extend(node.outputs)
-    return max(1, min(bounds, default=2))
+    return max(1, min(bounds)) if bounds else None
 
 
 def _classes(program: OnnxProgram, node: ir.Node, position: int) -> int | None:

@@ -12,10 +12,19 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from graphprune.errors import PlanError
+from graphprune.passes.block_influence import BlockInfluence
+from graphprune.passes.flap import Flap
+from graphprune.passes.llm_pruner import Element1, Element2, ElementMix, Vector
+from graphprune.passes.loss_greedy import LossGreedy
 from graphprune.passes.magnitude import Magnitude
+from graphprune.passes.minitron import Minitron
+from graphprune.passes.obs import Obs
 from graphprune.passes.random_score import Random
+from graphprune.passes.reap import Reap
 from graphprune.passes.score import Inputs, Score
+from graphprune.passes.span_influence import SpanInfluence
 from graphprune.passes.taylor import Taylor
+from graphprune.passes.wanda_sp import WandaSP
 
 __all__ = ["GROUP", "Inputs", "Score", "get_score", "register", "score_names"]
 
@@ -89,6 +98,18 @@ def _plugins() -> dict[str, Callable[[], ScoreClass]]:
     return found
 
 
+register("block-influence", BlockInfluence)
+register("element-mix", ElementMix)
+register("element1", Element1)
+register("element2", Element2)
+register("flap", Flap)
+register("loss-greedy", LossGreedy)
 register("magnitude", Magnitude)
+register("minitron", Minitron)
+register("obs", Obs)
 register("random", Random)
+register("reap", Reap)
+register("span-influence", SpanInfluence)
 register("taylor", Taylor)
+register("vector", Vector)
+register("wanda-sp", WandaSP)

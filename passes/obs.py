@@ -10,7 +10,7 @@ import numpy as np
 from graphprune.errors import PlanError
 from graphprune.passes.score import Inputs
 from graphprune.passes.units import FloatArray
-from graphprune.program import BaseProgram, Program, Structure
+from graphprune.program import BaseProgram, Structure
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Obs:
         from graphprune.streaming import batches, find_sites, stream
         from graphprune.streaming.biases import biases
 
-        if not isinstance(program, Program):
-            raise PlanError(
-                "score obs works on PyTorch graphs",
-                hint="take score magnitude, or prune the PyTorch model and export it",
-            )
         if inputs.calibration is None:
             raise PlanError("score obs needs calibration data", hint="pass calibration=")
         sites = find_sites(program, every=True)

@@ -15,6 +15,11 @@ from graphprune.program import Structure
 
 
 def _geometric_mean(rows: FloatArray) -> FloatArray:
+    if (rows < 0).any():
+        raise PlanError(
+            "scores below zero have no product that ranks units",
+            hint="aggregate by sum, mean, max or last",
+        )
     # Orders units as the product does; the product of hundreds of members would overflow.
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(rows).mean(axis=0)), dtype=np.float64)
@@ -25,7 +30,9 @@ AGGREGATES: dict[str, Callable[[FloatArray], FloatArray]] = {
     "mean": lambda rows: rows.mean(axis=0),
     "max": lambda rows: rows.max(axis=0),
     "prod": _geometric_mean,
+    "last": lambda rows: rows[-1],
 }
+"""How the scores of a unit's members are joined; rows stand in the order of the graph."""
 SCALES: dict[str, Callable[[FloatArray], float]] = {
     "none": lambda scores: 1.0,
     "mean": lambda scores: float(scores.mean()),
@@ -72,20 +79,23 @@ def rank(
     Args:
         structure: it.
         scores: ``[members, (outer size,) size]``.
-        aggregate: how members are joined: sum, mean, max, or prod (their geometric mean).
-        normalize: what the scores are divided by: none (1), or their mean, max or sum.
+        aggregate: how members are joined: sum, mean, max, prod (their geometric mean), or last:
+            the one that the graph reads last alone, what multiplies by the units of an ffn or a
+            head.
+        normalize: what the scores are divided by: none (1), or their mean, max or sum. Scores of
+            which some are negative, such as standard scores, are never divided.
         removable: the units that may go; the others come last. None: all.
         ragged: whether each outer unit of a ragged structure has its own order.
 
     Raises:
-        PlanError: an option is unknown.
+        PlanError: an option is unknown, or there is no product of negative scores.
     """
     check_option("aggregate", aggregate, AGGREGATES)
     check_option("normalize", normalize, SCALES)
     joined = AGGREGATES[aggregate](scores) if len(scores) else np.zeros(scores.shape[1:])
     if joined.ndim > 1 and not ragged:
         joined = joined.sum(axis=0)
-    scale = SCALES[normalize](joined)
+    scale = 1.0 if (joined < 0).any() else SCALES[normalize](joined)
     joined = joined / scale if scale else joined
     if removable is not None:
         stays = np.ones(structure.size, dtype=bool)

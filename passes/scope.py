@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from graphprune.analysis.roles import ROLES
+from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes import Atom, Expr, atoms
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
@@ -105,12 +106,15 @@ class Scope:
         Raises:
             PlanError: there are none.
         """
-        for s in self.program.structures:
+        structures = list(self.program.structures)
+        if chosen.selector.role in SUBLAYERS:
+            structures += self.program.sublayers
+        for s in structures:
             if s.blocks and s.prunable and chosen.touches(s):
-                layers = [b.index for b in s.blocks if chosen.touches_block(b)]
+                layers = [b.index for b in s.blocks if chosen.touches_block(b, s)]
                 rest = np.intersect1d(self.candidate(s).removable, layers)
                 self._known[s.name] = Candidate(s, rest, self._ladder(s, len(rest)))
-        structures = [s for s in self.program.structures if chosen.touches(s)]
+        structures = [s for s in structures if chosen.touches(s)]
         open_ = [s for s in structures if s.prunable and s.size > 1]
         found = [c for s in open_ if len((c := self.candidate(s)).removable)]
         if not found:
@@ -123,8 +127,13 @@ class Scope:
         return found
 
     def _find(self, role: str) -> list[Candidate]:
-        structures = (s for s in self.by_role.get(role, ()) if s.prunable and s.size > 1)
+        structures = (s for s in self._of_role(role) if s.prunable and s.size > 1)
         return [c for s in structures if len((c := self.candidate(s)).removable)]
+
+    def _of_role(self, role: str) -> list[Structure]:
+        """All structures of a role, branches of layers included, which only their role means."""
+        own = self.program.sublayers if role in SUBLAYERS else ()
+        return [*self.by_role.get(role, ()), *(s for s in own if s.role == role)]
 
     def candidate(self, structure: Structure) -> Candidate:
         """What of a structure may go."""
@@ -134,7 +143,7 @@ class Scope:
 
     def _examine(self, structure: Structure) -> Candidate:
         if structure.blocks:
-            units = sorted(b.index for b in structure.blocks if self._block_touchable(b))
+            units = sorted(b.index for b in structure.blocks if self._block_touchable(b, structure))
         else:
             units = list(range(structure.size)) if self._touchable(structure) else []
         removable = np.array(units, dtype=np.int64)
@@ -145,10 +154,10 @@ class Scope:
             return False
         return not self.include or any(b.touches(structure) for b in self._included)
 
-    def _block_touchable(self, block: Block) -> bool:
-        if any(b.protects(block) for b in self._excluded):
+    def _block_touchable(self, block: Block, structure: Structure) -> bool:
+        if any(b.protects(block, structure) for b in self._excluded):
             return False
-        return not self.include or any(b.touches_block(block) for b in self._included)
+        return not self.include or any(b.touches_block(block, structure) for b in self._included)
 
     @cached_property
     def _excluded(self) -> tuple[Bound, ...]:
@@ -206,13 +215,15 @@ class Scope:
         return found
 
     def _nothing(self, role: str) -> PlanError:
-        structures = self.by_role.get(role, [])
+        structures = self._of_role(role)
         frozen = [s for s in structures if not s.prunable]
         what = f"nothing with role {role!r} can be pruned"
         if not structures:
             unnamed = [s for s in self.by_role.get("", ()) if not s.prunable]
             has = sorted(r for r, found in self.by_role.items() if r and _open(found))
             why = f"frozen axes have no role: {_reasons(unnamed)}" if unnamed else None
+            if role in SUBLAYERS:
+                why = "it has no layers that are chains of several residual branches"
             if role == "layers":
                 fixed = self.program.fixed_layers()
                 why = _listed_reasons(fixed.values()) if fixed else "it has no stack of layers"

@@ -7,9 +7,9 @@ options, and it is found by name in the registry of `graphprune.passes`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from graphprune.passes.units import FloatArray, pair_sums, unit_sums
 from graphprune.program import BaseProgram, Structure
 
 Loss = Callable[[Callable[..., Any], Any], torch.Tensor]
+
+Sums: TypeAlias = Mapping[int, FloatArray]
+"""Dimension to a float64 vector: a sum over all other dimensions, index by index."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Score(Protocol):
 
         Returns:
             Structure name to ``[members, size]``, one row per parameter dimension that
-            contributes; ``[members, outer size, size]`` for a structure that is ragged within
-            another; ``[1, size]`` for layers. Higher means more important.
+            contributes, what the graph reads last at the end; ``[members, outer size, size]`` for
+            a structure that is ragged within another; ``[1, size]`` for layers. Higher means more
+            important.
         """
 
 
@@ -82,42 +86,101 @@ def member_sums(
     Raises:
         PlanError: a salience is not finite.
     """
-    wanted: dict[str, dict[int, list[Structure]]] = defaultdict(lambda: defaultdict(list))
-    owners: dict[str, list[tuple[Structure, int]]] = defaultdict(list)
+    dims = wanted_dims(program, structures)
+
+    def sums(parameter: str) -> Sums | None:
+        found = tensors(parameter)
+        if any(t.is_meta for t in found):
+            return None
+        return checked_marginals(parameter, found, salience, dims[parameter])
+
+    return distributed(program, structures, sums)
+
+
+def wanted_dims(program: BaseProgram, structures: Sequence[Structure]) -> dict[str, list[int]]:
+    """The dimensions of each parameter over whose indices a salience has to be summed.
+
+    Returns:
+        Canonical name of every trainable member to dimensions, at least one; 0 for layers.
+    """
+    wanted: dict[str, dict[int, None]] = defaultdict(dict)
     for structure in structures:
         for parameter, dim in _contributing(program, structure):
-            if structure.atom is not None:
-                wanted[parameter][dim].append(structure)
+            wanted[parameter][dim] = None
+        for block in structure.blocks:
+            for parameter in block.parameters:
+                if parameter in program.trainable:
+                    wanted[parameter][0] = None
+    return {parameter: list(dims) for parameter, dims in wanted.items()}
+
+
+def distributed(
+    program: BaseProgram,
+    structures: Sequence[Structure],
+    sums: Callable[[str], Sums | None],
+) -> dict[str, FloatArray]:
+    """Hand the sums over each dimension's indices to the units that own them.
+
+    Args:
+        program: the program.
+        structures: to be scored.
+        sums: gives, for each parameter of `wanted_dims`, each wanted dimension's sums over all
+            other dimensions; None leaves the parameter out. Called once per parameter.
+
+    Returns:
+        As `Score.score`; rows in the order in which the graph last reads the members.
+    """
+    users: dict[str, list[tuple[Structure, int]]] = defaultdict(list)
+    owners: dict[str, list[tuple[Structure, int]]] = defaultdict(list)
+    for structure in structures:
+        if structure.atom is not None:
+            for parameter, dim in _contributing(program, structure):
+                users[parameter].append((structure, dim))
         for block in structure.blocks:
             for parameter in block.parameters:
                 if parameter in program.trainable:
                     owners[parameter].append((structure, block.index))
     rows: dict[tuple[str, str, int], FloatArray] = {}
     layers = {s.name: np.zeros(s.size) for s in structures if s.blocks}
-    for parameter in dict.fromkeys([*wanted, *owners]):
-        by_dim = wanted.get(parameter, {})
-        sums = _checked_sums(parameter, tensors(parameter), salience, list(by_dim) or [0])
-        if sums is None:
+    for parameter in dict.fromkeys([*users, *owners]):
+        found = sums(parameter)
+        if found is None:
             continue
-        for dim, users in by_dim.items():
-            for structure in users:
-                row = _distribute(program, structure, parameter, dim, sums)
-                rows[structure.name, parameter, dim] = row
+        for structure, dim in users.get(parameter, ()):
+            row = _distribute(program, structure, parameter, dim, found)
+            rows[structure.name, parameter, dim] = row
         for structure, index in owners.get(parameter, ()):
-            layers[structure.name][index] += next(iter(sums.values())).sum()
+            layers[structure.name][index] += found[0].sum()
+    places = _last_reads(program)
     return {
-        s.name: layers[s.name][None] if s.blocks else _stacked(program, s, rows) for s in structures
+        s.name: layers[s.name][None] if s.blocks else _stacked(program, s, rows, places)
+        for s in structures
     }
 
 
 def _stacked(
-    program: BaseProgram, structure: Structure, rows: Mapping[tuple[str, str, int], FloatArray]
+    program: BaseProgram,
+    structure: Structure,
+    rows: Mapping[tuple[str, str, int], FloatArray],
+    places: Mapping[str, int],
 ) -> FloatArray:
-    """The rows of a structure in the order of its members."""
-    keys = [(structure.name, *member) for member in _contributing(program, structure)]
+    """The rows of a structure, the member that the graph reads last at the end."""
+    members = sorted(_contributing(program, structure), key=lambda m: places.get(m[0], -1))
+    keys = [(structure.name, *member) for member in members]
     found = [rows[key] for key in keys if key in rows]
     outer = (structure.within.size,) if structure.within else ()
     return np.stack(found) if found else np.zeros((0, *outer, structure.size))
+
+
+def _last_reads(program: BaseProgram) -> dict[str, int]:
+    """Canonical name of each parameter to the place of the last operator that reads it."""
+    flow = program.flow()
+    last: dict[str, int] = {}
+    for name, values in flow.readers.items():
+        own = program.aliases.get(name, name)
+        found = max((flow.places.get(v, len(flow.places)) for v in values), default=-1)
+        last[own] = max(found, last.get(own, -1))
+    return last
 
 
 def _contributing(program: BaseProgram, structure: Structure) -> list[tuple[str, int]]:
@@ -140,11 +203,14 @@ def _distribute(
     return pair_sums(sums[dim], e, structure.within, structure.atom)
 
 
-def _checked_sums(
-    parameter: str, tensors: tuple[torch.Tensor, ...], salience: Salience, dims: list[int]
-) -> dict[int, FloatArray] | None:
-    if any(t.is_meta for t in tensors):
-        return None
+def checked_marginals(
+    parameter: str, tensors: tuple[torch.Tensor, ...], salience: Salience, dims: Collection[int]
+) -> Sums:
+    """Sums of a parameter's salience; see `graphprune.passes.reduce.marginals`.
+
+    Raises:
+        PlanError: they are not finite.
+    """
     sums = marginals(tensors, salience, dims)
     if not np.isfinite(next(iter(sums.values())).sum()):
         broken = any(not bool(t.isfinite().all()) for t in tensors)

@@ -10,6 +10,7 @@ from typing import Any
 from graphprune.errors import PlanError
 from graphprune.passes import Inputs, Score, get_score
 from graphprune.passes.budget import RESOURCES, budget_roles, fit, parse_target
+from graphprune.passes.choice import Choice, Chooser
 from graphprune.passes.levers import Counts, Lever, levers
 from graphprune.passes.random_score import Random
 from graphprune.passes.rank import AGGREGATES, SCALES, Ranked, check_option, rank
@@ -66,7 +67,7 @@ def select(
         align: kept sizes are multiples of this, in positions of a dimension, by role or for all
             roles but layers and experts; the nearest multiple is taken, or the whole.
         minimum: units that stay in every structure, or the fraction of them (below 1).
-        aggregate: how the scores of a unit's members are joined: sum, mean, max, prod.
+        aggregate: how the scores of a unit's members are joined: sum, mean, max, prod, last.
         normalize: what a structure's scores are divided by: none, or their mean, max, sum.
         seed: of score random.
         calibration: data for scores that need it; see `graphprune.passes.score.Inputs`.
@@ -100,15 +101,16 @@ def select(
         counts = _removed(scope, ranking, remove, uniform)
     else:
         counts = _budgeted(scope, ranking, target or {}, roles, uniform)
-    shrunk = [s for s in program.structures if counts.get(s.name, s.size) < s.size]
-    ranked = ranking.of(scope.candidate(s) for s in shrunk)
+    known = program.by_name
+    shrunk = [s for s in known.values() if counts.get(s.name, s.size) < s.size]
+    chosen = ranking.choices(scope.candidate(s) for s in shrunk)
     if shrunk and _without_values(program, ranking.score):
         # Sizes and costs don't depend on which units stay, so that planning on shapes is useful.
         warnings.warn("the weights have no values (meta device): units tie, the first ones stay",
                       stacklevel=2)  # fmt: skip
     return Plan(
         program.fingerprint,
-        {s.name: ranked[s.name].kept(counts[s.name]) for s in shrunk},
+        {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
 
@@ -127,6 +129,7 @@ class _Ranking:
     inputs: Inputs
     options: Mapping[str, Any]
     known: dict[str, Ranked] = field(default_factory=dict)
+    chosen: dict[str, Choice | None] = field(default_factory=dict)
 
     def of(self, candidates: Iterable[Candidate]) -> dict[str, Ranked]:
         """The units of `candidates` in the order in which they go, by structure name."""
@@ -140,6 +143,17 @@ class _Ranking:
                     c.structure, scores[name], removable=c.removable, **self.options
                 )
         return self.known
+
+    def choices(self, candidates: Iterable[Candidate]) -> dict[str, Choice]:
+        """What is to stay of each structure, by name: sets that the score chooses, or the best."""
+        found, score = list(candidates), self.score
+        for c in found:
+            if isinstance(score, Chooser) and c.structure.name not in self.chosen:
+                self.chosen[c.structure.name] = score.choose(
+                    self.scope.program, c.structure, c.removable, self.inputs
+                )
+        sets = {name: choice for name, choice in self.chosen.items() if choice is not None}
+        return {**self.of(c for c in found if c.structure.name not in sets), **sets}
 
 
 def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool) -> Counts:
@@ -216,7 +230,7 @@ def _budgeted(
     resource, budget = parse_target(target, program.costs.total())
     names = budget_roles(scope, roles)
     stacks = [c for role in names for c in scope.candidates(role) if c.structure.blocks]
-    ranked = ranking.of(stacks)
+    ranked = ranking.choices(stacks)
 
     def measure(counts: Counts) -> int:
         kept = {program.by_name[n]: count for n, count in counts.items()}
@@ -228,12 +242,12 @@ def _budgeted(
     return fit(pulled, measure, budget, resource)
 
 
-def _cut(structure: Structure, count: int, ranked: Mapping[str, Ranked]) -> list[Block]:
+def _cut(structure: Structure, count: int, ranked: Mapping[str, Choice]) -> list[Block]:
     """The blocks that go when a stack keeps `count` layers; none of another structure."""
     if not structure.blocks:
         return []
-    gone = set(ranked[structure.name].order[: structure.size - count].tolist())
-    return [b for b in structure.blocks if b.index in gone]
+    kept = ranked[structure.name].kept(count)
+    return [b for b in structure.blocks if b.index not in kept]
 
 
 def _levers(ranking: _Ranking, candidates: Sequence[Candidate], uniform: bool) -> list[Lever]:

@@ -41,6 +41,10 @@ def test_jsonl_file(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"txt": "x"}\n', "a.jsonl:2"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1"),
         ("a.jsonl", b"{oops\n", "a.jsonl:1"),
+        ("a.jsonl", b'"x"\n\n"\xff"\n', "byte 1 of line 3 is not UTF-8"),
+        ("a.jsonl", b'"x"\n[1, 2]\n', "token ids stand where text is needed"),
+        ("a.jsonl", b'"x"\n[1, "2"]\n', "a.jsonl:2"),
+        ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("empty.jsonl", b"\n", "empty"),
     ],
 )
@@ -55,6 +59,29 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         read_text(tmp_path / "none.txt")
     with pytest.raises(LoadError, match="can't be read"):
         read_text(tmp_path)
+
+
+def test_a_field_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one", "body": "two"}))
+    assert read_text(path, field="body") == "two"
+    with pytest.raises(LoadError, match="its entries are text, body; name one with field"):
+        read_text(path, field="title")
+
+
+def test_a_long_source_counts_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.calibration.READ", 10)
+    (tmp_path / "a.txt").write_text("abcdefghi\u00e9 and so on", encoding="utf-8")
+    assert read_text(tmp_path / "a.txt") == "abcdefghi"  # the next letter has two bytes
+    (tmp_path / "a.jsonl").write_text('"abcd"\n"efgh"\n"ijkl"\nwhat is never read')
+    assert read_text(tmp_path / "a.jsonl") == "abcd\n\nefgh\n\nijkl"
+
+
+def test_lines_end_as_in_text_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc\n")
+    assert read_text(tmp_path / "a.txt") == "a\nb\nc\n"
 
 
 def test_windows_are_cut_end_to_end() -> None:

@@ -39,7 +39,10 @@ def test_a_model_of_ones_own(tmp_path):
     assert slim.module()(tokens, scale=scale)["scores"].shape == (3, 40, 12)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/choosing-what-to-prune.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/choosing-what-to-prune.md", "docs/depth.md", "docs/streaming.md"],
+)
 def test_recipes_parse(name):
     for block in blocks(name, "yaml"):
         Recipe.parse(yaml.safe_load(block))

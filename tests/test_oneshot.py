@@ -10,23 +10,30 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import graphprune as gp
-from graphprune.errors import RecipeError
-from graphprune.oneshot import sparsify
+from graphprune.errors import LoadError, RecipeError
+from graphprune.oneshot import OWL, Sensitivity, sparsify
 from graphprune.solvers import (
     ALPS,
     NM,
     RIA,
+    DSnoT,
+    Given,
     Magnitude,
     SecondMoment,
     SparseGPT,
     Unstructured,
     Wanda,
 )
+from graphprune.streaming import State, find_sites
 from streaming.oracle import tokens, traced
 from zoo import decoders, mixtures
 from zoo.case import randomise
 
 HALF = Unstructured(0.5)
+SOLVERS = [
+    Magnitude(), Wanda(), RIA(), SparseGPT(), SparseGPT(bits=4), ALPS(), DSnoT(),
+    DSnoT(first=SparseGPT()), DSnoT(first=RIA()),
+]  # fmt: skip
 
 
 def moment(rows):
@@ -36,7 +43,9 @@ def moment(rows):
 
 
 @pytest.mark.parametrize(
-    "solver", [SparseGPT(), ALPS(), Wanda(), RIA(), Magnitude()], ids=lambda s: type(s).__name__
+    "solver",
+    [SparseGPT(), ALPS(), Wanda(), RIA(), Magnitude(), DSnoT(), DSnoT(first=ALPS())],
+    ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("pattern", [HALF, NM(2, 4)], ids=str)
 def test_each_layer_is_solved_on_what_the_pruned_ones_before_it_give(solver, pattern):
@@ -95,6 +104,159 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_reported():
         assert layer.sparsity == 0.5
         assert any("magnitude" in note for note in layer.notes)
         assert bool(found.program.weights[layer.parameter].flatten(1).any(1).all())
+
+
+def counted(found):
+    """Zeros of the treated weights, as they are stored."""
+    return {e.parameter: int((found.program.weights[e.parameter] == 0).sum()) for e in found.layers}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("build", [decoders.llama_gqa_4, decoders.gpt2], ids=lambda f: f.__name__)
+def test_what_is_told_is_what_the_weights_hold(solver, build):
+    program, module = traced(build)
+    found = sparsify(program, tokens(), solver, HALF)
+    zeros = counted(found)
+    assert {e.parameter: e.zeros for e in found.layers} == zeros
+    assert all(e.target == 0.5 for e in found.layers)
+    assert all(e.weights == program.weights[e.parameter].numel() for e in found.layers)
+    removed = {e.parameter: e.removed for e in found.layers}
+    if isinstance(solver, SparseGPT) and solver.bits:  # some weights are rounded to zero
+        assert all(removed[n] <= zeros[n] for n in zeros)
+        assert sum(removed.values()) < sum(zeros.values())
+    else:
+        assert removed == zeros
+    whole = sum(p.numel() for p in module.parameters())
+    assert found.sparsity_of_model == sum(removed.values()) / whole
+    assert found.sparsity == 0.5
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_zeros_stay_on_request(solver):
+    program, _ = traced(decoders.llama_gqa_4)
+
+    def pruned(start, pattern):
+        return sparsify(start, tokens(), solver, pattern, keep_zeros=True)
+
+    def kept(found):
+        return {e.parameter: found.program.weights[e.parameter] != 0 for e in found.layers}
+
+    once = pruned(program, HALF)
+    twice = pruned(once.program, HALF)
+    for name, mask in kept(twice).items():
+        before = kept(once)[name]
+        if not (isinstance(solver, SparseGPT) and solver.bits):
+            assert torch.equal(mask, before)
+        assert not bool((mask & ~before).any())
+    more = pruned(once.program, Unstructured(0.75))
+    groups = pruned(once.program, NM(2, 4))
+    fewer = pruned(once.program, Unstructured(0.25))
+    by_row = isinstance(solver, Wanda | DSnoT)
+    for found in (more, groups, fewer):
+        for e in found.layers:
+            mask, before = kept(found)[e.parameter], kept(once)[e.parameter]
+            assert not bool((mask & ~before).any())
+            assert e.zeros == int((~mask).sum())
+            if found is groups:
+                assert bool((mask.reshape(-1, 4).sum(1) <= 2).all())
+            elif found is more and not (isinstance(solver, SparseGPT) and solver.bits):
+                over = (~before).sum(1) > 0.75 * mask.shape[1] if by_row else torch.zeros(1)
+                assert over.any() or e.removed == 0.75 * e.weights
+
+
+def test_zeros_stay_where_a_budget_deals():
+    program, _ = traced(decoders.llama_gqa_4)
+    names = find_sites(program).parameters
+    masks = {n: Given(torch.rand(program.weights[n].shape) < 0.5) for n in names}
+    once = sparsify(program, tokens(), Magnitude(), masks)
+    for budget in (OWL(), Sensitivity(), "global"):
+        found = sparsify(once.program, tokens(), SparseGPT(), HALF, budget=budget, keep_zeros=True)
+        assert len({e.target for e in found.layers}) > 1
+        for e in found.layers:
+            before = once.program.weights[e.parameter] == 0
+            assert not found.program.weights[e.parameter][before].any()
+            assert e.zeros == e.removed == max(round(e.target * e.weights), int(before.sum()))
+
+
+def test_a_given_mask_keeps_zeros_too():
+    program, _ = traced(decoders.llama_gqa_4)
+    once = sparsify(program, tokens(), Magnitude(), HALF)
+    masks = {
+        e.parameter: Given(torch.rand(program.weights[e.parameter].shape) < 0.6)
+        for e in once.layers
+    }
+    found = sparsify(once.program, tokens(), SparseGPT(), masks, keep_zeros=True)
+    for e in found.layers:
+        kept = masks[e.parameter].kept & (once.program.weights[e.parameter] != 0)
+        assert torch.equal(found.program.weights[e.parameter] != 0, kept)
+        assert e.target == pytest.approx(1 - float(masks[e.parameter].kept.float().mean()))
+
+
+def test_permuted_groups_are_refused():
+    """A file with a weight that is n:m in another order of its columns is not n:m."""
+    program, _ = traced(decoders.llama_gqa_4)
+    for solver in (RIA(permute=True), DSnoT(first=RIA(permute=True))):
+        with pytest.raises(RecipeError, match="would permute the inputs") as caught:
+            sparsify(program, tokens(), solver, NM(2, 4))
+        assert "leave permute off" in str(caught.value)
+        plain = sparsify(program, tokens(), solver, HALF)  # nothing to permute
+        assert plain.sparsity == 0.5
+
+    class Permuting:
+        def solve(self, weight, statistic, pattern):
+            return RIA(permute=True).solve(weight, statistic, pattern)
+
+    with pytest.raises(RecipeError, match="would permute the inputs") as caught:
+        sparsify(program, tokens(), Permuting(), NM(2, 4))
+    assert caught.value.where.startswith("model.layers.0.self_attn")
+    rows = torch.randn(50, 8) * torch.arange(1, 9)
+    with pytest.raises(RecipeError, match="as they stand"):
+        DSnoT(first=RIA(permute=True)).solve(torch.randn(6, 8), moment(rows), NM(2, 4))
+
+
+def test_few_tokens_are_told_of():
+    program, _ = traced(decoders.llama_gqa_4)
+    few = tokens()[:2]  # 14 of them
+    for solver in (SparseGPT(), ALPS()):
+        notes = {e.parameter: e.notes for e in sparsify(program, few, solver, HALF).layers}
+        assert notes["model.layers.0.self_attn.q_proj.weight"] == ("14 tokens for 32 inputs",)
+        assert notes["model.layers.0.mlp.down_proj.weight"] == ("14 tokens for 48 inputs",)
+    assert not any(e.notes for e in sparsify(program, few, Wanda(), HALF).layers)
+
+
+@pytest.mark.parametrize("budget", ["uniform", "owl"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, budget):
+    program, _ = traced(decoders.llama_gqa_4)
+    options = {"budget": budget}
+    whole = sparsify(program, tokens(), SparseGPT(), HALF, **options)
+    steps = []
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(step):
+        steps.append(step)
+        if len(steps) == 5 + (budget == "owl") * step.total:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        sparsify(
+            program, tokens(), SparseGPT(), HALF, state=State(tmp_path), progress=stop, **options
+        )
+    again = State(tmp_path, resume=True)
+    with pytest.raises(LoadError, match="another run"):
+        sparsify(program, tokens(), ALPS(), HALF, state=again, **options)
+    with pytest.raises(LoadError, match="another run"):
+        sparsify(program, tokens(), SparseGPT(), HALF, state=again, keep_zeros=True, **options)
+    restored = []
+    found = sparsify(
+        program, tokens(), SparseGPT(), HALF, state=again, progress=restored.append, **options
+    )
+    assert len(found.layers) == len(whole.layers)
+    assert found.layers == whole.layers
+    assert found.sparsity_of_model == whole.sparsity_of_model
+    for e in whole.layers:
+        assert torch.equal(found.program.weights[e.parameter], whole.program.weights[e.parameter])
 
 
 def test_it_is_saved_with_its_zeros(tmp_path):

@@ -2,15 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from graphprune import budgets, methods
 from graphprune.analysis.roles import ROLES
+from graphprune.budgets import OWL, Sensitivity
 from graphprune.errors import RecipeError
 from graphprune.passes import get_score
 from graphprune.recipe import ROLES as recipe_roles
-from graphprune.recipe import SCORES, Recipe, parse_number, read_yaml
+from graphprune.recipe import SCORES, Recipe, read_yaml
+from graphprune.recipe_sparsify import LAYER_BUDGETS, METHODS
+from graphprune.recipe_values import parse_number
+from graphprune.solvers import ALPS, NM, RIA, DSnoT, SparseGPT, Unstructured, Wanda
 
 FULL = """
 target: {params: 0.7}
@@ -121,7 +127,7 @@ def test_shorthands() -> None:
         ({"align": {"fn": 64}}, "in 'align.fn': unknown role 'fn'; did you mean 'ffn'?"),
         ({"align": 0}, "in 'align.*'"),
         ({"minimum": 0}, "neither a number of units"),
-        ({"aggregate": "su"}, "in 'aggregate': 'su' is not 'sum', 'mean', 'max' or 'prod'"),
+        ({"aggregate": "su"}, "in 'aggregate': 'su' is not 'sum', 'mean', 'max', 'prod' or 'last'"),
         ({"calibration": {"length": 1}}, "in 'calibration.length'"),
         ({"rounds": 0}, "in 'rounds'"),
         ({"verify": {"tolerance": -1}}, "in 'verify.tolerance'"),
@@ -136,7 +142,7 @@ def test_mistakes_beside_the_goal(data: dict[str, object], message: str) -> None
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "exactly one of remove, target, shape, plan; this one has none"),
+        ({}, "exactly one of remove, target, shape, plan, or sparsify; this one has none"),
         (
             {"remove": {"ffn": 0.1}, "target": {"params": 0.7}},
             "this one has remove and target",
@@ -227,3 +233,137 @@ def test_flags_that_are_not_pairs(word: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_flags(None, {"remove": [word]})
     assert caught.value.where == "--remove"
+
+
+def test_masks_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        """
+remove: {ffn: 0.25}
+sparsify:
+  method: sparsegpt
+  sparsity: 50%
+  damping: 1e-2
+  bits: 4
+  budget: {name: owl, spread: 0.1, per: weight}
+  exclude: "*.0.*"
+  keep_zeros: true
+  held: bfloat16
+"""
+    )
+    recipe = Recipe.load(path)
+    section = recipe.sparsify
+    assert section is not None
+    assert section.solver() == SparseGPT(damping=0.01, bits=4)
+    assert section.wanted() == Unstructured(0.5)
+    assert section.budget.built() == OWL(spread=0.1, per="weight")
+    assert (section.exclude, section.include, section.held) == (("*.0.*",), None, "bfloat16")
+    assert (section.bits, section.keep_zeros, recipe.removes) == (4, True, True)
+    path.write_text(recipe.to_yaml())
+    assert Recipe.load(path) == recipe
+
+
+def test_masks_by_their_names() -> None:
+    def section(data: object) -> Any:
+        return Recipe.parse({"sparsify": data}).sparsify
+
+    assert section({"method": "ria", "pattern": " 2 : 4 "}).wanted() == NM(2, 4)
+    assert section({"method": "ria", "pattern": "2:4"}).solver() == RIA()
+    swapped = section({"method": "dsnot", "sparsity": 0.5, "first": "alps", "cycles": 3})
+    assert swapped.solver() == DSnoT(first=ALPS(), cycles=3)
+    first = {"method": "wanda", "group": "layer"}
+    swapped = section({"method": "dsnot", "sparsity": 0.5, "first": first})
+    assert swapped.solver() == DSnoT(first=Wanda(group="layer"))
+    budget = {"name": "sensitivity", "levels": 3, "solver": "ria"}
+    dealt = section({"method": "wanda", "sparsity": 0.5, "budget": budget})
+    assert dealt.budget.built() == Sensitivity(levels=3, solver=RIA())
+    assert not section({"method": "magnitude", "sparsity": 0.5, "budget": "global"}).needs_data
+    assert section({"method": "magnitude", "sparsity": 0.5, "budget": "owl"}).needs_data
+    assert tuple(methods.METHODS) == METHODS
+    assert tuple(budgets.BUDGETS) == LAYER_BUDGETS
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("wanda", "give one of sparsity (50%) and pattern ('2:4'); this has neither"),
+        ({"method": "wanda", "sparsity": 0.5, "pattern": "2:4"}, "this has both"),
+        ({"sparsity": 0.5}, "in 'sparsify.method': Field required"),
+        ({"method": "wand", "sparsity": 0.5}, "unknown method 'wand'; did you mean 'wanda'?"),
+        ({"method": "wanda", "sparsty": 0.5}, "no option 'sparsty'; did you mean 'sparsity'?"),
+        (
+            {"method": "sparsegpt", "sparsity": 0.5, "dampng": 0.1},
+            "method 'sparsegpt' has no option 'dampng'; did you mean 'damping'?",
+        ),
+        ({"method": "wanda", "sparsity": 0.5, "bits": 4}, "only sparsegpt quantises"),
+        (
+            {"method": "sparsegpt", "sparsity": 0.5, "bits": "four"},
+            "option 'bits' of method 'sparsegpt': input should be a valid integer",
+        ),
+        ({"method": "sparsegpt", "sparsity": 0.5, "damping": 2}, "a damping from 0 to 1"),
+        ({"method": "wanda", "sparsity": 0.5, "group": "column"}, "should be 'layer' or 'row'"),
+        ({"method": "wanda", "sparsity": 1}, "is not a fraction to remove"),
+        ({"method": "wanda", "pattern": 124}, 'put it in quotes, "2:4"'),
+        ({"method": "wanda", "pattern": "4:2"}, "keeps n of every m weights, with 1 <= n < m"),
+        ({"method": "wanda", "pattern": "0:4"}, "keeps n of every m weights, with 1 <= n < m"),
+        ({"method": "wanda", "pattern": "2/4"}, "n:m for n weights kept of every m"),
+        ({"method": "ria", "pattern": "2:4", "budget": "owl"}, "a pattern fixes that of each"),
+        ({"method": "ria", "sparsity": 0.5, "budget": "owls"}, "did you mean 'owl'?"),
+        (
+            {"method": "ria", "sparsity": 0.5, "budget": {"name": "owl", "spred": 0.1}},
+            "budget 'owl' has no option 'spred'; did you mean 'spread'?",
+        ),
+        (
+            {"method": "ria", "sparsity": 0.5, "budget": {"name": "uniform", "spread": 0.1}},
+            "budget 'uniform' has no options",
+        ),
+        ({"method": "ria", "sparsity": 0.5, "budget": {"name": "owl", "spread": 2}}, "a spread"),
+        ({"method": "dsnot", "sparsity": 0.5, "first": "wnda"}, "did you mean 'wanda'?"),
+        ({"method": "dsnot", "sparsity": 0.5, "first": {"cycles": 3}}, "{method: name, ...}"),
+        (
+            {"method": "dsnot", "sparsity": 0.5, "first": {"method": "sparsegpt", "bits": 4}},
+            "'bits' would have no effect",
+        ),
+    ],
+)
+def test_mistakes_in_the_masks(section: object, message: str) -> None:
+    assert message in fail({"sparsify": section})
+
+
+def test_yaml_takes_a_pattern_without_quotes_for_a_number() -> None:
+    assert "put it in quotes" in fail(yaml.safe_load("sparsify: {method: ria, pattern: 2:4}"))
+
+
+def test_globs_of_structures_need_structures() -> None:
+    masks = {"method": "ria", "sparsity": 0.5}
+    text = fail({"sparsify": masks, "exclude": "*.0.*"})
+    assert "'exclude' is about structures, and this recipe removes none" in text
+    assert Recipe.parse({"sparsify": masks, "exclude": "*.0.*", "remove": {"ffn": 0.5}}).exclude
+
+
+def test_flags_for_masks(tmp_path: Path) -> None:
+    def flags(path: Path | None = None, **given: object) -> Any:
+        options = {key: given.pop(key) for key in [*given] if key in ("remove", "exclude")}
+        return Recipe.from_flags(path, {"sparsify": given, **options})
+
+    alone = flags(method="ria", sparsity="50%", bits=None, exclude=["*.0.*"])
+    assert alone.sparsify.model_dump(exclude_unset=True) == {
+        "method": "ria",
+        "sparsity": 0.5,
+        "exclude": ("*.0.*",),
+    }
+    both = flags(method="ria", sparsity="50%", exclude=["*.0.*"], remove=["ffn=0.5"])
+    assert (both.exclude, both.sparsify.exclude) == (("*.0.*",), ())
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsify: {method: sparsegpt, sparsity: 50%, damping: 0.1, keep_zeros: true}")
+    changed = flags(path, pattern="1:4").sparsify
+    assert (changed.sparsity, changed.pattern, changed.solver()) == (
+        None,
+        "1:4",
+        SparseGPT(damping=0.1),
+    )
+    other = flags(path, method="wanda", budget="owl").sparsify
+    assert (other.solver(), other.keep_zeros, other.budget.name) == (Wanda(), True, "owl")
+    assert flags(path).sparsify.solver() == SparseGPT(damping=0.1)
+    with pytest.raises(RecipeError, match="no method is given"):
+        flags(sparsity="50%", remove=["ffn=0.5"])

@@ -161,7 +161,7 @@ def test_slim_equals_masked_and_is_nearer_to_the_dense_model(net: Any) -> None:
     plain = gp.apply(program, plan)
     with torch.no_grad():
         far = [
-            sum(float((m.module(x) - module(x)).square().sum()) for x in samples)
+            float(sum((m.module(x) - module(x)).square().sum() for x in samples))
             for m in (slim, plain)
         ]
     assert far[0] < far[1] / 2

@@ -64,7 +64,7 @@ def flow_of(exported: ExportedProgram, typing: Typing, aliases: Mapping[str, str
         paths={n.name: module_path(n) for n in nodes if n.op == "call_function"},
         outputs=frozenset(i.name for i in exported.graph.output_node().all_input_nodes),
         parameters={v: name for v, name in targets.items() if v in known},
-        sums={n.name: operands[n.name] for n in nodes if _schema_name(n) in _ADD},
+        sums={n.name: _added(n) for n in nodes if _schema_name(n) in _ADD},
         passes={
             n.name: operands[n.name][0]
             for n in nodes
@@ -90,6 +90,13 @@ def sums_of(graph: fx.Graph, typing: Typing) -> list[str]:
         {n for n in graph.nodes if n.name in products},
     )
     return [node.name for node in found]
+
+
+def _added(node: fx.Node) -> list[str]:
+    """What an addition adds unchanged: without the second operand where that is scaled."""
+    scaled = node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2
+    read = [n.name for n in node.all_input_nodes]
+    return [n for n in read if n == getattr(node.args[0], "name", None)] if scaled else read
 
 
 def _schema_name(node: fx.Node) -> str:

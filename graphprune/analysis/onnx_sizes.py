@@ -7,8 +7,8 @@ whatever operators it is made of, and needs no symbols.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 import numpy as np
@@ -144,6 +144,35 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
     for node in model.graph:
         known.update(_outputs(node, known, opsets))
     return known
+
+
+def refreshed(
+    model: ir.Model, known: Mapping[str, Known], changed: Collection[str]
+) -> dict[str, Known]:
+    """What is known after some initialisers have got other numbers of the same type and shape.
+
+    Args:
+        model: with the new numbers.
+        known: what was known before.
+        changed: names of the initialisers.
+    """
+    result = dict(known)
+    for name in changed:
+        tensor = model.graph.initializers[name].const_value
+        if tensor is not None and known[name].values is not None:
+            elements = tensor.numpy()
+            result[name] = replace(known[name], values=(elements, elements))
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    stale = {name for name in changed if known[name].values is not None}
+    for node in model.graph:
+        results = [v.name or "" for v in node.outputs]
+        read = {v.name for v in node.inputs if v is not None}
+        if not stale.isdisjoint(read) and any(
+            n in known and known[n].values is not None for n in results
+        ):
+            result.update(_outputs(node, result, opsets))
+            stale.update(results)
+    return result
 
 
 def is_standard(node: ir.Node) -> bool:

@@ -97,7 +97,7 @@ def _steps(flow: Flow, chain: Chain, shortcuts: Mapping[str, str]) -> list[_Step
     places.append(_end(flow, chain, shortcuts))
     steps = []
     for entry, end in pairwise(places):
-        values = _between(flow, entry, end)
+        values = between(flow, entry, end)
         read = (flow.operators[v] for v in values if v not in flow.sizes)
         kinds = Counter(kind for kind in read if kind not in _COPIES)
         steps.append(_Step(values, tuple(sorted(kinds.items()))))
@@ -121,7 +121,7 @@ def _end(flow: Flow, chain: Chain, shortcuts: Mapping[str, str]) -> str:
     return last
 
 
-def _between(flow: Flow, entry: str, end: str) -> frozenset[str]:
+def between(flow: Flow, entry: str, end: str) -> frozenset[str]:
     """What lies on the ways from one value to another, with the second."""
     first, last = flow.places.get(entry, -1), flow.places[end]
     order = list(flow.inputs)[first + 1 : last + 1]

@@ -26,6 +26,8 @@ ROLES = (
     "expert_groups",
     "experts",
     "layers",
+    "attention_blocks",
+    "mlp_blocks",
 )
 
 

@@ -137,6 +137,13 @@ def _solve(slim: Any) -> SolvedConfig:
             why="it was not loaded from a Hugging Face checkpoint",
             hint='ask for format "pt2" or "onnx"',
         )
+    if slim.lost_branches:
+        raise EmitError(
+            "There is no Hugging Face form of a layer without its attention or its MLP.",
+            where=", ".join(slim.lost_branches),
+            why="the class builds every layer with both",
+            hint='ask for format "pt2" or "onnx", or remove whole layers',
+        )
     return solve_config(
         pruned.plain(source.config, source.model_class),
         pruned.original_class(source.model_class),

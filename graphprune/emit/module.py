@@ -68,6 +68,11 @@ def _resized(slim: Any) -> nn.Module:
     """
     program = slim.program
     dropped = slim.dropped_layers()
+    if slim.lost_branches:
+        raise EmitError(
+            "No size of the class leaves out one branch of a layer.",
+            where=", ".join(slim.lost_branches),
+        )
     blank = skeleton(program.module)
     _refill(blank, program)
     buffers = {

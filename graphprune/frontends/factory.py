@@ -74,6 +74,21 @@ def load_factory(source: str, weights: str | Path | None = None) -> Program:
         return _traced(made, source, weights)
 
 
+def call_own(source: str, what: str) -> Any:
+    """Import code of one's own and call it; what is no function is taken as it is.
+
+    Args:
+        source: ``module:name`` or ``path/to/file.py:name``.
+        what: what to call it in errors.
+
+    Raises:
+        LoadError: the code can't be imported, has no such name, or raises.
+    """
+    code, _, name = source.rpartition(":")
+    with _importable(code), contextlib.redirect_stdout(sys.stderr):
+        return _call(_attribute(_import(code, source), name, source), source, what)
+
+
 @contextlib.contextmanager
 def _importable(code: str) -> Iterator[None]:
     """Let code import what lies beside it, as Python does for a script."""
@@ -136,7 +151,7 @@ def _attribute(module: ModuleType, name: str, source: str) -> Any:
     return found
 
 
-def _call(factory: Any, source: str) -> Any:
+def _call(factory: Any, source: str, what: str = "factory") -> Any:
     if isinstance(factory, torch.nn.Module | Program) or not callable(factory):
         return factory
     try:
@@ -145,7 +160,7 @@ def _call(factory: Any, source: str) -> Any:
         raise
     except BaseException as error:  # somebody's code again
         raise LoadError(
-            "the factory raised an error",
+            f"the {what} raised an error",
             where=_place(error) or source,
             why=_told(error),
             hint=f"make it run by itself: {source} is called without arguments",

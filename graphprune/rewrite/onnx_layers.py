@@ -20,12 +20,14 @@ def bypass(model: ir.Model, blocks: Iterable[Block]) -> None:
 
     Args:
         model: as `read_onnx` gives it.
-        blocks: the blocks, those of a stack in order.
+        blocks: the blocks.
     """
-    blocks = list(blocks)
+    graph = model.graph
+    places = {v.name: i for i, node in enumerate(graph) for v in node.outputs}
+    # The entry of one may be the exit of another before it, of a stack or of branches.
+    blocks = sorted(blocks, key=lambda b: places[b.exit])
     if not blocks:
         return
-    graph = model.graph
     editor = Editor(graph)
     values = {v.name or "": v for v in (*graph.inputs, *graph.initializers.values())}
     values |= {v.name or "": v for node in graph for v in node.outputs}

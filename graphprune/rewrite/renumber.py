@@ -14,6 +14,8 @@ def shifts_of(program: BaseProgram, selection: Selection) -> dict[str, dict[int,
     """For every stack that loses layers, the new numbers of those that stay."""
     shifts: dict[str, dict[int, int]] = {}
     for stack, blocks in selection.cuts.items():
+        if program.by_name[stack].parent:  # branches leave the layers where they are
+            continue
         gone = {b.index for b in blocks}
         size = program.by_name[stack].size
         kept = [i for i in range(size) if i not in gone]

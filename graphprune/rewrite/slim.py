@@ -224,7 +224,14 @@ class Slim:
 
     def dropped_layers(self) -> dict[str, list[int]]:
         """Stack path to the indices of its removed layers."""
-        return {s: [b.index for b in blocks] for s, blocks in self.selection.cuts.items()}
+        cuts = self.selection.cuts.items()
+        by_name = self.program.by_name
+        return {s: [b.index for b in blocks] for s, blocks in cuts if not by_name[s].parent}
+
+    @property
+    def lost_branches(self) -> list[str]:
+        """Names of the structures of branches that have left layers which stay."""
+        return [s for s in self.selection.cuts if self.program.by_name[s].parent]
 
     def save(self, path: str | Path, format: Format = "hf") -> None:
         """Write the slim model.

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
+from torch.nn.functional import hardshrink
 
 from graphprune.errors import RecipeError
 from graphprune.solvers.factor import Damped, damp
 from graphprune.solvers.magnitude import without_data
-from graphprune.solvers.pattern import Given, Pattern
-from graphprune.solvers.precision import exact
+from graphprune.solvers.pattern import SCATTER, Given, Pattern, Unstructured
+from graphprune.solvers.precision import exact, inner
 from graphprune.solvers.solved import Solved, masked, second_moment, widened
 from graphprune.solvers.statistic import SecondMoment, Statistic
+
+_SAMPLED = 2**16
+"""Entries that tell between two looks at the mask what goes: some 0.2 % too many or too few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,23 +56,27 @@ class ALPS:
             of share and factor, shares descending. Any smaller change takes the last factor.
         settled: from step `patience` on, a change below this share of the kept weights is none.
         patience: see `settled`.
+        relaxation: of ADMM, between 0 and 2; above 1 each step goes beyond B, away from D.
         refits: most steps of conjugate gradients.
-        tolerance: of their residual, relative to the right-hand side.
+        tolerance: they end with a step that lowers the error by less than this, relative to it.
     """
 
     damping: float = 0.01
     rho: float = 0.1
     steps: int = 300
     every: int = 3
-    growth: tuple[tuple[float, float], ...] = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+    growth: tuple[tuple[float, float], ...] = ((0.1, 1.4), (0.005, 1.3), (0.0, 1.2))
     settled: float = 3e-4
-    patience: int = 30
+    patience: int = 12
+    relaxation: float = 1.3
     refits: int = 10
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.rho <= 0 or self.steps < 1 or self.every < 1 or not 0 < self.damping <= 1:
             raise RecipeError("ALPS takes positive steps, rho and damping; damping is at most 1")
+        if not 0 < self.relaxation < 2:
+            raise RecipeError("ALPS takes a relaxation between 0 and 2")
         shares = [share for share, _ in self.growth]
         if len(shares) < 2 or shares[-1] != 0 or sorted(shares, reverse=True) != shares:
             raise RecipeError("ALPS takes two growths of rho or more, shares descending to 0")
@@ -91,17 +100,17 @@ class ALPS:
         problem = statistic.derived(key, lambda: self._pose(statistic, wide.dtype))
         dense = (wide * problem.roots).masked_fill_(problem.damped.dead, 0)
         with exact():
-            target = dense @ problem.matrix
             kept = pattern.mask(dense.square(), weight)
             first = dense * kept
             if isinstance(pattern, Given):
-                found = self._refit(first, target, kept, problem.matrix)
+                found, _ = self._refit(first, dense, kept, problem.matrix)
             elif not kept.all():
+                target = dense @ problem.matrix
                 sparse, moved = self._split(target, first, kept, problem.matrix, pattern, weight)
-                found = self._refit(sparse, target, moved, problem.matrix)
+                found, lost = self._refit(sparse, dense, moved, problem.matrix)
                 # Where features are all but orthogonal, ADMM may end beside the mask it began with.
-                if _lost(found, dense, problem.matrix) > _lost(first, dense, problem.matrix):
-                    found = self._refit(first, target, kept, problem.matrix)
+                if lost > _lost(first, dense, problem.matrix):
+                    found, _ = self._refit(first, dense, kept, problem.matrix)
                 else:
                     kept = moved
         if kept.all():
@@ -128,17 +137,24 @@ class ALPS:
     ) -> tuple[Tensor, Tensor]:
         """ADMM from D = `first`, whose mask is `kept`. Returns D and its mask."""
         rho, moved = self.rho, False
-        inverse = _inverse(matrix, rho)
+        resolvent = _Resolvent(matrix, rho, len(target))
         sparse, before = first, kept
         budget = max(int(kept.sum()), 1)
+        rough = _rough(target, kept, pattern)
         dual = torch.zeros_like(target)  # divided by rho
         for step in range(1, self.steps + 1):
             pull = torch.sub(sparse, dual).mul_(rho).add_(target)
-            dual.addmm_(pull, inverse)  # with B = pull @ inverse: what D projects
+            dual.add_(sparse, alpha=1 - self.relaxation)
+            resolvent.add_to(dual, pull, self.relaxation)  # B, and so what D projects
+            look = step % self.every == 0 or step == self.steps
+            if rough is not None and not look:
+                sparse = hardshrink(dual, rough.level(dual))
+                dual -= sparse
+                continue
             kept = pattern.mask(dual.square(), weight)
             sparse = dual * kept
             dual -= sparse
-            if step % self.every:
+            if not look:
                 continue
             change = int((kept ^ before).sum())
             before = kept
@@ -155,45 +171,94 @@ class ALPS:
                     break
             dual *= rho / new
             rho = new
-            inverse = _inverse(matrix, rho)
+            resolvent = _Resolvent(matrix, rho, len(target))
         return sparse, kept
 
-    def _refit(self, start: Tensor, target: Tensor, kept: Tensor, matrix: Tensor) -> Tensor:
-        """Conjugate gradients for ``(x A - target) * kept = 0``, all rows at once.
+    def _refit(
+        self, start: Tensor, dense: Tensor, kept: Tensor, matrix: Tensor
+    ) -> tuple[Tensor, float]:
+        """Conjugate gradients for ``(x - dense) A * kept = 0``, all rows at once.
 
         Features have a unit diagonal, so this is preconditioned already. Every step lowers every
         row's error.
+
+        Returns:
+            x, and the objective.
         """
         x = start.clone()
-        residual = (target - x @ matrix).mul_(kept)
+        missing = dense - x
+        residual = missing @ matrix
+        lost = inner(missing, residual)
+        residual *= kept
         direction = residual.clone()
         size = residual.square().sum(1, keepdim=True)
-        enough = (target * kept).square().sum(1, keepdim=True) * self.tolerance**2
         for _ in range(self.refits):
-            if bool((size <= enough).all()):
-                break
             image = (direction @ matrix).mul_(kept)
             length = size / _nonzero((direction * image).sum(1, keepdim=True))
-            x += length * direction
-            residual -= length * image
+            gain = inner(length, size)
+            x.addcmul_(length, direction)
+            lost -= gain
+            if gain <= self.tolerance * lost:
+                break
+            residual.addcmul_(length, image, value=-1)
             smaller = residual.square().sum(1, keepdim=True)
             direction.mul_(smaller / _nonzero(size)).add_(residual)
             size = smaller
-        return x
+        return x, lost
 
 
-def _inverse(matrix: Tensor, rho: float) -> Tensor:
-    """(A + rho)⁻¹. A new one for every rho costs less than the eigenvectors that would give all."""
-    # The least eigenvalue is rho or more, and the trace is the number of features.
-    wide = matrix.double() if rho < 1e-3 else matrix.clone()
-    wide.diagonal().add_(rho)
-    return torch.cholesky_inverse(torch.linalg.cholesky(wide)).to(matrix.dtype)
+class _Resolvent:
+    """Multiplies rows with (A + rho)⁻¹. Eigenvectors, which would give all of them, cost more."""
+
+    def __init__(self, matrix: Tensor, rho: float, rows: int) -> None:
+        """`rows` is how many there are to multiply."""
+        # The least eigenvalue is rho or more, and the trace is the number of features.
+        wide = matrix.double() if rho < 1e-3 else matrix.clone()
+        wide.diagonal().add_(rho)
+        factor = torch.linalg.cholesky(wide)
+        # For a few rows, two triangular systems cost less than the inverse.
+        self.inverse = rows >= len(matrix)
+        self.matrix = (torch.cholesky_inverse(factor) if self.inverse else factor).to(matrix.dtype)
+
+    def add_to(self, total: Tensor, rows: Tensor, scale: float) -> None:
+        """``total += scale * rows (A + rho)⁻¹``."""
+        if self.inverse:
+            total.addmm_(rows, self.matrix, alpha=scale)
+            return
+        half = solve_triangular(self.matrix.T, rows, upper=True, left=False)
+        total.add_(solve_triangular(self.matrix, half, upper=False, left=False), alpha=scale)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rough:
+    """Tells from a sample how large the largest entries of a matrix are.
+
+    Attributes:
+        places: of the sample, in the flat matrix.
+        rank: in the sample, of the largest entry that goes.
+    """
+
+    places: Tensor
+    rank: int
+
+    def level(self, x: Tensor) -> float:
+        """The size that about as many entries of x exceed as are kept."""
+        return float(x.reshape(-1)[self.places].abs_().kthvalue(self.rank).values)
+
+
+def _rough(x: Tensor, kept: Tensor, pattern: Pattern) -> _Rough | None:
+    """The sample of a matrix like x; None where it wouldn't do, or save no time."""
+    if not isinstance(pattern, Unstructured) or pattern.preserve or x.numel() <= 4 * _SAMPLED:
+        return None
+    places = torch.arange(_SAMPLED, device=x.device) * SCATTER % x.numel()
+    rank = round((1 - float(kept.sum()) / kept.numel()) * _SAMPLED)
+    return _Rough(places, min(max(rank, 1), _SAMPLED))
 
 
 def _lost(x: Tensor, dense: Tensor, matrix: Tensor) -> float:
     """The objective: squared change of the output."""
     change = x - dense
-    return float((change * (change @ matrix)).sum(dtype=torch.float64))
+    return inner(change, change @ matrix)
 
 
 def _nonzero(x: Tensor) -> Tensor:

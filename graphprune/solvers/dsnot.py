@@ -58,13 +58,24 @@ class DSnoT:
 
         Raises:
             CalibrationError: see `check`.
+            RecipeError: the first mask is n:m for permuted columns only.
         """
         if (solved := without_data(weight, statistic, pattern, "row")) is not None:
             return solved
-        start = self.first.solve(weight, statistic, pattern).mask if mask is None else mask
+        start = self._first(weight, statistic, pattern) if mask is None else mask
         size = pattern.m if isinstance(pattern, NM) else 0
         kept = self._exchange(widened(weight), statistic, start, size)
         return masked(weight, kept, statistic, pattern)
+
+    def _first(self, weight: Tensor, statistic: Statistic, pattern: Pattern) -> Tensor:
+        solved = self.first.solve(weight, statistic, pattern)
+        if solved.permutation is not None:
+            raise RecipeError(
+                "DSnoT exchanges weights within the groups of columns as they stand",
+                why="the first mask is n:m for permuted columns",
+                hint="leave permute off",
+            )
+        return solved.mask
 
     def _exchange(self, weight: Tensor, statistic: Statistic, start: Tensor, m: int) -> Tensor:
         rows = torch.arange(len(weight), device=weight.device)

@@ -166,6 +166,9 @@ class Given:
         return self.kept.to(weight.device)
 
 
+SCATTER = 2654435761
+"""A large prime: its multiples sample a matrix evenly, where a stride may meet few columns."""
+
 Pattern: TypeAlias = Unstructured | NM | Given
 
 
@@ -229,8 +232,7 @@ def _nth(values: Tensor, count: int) -> Tensor:
     """The count-th lowest value. A sample brackets it, so that few values have to be ordered."""
     total = len(values)
     if total > 2**16:
-        # Scattered by multiples of a large prime: a stride may meet few of a matrix's columns.
-        sample = values[torch.arange(2**13, device=values.device) * 2654435761 % total]
+        sample = values[torch.arange(2**13, device=values.device) * SCATTER % total]
         at = round(count / total * len(sample))
         first, last = (min(max(at + d, 1), len(sample)) for d in (-200, 200))
         low, high = sample.kthvalue(first).values, sample.kthvalue(last).values

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -20,3 +21,11 @@ def exact() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Sum of a * b for two matrices: rows in their type, in blocks, and the rows' sums in float64.
+
+    A sum in float64 throughout would first copy the whole matrix into it.
+    """
+    return float((a * b).sum(1).sum(dtype=torch.float64))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.errors import CalibrationError
 from graphprune.solvers.pattern import NM, Pattern
-from graphprune.solvers.precision import exact
+from graphprune.solvers.precision import exact, inner
 from graphprune.solvers.quantise import Grid
 from graphprune.solvers.statistic import SecondMoment, Statistic
 
@@ -158,6 +158,5 @@ def _quadratic(rows: Tensor, lower: Tensor) -> float:
     with exact():
         for start in range(0, rows.shape[1], step):
             part = rows[:, start:] @ lower[start:, start : start + step]
-            part *= rows[:, start : start + step]
-            total += float(part.sum(dtype=torch.float64))
+            total += inner(part, rows[:, start : start + step])
     return total

@@ -1,4 +1,4 @@
-"""Calibration over a traced graph, weight by weight, with activations of what is already treated.
+"""Calibration over a graph, weight by weight, with activations of what is already treated.
 
 program = gp.load("path/to/checkpoint")
 sites = find_sites(program)
@@ -7,12 +7,13 @@ new = stream(program, sites, samples, treatment)
 pruned = apply_weights(program, new)
 """
 
-from graphprune.streaming.data import Batch, batches, default_window, text_windows
+from graphprune.streaming.data import Batch, default_window, text_windows
 from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
-from graphprune.streaming.run import Observer, Step, Treatment, stream
-from graphprune.streaming.sites import Group, Site, Sites, find_sites
+from graphprune.streaming.programs import apply_weights, batches, find_sites, stream
+from graphprune.streaming.run import Observer, Step, Treatment
+from graphprune.streaming.sites import Group, Site, Sites
 from graphprune.streaming.state import State
-from graphprune.streaming.weights import TreatedWeights, apply_weights
+from graphprune.streaming.weights import TreatedWeights
 
 __all__ = [
     "Bank",

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from graphprune.program import Program
+from graphprune.onnx_program import OnnxProgram
+from graphprune.program import BaseProgram, Program
 from graphprune.streaming.layout import Convolution, Matrix
+from graphprune.streaming.onnx_biases import onnx_biases
 from graphprune.streaming.products import bind, operator
 from graphprune.streaming.sites import Site
 
@@ -16,16 +18,19 @@ _ARGUMENT = {"linear": "bias", "addmm": "self", "conv1d": "bias", "conv2d": "bia
              "conv3d": "bias", "convolution": "bias"}  # fmt: skip
 
 
-def biases(program: Program, sites: Iterable[Site]) -> dict[str, str]:
+def biases(program: BaseProgram, sites: Iterable[Site]) -> dict[str, str]:
     """The biases of linear layers and convolutions that nothing else reads.
 
     Args:
-        program: a traced program.
+        program: a traced program, or an ONNX model.
         sites: where weights are applied.
 
     Returns:
         Canonical name of a weight to that of its bias, a parameter with one number per output.
     """
+    if isinstance(program, OnnxProgram):
+        return onnx_biases(program, sites)
+    assert isinstance(program, Program)  # there is no third kind
     named = {n.name: n for n in program.exported.graph.nodes}
     stored = {
         named[s.arg.name]: program.aliases.get(s.target, s.target)

@@ -13,14 +13,15 @@ from torch.utils import _pytree as pytree
 
 from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.errors import LoadError, PlanError
+from graphprune.inputs import inputs_of, token_input, tokenizer_of
 from graphprune.masked import flat_inputs, input_names
-from graphprune.program import Program
+from graphprune.program import BaseProgram, Program
 
 WINDOW = 2048
 """Tokens in a window, where the model can take as many."""
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
-_MASKS = {"attention_mask": "input_ids", "decoder_attention_mask": "decoder_input_ids"}
+MASKS = {"attention_mask": "input_ids", "decoder_attention_mask": "decoder_input_ids"}
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,32 @@ def batches(program: Program, data: Any, batch: int = 1) -> list[Batch]:
         raise PlanError("a batch has at least one sample")
     if callable(data) and not isinstance(data, Tensor | Mapping | Batch):
         data = data()
-    found = list(_numbered(program, _parts(data, batch)))
+    made = (p if isinstance(p, Batch) else _batch(program, p) for p in parts(data, batch))
+    found = list(numbered(made))
     if not found:
         raise PlanError("there is no calibration data", hint="give at least one sample")
-    for made in found:
-        _check_shapes(program, made)
+    for one in found:
+        _check_shapes(program, one)
     return found
 
 
-def default_window(program: Program) -> int:
-    """Tokens in a window: 2048, or as many as the model can take if that is less."""
-    config = getattr(program.source, "config", None)
-    if config is None:
-        return WINDOW
-    text = config.get_text_config()
-    limits = [v for name in _LIMITS if isinstance(v := getattr(text, name, None), int) and v > 0]
-    return min([WINDOW, *limits])
+def default_window(program: BaseProgram) -> int:
+    """Tokens in a window: 2048, or as many as the model can take if that is less.
+
+    That is what its configuration or its trace says, or the places that it has positions for.
+    """
+    limits = [WINDOW]
+    found = inputs_of(program)
+    tokens = token_input(found)
+    if tokens is not None:
+        limits += [n for n in (tokens.shape[1], tokens.longest) if n is not None]
+    limits += [i.bound for i in found if i.name == "position_ids" and i.bound is not None]
+    config = program.source.config if isinstance(program, Program) and program.source else None
+    if config is not None:
+        text = config.get_text_config()
+        known = (getattr(text, name, None) for name in _LIMITS)
+        limits += [v for v in known if isinstance(v, int) and v > 0]
+    return min(limits)
 
 
 def text_windows(
@@ -113,8 +124,6 @@ def text_windows(
     Raises:
         LoadError: there is no tokenizer, or the text is too short.
     """
-    from graphprune.measure import tokenizer_of
-
     tokenizer = tokenizer_of(program)
     if tokenizer is None:
         raise LoadError(
@@ -162,7 +171,7 @@ def _stretched(value: Tensor, like: Tensor, tokens: Tensor) -> Tensor | None:
     return value[:1, :1].expand(tokens.shape)
 
 
-def _parts(data: Any, size: int) -> Iterator[Any]:
+def parts(data: Any, size: int) -> Iterator[Any]:
     """Parts of the data that go through together."""
     if isinstance(data, Tensor):
         for start in range(0, len(data), size):
@@ -184,10 +193,10 @@ def _parts(data: Any, size: int) -> Iterator[Any]:
         )
 
 
-def _numbered(program: Program, parts: Iterable[Any]) -> Iterator[Batch]:
+def numbered(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches with the numbers of their samples."""
     first = 0
-    for part in parts:
-        made = part if isinstance(part, Batch) else _batch(program, part)
+    for made in batches:
         sizes = [len(v) for v in made.leaves() if isinstance(v, Tensor) and v.dim()]
         count = sizes[0] if sizes else 1
         yield Batch(made.args, made.kwargs, made.valid, first, count)
@@ -217,17 +226,14 @@ def _batch(program: Program, part: Any) -> Batch:
 def _named(program: Program, part: dict[str, Any]) -> Batch:
     """Inputs by name. A mask that the model doesn't take still says what counts."""
     args, kwargs = program.example
-    if args and not kwargs:
-        names = input_names(program.exported)
-        known = set(names)
-    else:
-        names, known = [], set(kwargs)
+    names = input_names(program.exported)[: len(pytree.tree_leaves(args))]
+    known = {*names, *kwargs}
     valid: dict[str, Tensor] = {}
-    for mask, tokens in _MASKS.items():
+    for mask, tokens in MASKS.items():
         if mask in part and tokens in part:
             valid[tokens] = part[mask].bool()
             if mask not in known:
-                _check_right(part.pop(mask), mask)
+                check_right(part.pop(mask), mask)
     missing, unknown = sorted(known - part.keys()), sorted(part.keys() - known)
     if missing or unknown:
         raise PlanError(
@@ -239,12 +245,10 @@ def _named(program: Program, part: dict[str, Any]) -> Batch:
             ),
             hint=f"the model was traced with {', '.join(sorted(known))}",
         )
-    if names:
-        return Batch(tuple(part[n] for n in names), {}, valid)
-    return Batch((), part, valid)
+    return Batch(tuple(part.pop(n) for n in names), part, valid)
 
 
-def _check_right(mask: Tensor, name: str) -> None:
+def check_right(mask: Tensor, name: str) -> None:
     """Padding that the model isn't told of must not reach the tokens before it."""
     if bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
         raise PlanError(

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-_PAGEOUT = 21
-"""``MADV_PAGEOUT`` of Linux 5.4: what is unchanged in a file needn't stay in memory."""
+_DONTNEED = 4
+"""``MADV_DONTNEED`` of Linux: pages of a file leave the process, and come back when read."""
 
 _SMALL = 1 << 20
+_PAGEMAP = Path("/proc/self/pagemap")
+_SWAPPED, _PRESENT, _OF_FILE = (np.uint64(1 << bit) for bit in (62, 63, 61))
 
 
 def page_out(x: Tensor) -> None:
-    """Tell the kernel that a tensor won't be read soon; its contents stay what they are.
+    """Let the memory go of a tensor that won't be read soon; its contents stay what they are.
 
     Pages of a mapped file leave the process's memory and come back from the file if they are read
-    again. Does nothing on other systems, on other devices and for small tensors.
+    again, also where other processes have mapped it. Does nothing for a tensor that isn't in a file
+    or has been changed in memory, on other systems, on other devices and for small tensors.
     """
     if not sys.platform.startswith("linux") or x.device.type != "cpu" or x.nbytes < _SMALL:
         return
@@ -26,6 +31,22 @@ def page_out(x: Tensor) -> None:
     start = storage.data_ptr() + int(x.storage_offset()) * x.element_size()
     first = start + -start % mmap.PAGESIZE
     length = (start + x.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if x.is_contiguous() and length > 0:
+    if x.is_contiguous() and length > 0 and _unchanged(first, length):
         libc = ctypes.CDLL(None, use_errno=True)
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _PAGEOUT)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _DONTNEED)
+
+
+def _unchanged(first: int, length: int) -> bool:
+    """Whether pages are as in their file, so that letting go of them loses nothing.
+
+    A page that the process has written to is its own, and in no file.
+    """
+    try:
+        with _PAGEMAP.open("rb", buffering=0) as file:
+            file.seek(first // mmap.PAGESIZE * 8)
+            entries = np.frombuffer(file.read(length // mmap.PAGESIZE * 8), np.uint64)
+    except OSError:
+        return False
+    here = (entries & (_PRESENT | _SWAPPED)) != 0
+    whole = len(entries) == length // mmap.PAGESIZE
+    return whole and bool(((entries & _OF_FILE) != 0)[here].all())

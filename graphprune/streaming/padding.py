@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.axes import Expr, Product, normal
 from graphprune.errors import PlanError
-from graphprune.program import Program
+from graphprune.program import BaseProgram
 from graphprune.streaming.layout import Experts, Matrix
 from graphprune.streaming.sites import Site
 
@@ -21,16 +21,13 @@ class Padding:
     A row of an activation belongs to a token if its axes hold the two axes of the token ids.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: BaseProgram) -> None:
         """The padding of a program's inputs."""
         self._values = program.typing.values
-        exported = program.exported
-        specs = exported.graph_signature.input_specs
         self._inputs = {
             leaf
-            for s in specs
-            if s.target is None
-            for dims in self._values.get(s.arg.name, ())
+            for name in program.inputs
+            for dims in self._values.get(name, ())
             for d in dims
             for leaf in _factors(d)
         }

@@ -225,11 +225,20 @@ class _Run:
         self.state = state
         self.done = 0
         if state is not None:
-            settings = {"dtype": str(dtype), "held": str(held), "reference": str(reference)}
+            settings = {
+                "dtype": str(dtype),
+                "held": str(held),
+                "reference": str(reference),
+                "masked": str(selection is not None),
+            }
             self.done = state.begin(program, self.groups, batches, settings)
 
     def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
         """Go through all groups."""
+        if self.state is not None and self.done == len(self.groups):
+            for group in self.groups:
+                self._take(group)
+            return self.treated
         first = self._restore()
         for group, (start, end) in zip(self.groups, spans(self.schedule.barriers), strict=True):
             if group.index < first:

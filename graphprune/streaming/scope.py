@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from graphprune.program import Program
+from graphprune.program import BaseProgram, Program
 from graphprune.streaming.layout import Convolution
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ _EXPERTS = ("experts", "expert_groups")
 def unwanted(program: Program, found: Mapping[str, Sequence[Site]]) -> dict[str, str]:
     """Parameters that are not treated by default, to the reason."""
     nodes = {n.name: n for n in program.exported.graph.nodes}
-    routers = _routers(program)
+    known_routers = routers(program)
     reasons: dict[str, str] = {}
     for name, sites in found.items():
         layout = sites[0].layout
         shape = program.parameters[name]
         out = shape[1] if getattr(layout, "transposed", False) and len(shape) == 2 else shape[0]
-        if name in routers:
+        if name in known_routers:
             reasons[name] = "a router"
         elif any(_is_output(nodes[s.node]) for s in sites):
             reasons[name] = "its result is an output of the model"
@@ -37,7 +37,7 @@ def unwanted(program: Program, found: Mapping[str, Sequence[Site]]) -> dict[str,
     return reasons
 
 
-def _routers(program: Program) -> set[str]:
+def routers(program: BaseProgram) -> set[str]:
     """Matrices whose results are as many as there are experts in some stack of them."""
     return {
         name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +12,7 @@ from torch import fx
 
 from graphprune.analysis.liveness import live_nodes
 from graphprune.errors import PlanError
-from graphprune.program import Program
+from graphprune.program import BaseProgram, Program
 from graphprune.streaming.layout import Layout
 from graphprune.streaming.products import followed, origin, product_site
 from graphprune.streaming.scope import unwanted
@@ -123,8 +123,35 @@ def find_sites(
             skipped[name] = sites
         else:
             found[name] = sites
-    everything = {s.node: s for sites in found.values() for s in sites}
     reasons = {} if every else unwanted(program, found)
+    order = {n.name: i for n, i in places.items()}
+    return selected(program, found, skipped, reasons, order, include, exclude)
+
+
+def selected(
+    program: BaseProgram,
+    found: Mapping[str, list[Site]],
+    skipped: dict[str, str],
+    reasons: dict[str, str],
+    places: Mapping[str, int],
+    include: Sequence[str] | None,
+    exclude: Sequence[str],
+) -> Sites:
+    """The sites that globs leave, in groups.
+
+    Args:
+        program: it.
+        found: parameter to its sites.
+        skipped: parameters that can't be treated, to the reason.
+        reasons: those that aren't unless they are asked for by their full name, to the reason.
+        places: value name to its place in the order of the graph.
+        include: see `find_sites`.
+        exclude: likewise.
+
+    Raises:
+        PlanError: see `find_sites`.
+    """
+    everything = {s.node: s for sites in found.values() for s in sites}
     for name in found:
         names = [name, *(a for a, c in program.aliases.items() if c == name)]
         if not set(names).isdisjoint(include or ()):
@@ -142,7 +169,7 @@ def find_sites(
             why=_reasons(skipped) or "no parameter is a matrix that an activation is multiplied by",
             hint="include parameters by name, or exclude fewer",
         )
-    return Sites(_grouped(program, chosen), skipped, everything)
+    return Sites(_grouped(places, chosen), skipped, everything)
 
 
 def _matrices(program: Program) -> dict[str, list[fx.Node]]:
@@ -201,9 +228,8 @@ def _site(
     )
 
 
-def _grouped(program: Program, chosen: dict[str, list[Site]]) -> tuple[Group, ...]:
+def _grouped(places: Mapping[str, int], chosen: dict[str, list[Site]]) -> tuple[Group, ...]:
     """Parameters that read the same values in the same way, in the order of their barriers."""
-    places = {n.name: i for i, n in enumerate(program.exported.graph.nodes)}
     members: dict[Any, list[str]] = {}
     for name, sites in chosen.items():
         key = tuple((s.reads, s.chosen, s.layout.gathering) for s in sites)
@@ -219,7 +245,9 @@ def _grouped(program: Program, chosen: dict[str, list[Site]]) -> tuple[Group, ..
     )
 
 
-def first_reads(sites: Iterable[Site], places: dict[str, int]) -> dict[tuple[str, str | None], int]:
+def first_reads(
+    sites: Iterable[Site], places: Mapping[str, int]
+) -> dict[tuple[str, str | None], int]:
     """(value, choice of experts) to the place of the first of `sites` that reads it."""
     first: dict[tuple[str, str | None], int] = {}
     for site in sites:
@@ -229,7 +257,7 @@ def first_reads(sites: Iterable[Site], places: dict[str, int]) -> dict[tuple[str
 
 
 def _check_globs(
-    program: Program,
+    program: BaseProgram,
     include: Sequence[str],
     exclude: Sequence[str],
     chosen: dict[str, list[Site]],

@@ -25,8 +25,9 @@ from graphprune.emit.checkpoint import write_weights
 from graphprune.errors import LoadError
 from graphprune.files import replacing, write_text
 from graphprune.frontends.weights import map_checkpoint
-from graphprune.program import Program
+from graphprune.program import BaseProgram
 from graphprune.streaming.data import Batch
+from graphprune.streaming.memory import page_out
 from graphprune.streaming.sites import Group
 
 VERSION = 1
@@ -57,7 +58,7 @@ class State:
 
     def begin(
         self,
-        program: Program,
+        program: BaseProgram,
         groups: Sequence[Group],
         batches: Sequence[Batch],
         settings: Mapping[str, str],
@@ -217,20 +218,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _graph_digest(program: Program) -> str:
-    code = "\n".join(
-        f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in program.exported.graph.nodes
-    )
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+def _graph_digest(program: BaseProgram) -> str:
+    return hashlib.sha256(program.code().encode()).hexdigest()[:16]
 
 
-def _weights_digest(program: Program) -> str:
+def _weights_digest(program: BaseProgram) -> str:
     """A hash of some elements of every weight, spread over all of it."""
     digest = hashlib.sha256()
     for name in sorted(program.trainable):
-        flat = program.weights[name].detach().flatten()
+        weight = program.weights[name].detach()
+        flat = weight.flatten()
         sampled = flat[:: max(len(flat) // _SAMPLED, 1)]
         digest.update(f"{name} {flat.dtype}".encode() + _bytes(sampled))
+        page_out(weight)
     return digest.hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune.compiler
-from cli.helpers import LETTERS, Result
+from cli.helpers import CYCLE, LETTERS, Result, teach
 from graphprune import cli
 
 
@@ -83,3 +83,17 @@ def compiled(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) 
         formats=["hf", "onnx", "pt2"],
     )
     return output
+
+
+@pytest.fixture(scope="session")
+def taught(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model after it has learnt a text."""
+    return teach(dense, tmp_path_factory.mktemp("models") / "taught", layers=3)
+
+
+@pytest.fixture(scope="session")
+def cycles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text that it has learnt."""
+    path = tmp_path_factory.mktemp("text") / "cycles.txt"
+    path.write_text(CYCLE * 600)
+    return path

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 LETTERS = [chr(code) for code in range(32, 127)]
 
@@ -53,3 +54,23 @@ def compile_broken(
     result = run("compile", source, "-o", output, *flags)
     assert not output.parent.exists() or tree(output.parent) == []
     return result
+
+
+CYCLE = "".join(LETTERS[i] for i in (33, 40, 7, 90, 12, 61, 55, 3))
+
+
+def teach(source: Path, path: Path, layers: int) -> Path:
+    """A copy of a checkpoint that has learnt a text in which eight letters follow each other."""
+    shutil.copytree(source, path)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.config.num_hidden_layers = layers
+    del model.model.layers[layers:]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    cycle = torch.tensor([LETTERS.index(letter) for letter in CYCLE])
+    ids = torch.stack([cycle.roll(-n).repeat(4) for n in range(8)])
+    for _ in range(30):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path)
+    return path

@@ -81,7 +81,7 @@ def test_a_plan_replays(run: Callable[..., Result], source: Path, tmp_path: Path
     [
         (["--format", "hf"], "only be written as ONNX"),
         (["--format", "pt2"], "only be written as ONNX"),
-        (["--score", "taylor"], "needs a tokenizer"),
+        (["--score", "taylor"], "doesn't read token ids"),
     ],
 )
 def test_what_an_onnx_file_cannot_be(

@@ -12,50 +12,24 @@ import pytest
 import torch
 
 import graphprune.passes as passes
+from brute_force import by_loops, trainable_members
 from graphprune.axes import Atom
 from graphprune.errors import PlanError
 from graphprune.frontends.module import trace
 from graphprune.passes import Inputs, get_score, reduce, register, score_names
+from graphprune.passes.gradients import mean_gradients
+from graphprune.passes.llm_pruner import Element1, ElementMix
 from graphprune.passes.magnitude import Magnitude
 from graphprune.passes.random_score import Random
 from graphprune.passes.rank import rank
 from graphprune.passes.reduce import marginals
-from graphprune.passes.taylor import Taylor, mean_gradients
+from graphprune.passes.select import select
+from graphprune.passes.taylor import Taylor
 from graphprune.program import Program, Structure
 
 
 def of_role(program: Program, role: str) -> Structure:
     return next(s for s in program.structures if s.role == role)
-
-
-def owned(program: Program, structure: Structure, parameter: str, dim: int) -> list[list[int]]:
-    """Positions of a dimension that each unit owns (each pair, where it is ragged), by loops."""
-    from graphprune.axes import mask
-
-    e = program.axis(parameter, dim)
-    atom, outer = structure.atom, structure.within
-
-    assert atom is not None
-
-    def lost(a: Atom, unit: int) -> set[int]:
-        return set(np.flatnonzero(~mask(e, {a: np.arange(a.size) != unit})).tolist())
-
-    if outer is None:
-        return [sorted(lost(atom, u)) for u in range(atom.size)]
-    return [
-        sorted(lost(outer, o) & lost(atom, u)) for o in range(outer.size) for u in range(atom.size)
-    ]
-
-
-def by_loops(program: Program, structure: Structure, salience) -> np.ndarray:
-    """``[members, units]`` in float64."""
-    rows = []
-    for parameter, dim in structure.members:
-        if parameter in program.trainable:
-            s = salience(parameter).detach().double().movedim(dim, 0)
-            units = owned(program, structure, parameter, dim)
-            rows.append([sum(float(s[i].sum()) for i in unit) for unit in units])
-    return np.array(rows)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +64,10 @@ def test_magnitude(norm: Literal["l1", "l2"], which: str, request: pytest.Fixtur
     structures = [s for s in program.structures if s.prunable and not s.blocks]
     assert structures
     scores = Magnitude(norm).score(program, structures, Inputs())
+    power = 1 if norm == "l1" else 2
     for structure in structures:
-        power = 1 if norm == "l1" else 2
         expected = by_loops(
-            program, structure, lambda p, n=power: program.weights[p].double().abs() ** n
+            program, structure, lambda p: program.weights[p].double().abs() ** power
         )
         found = scores[structure.name]
         assert found.shape[-1] == structure.size
@@ -120,7 +94,7 @@ def test_a_layer_is_the_sum_over_its_parameters(gqa: Program) -> None:
 def test_a_key_value_head_is_scored_with_its_own_query_heads(gqa: Program) -> None:
     """LLM-Pruner folds query head h onto key-value head h % kv; its owner is h // rep."""
     heads = of_role(gqa, "kv_heads")
-    members = [(p, d) for p, d in heads.members if p in gqa.trainable]
+    members = trainable_members(gqa, heads)
     row = members.index(("model.layers.0.self_attn.q_proj.weight", 0))
     found = Magnitude().score(gqa, [heads], Inputs())[heads.name][row]
     per_query = (
@@ -237,7 +211,7 @@ def test_taylor_with_a_loss_of_ones_own(make_mlp) -> None:
     torch.testing.assert_close(found["up.weight"], program.module.up.weight.grad)
     structure = next(s for s in program.structures if s.prunable)
     scores = Taylor().score(program, [structure], Inputs(batches, loss))[structure.name]
-    row = [p for p, _ in structure.members].index("up.weight")
+    row = trainable_members(program, structure).index(("up.weight", 0))
     expected = (program.module.up.weight * program.module.up.weight.grad).abs().sum(1)
     np.testing.assert_allclose(scores[row], expected.detach(), rtol=1e-5)
 
@@ -278,7 +252,13 @@ def structure_of(size: int) -> Structure:
 
 @pytest.mark.parametrize(
     ("aggregate", "price"),
-    [("sum", [6, 9, 11]), ("mean", [3, 4.5, 5.5]), ("max", [3, 6, 10]), ("prod", [9, 10, 18])],
+    [
+        ("sum", [6, 9, 11]),
+        ("mean", [3, 4.5, 5.5]),
+        ("max", [3, 6, 10]),
+        ("prod", [9, 10, 18]),
+        ("last", [3, 6, 10]),
+    ],
 )
 def test_aggregates(aggregate: str, price: list[float]) -> None:
     scores = np.array([[1.0, 3.0, 3.0], [10.0, 6.0, 3.0]])
@@ -308,8 +288,51 @@ def test_normalisation(normalize: str, price: list[float]) -> None:
     assert ranked.order.tolist() == [2, 0, 1]
 
 
+def test_negative_scores_are_never_divided() -> None:
+    """Divided by a mean just below zero, the most important units would go first."""
+    scores = np.array([[-1.5, 0.5, 0.9]])
+    for normalize in ("none", "mean", "max", "sum"):
+        ranked = rank(structure_of(3), scores, normalize=normalize)
+        assert ranked.order.tolist() == [0, 1, 2]
+        assert ranked.price.tolist() == [-1.5, 0.5, 0.9]
+    with pytest.raises(PlanError, match="below zero"):
+        rank(structure_of(3), scores, aggregate="prod")
+
+
+def test_the_last_member_is_the_one_that_the_graph_reads_last() -> None:
+    """Not the one that was defined last, nor the last by name."""
+
+    class Backwards(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = torch.nn.Linear(6, 3)
+            self.up = torch.nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(torch.relu(self.up(x)))
+
+    torch.manual_seed(0)
+    program = trace(Backwards().eval(), (torch.randn(2, 4),))
+    (inner,) = (s for s in program.structures if s.prunable and s.size == 6)
+    assert inner.members[0] == ("down.weight", 1)
+    scores = Magnitude().score(program, [inner], Inputs())[inner.name]
+    down = program.weights["down.weight"].detach().double().square().sum(0)
+    assert len(scores) == 3
+    np.testing.assert_allclose(scores[-1], down, rtol=1e-6)
+    plan = select(program, shape={inner.role: 2}, aggregate="last")
+    assert plan.kept_units[inner.name] == tuple(sorted(down.topk(2).indices.tolist()))
+
+
 def test_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert score_names() == ("magnitude", "random", "taylor")
+    ours = ("element-mix", "element1", "element2", "flap", "magnitude", "minitron", "random",
+            "taylor", "vector", "wanda-sp")  # fmt: skip
+    assert set(ours) <= set(score_names())
+    assert list(score_names()) == sorted(score_names())
+    assert [type(get_score(name)).__name__.lower() for name in ours] == [
+        name.replace("-", "") for name in ours
+    ]
+    assert get_score("element-mix") == ElementMix()
+    assert get_score({"name": "element1", "batch": 2}) == Element1(2)
     assert get_score("magnitude") == Magnitude("l2")
     assert get_score({"name": "magnitude", "norm": "l1"}) == Magnitude("l1")
     assert get_score({"name": "magnitude", "norm": None}) == Magnitude()

@@ -64,6 +64,21 @@ def test_more_refits_never_hurt() -> None:
     assert errors[-1] < objective(x, weight, greedy)
 
 
+@pytest.mark.parametrize("shape", [(560, 512), (512, 560)])
+def test_thresholds_from_a_sample_cost_nothing(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, statistic, x = layer(*shape, tokens=1024, dtype=torch.float32)
+    pattern = Unstructured(0.6)
+    solved = ALPS().solve(weight, statistic, pattern)
+    assert int((~solved.mask).sum()) == pattern.count(weight.numel())
+    used = []
+    monkeypatch.setattr("graphprune.solvers.alps._rough", lambda *given: used.append(given))
+    every = ALPS().solve(weight, statistic, pattern)
+    assert used
+    assert objective(x, weight, solved) < 1.002 * objective(x, weight, every)
+
+
 def test_twice_the_same_bits() -> None:
     a, b = (
         ALPS().solve(*layer(24, 48, dtype=torch.float32)[:2], Unstructured(0.6)) for _ in range(2)
@@ -96,6 +111,8 @@ def test_a_penalty_that_holds_the_mask_is_lowered() -> None:
         {"rho": 0},
         {"steps": 0},
         {"damping": 0},
+        {"relaxation": 0},
+        {"relaxation": 2},
         {"growth": ()},
         {"growth": ((0.1, 1.3), (0.05, 1.2))},
     ],

@@ -47,7 +47,10 @@ def test_costs_and_gains_are_differences_of_losses(units: list[int]) -> None:
     problem = made(1, 4, units)
     everything = np.arange(max(units) + 1)
     whole = problem.loss(everything.tolist())
-    dearer = [problem.loss([u for u in everything if u != gone]) - whole for gone in everything]
+    dearer = [
+        problem.loss([u for u in everything.tolist() if u != gone]) - whole
+        for gone in everything.tolist()
+    ]
     assert _State([problem]).scores(everything) == pytest.approx(dearer, rel=1e-7)
     assert _Fit(problem, everything.tolist()).costs(everything) == pytest.approx(dearer, rel=1e-7)
     some = [0, 1]
@@ -81,9 +84,10 @@ def test_no_single_exchange_is_better(seed: int) -> None:
     found = problem.loss(kept[0].tolist())
     greedy = problem.loss(Surgeon(rounds=0).choose([problem], 14, 7)[0].tolist())
     assert best * (1 - 1e-9) <= found <= greedy
-    for gone in kept[0]:
-        for new in set(range(14)) - set(kept[0].tolist()):
-            assert found <= problem.loss([*(u for u in kept[0] if u != gone), new]) * (1 + 1e-8)
+    units = kept[0].tolist()
+    for gone in units:
+        for new in set(range(14)) - set(units):
+            assert found <= problem.loss([*(u for u in units if u != gone), new]) * (1 + 1e-8)
 
 
 def test_few_choices_are_all_tried() -> None:
@@ -104,9 +108,10 @@ def test_every_outer_unit_keeps_its_own() -> None:
     assert kept.shape == (3, 2)
     assert (kept // 4 == np.arange(3)[:, None]).all()
     found = problem.loss(kept.ravel().tolist())
-    for gone in kept.ravel():
-        for new in set(range(gone // 4 * 4, gone // 4 * 4 + 4)) - set(kept.ravel().tolist()):
-            others = [u for u in kept.ravel() if u != gone]
+    units = kept.ravel().tolist()
+    for gone in units:
+        for new in set(range(gone // 4 * 4, gone // 4 * 4 + 4)) - set(units):
+            others = [u for u in units if u != gone]
             assert found <= problem.loss([*others, new]) * (1 + 1e-8)
 
 

@@ -79,9 +79,9 @@ def test_every_operator_runs_once_per_sample_and_tables_once(llama, monkeypatch)
     runs = Counter()
     original = Runner.execute
 
-    def counted(self, node, values):
+    def counted(self, node, values, sizes=None):
         runs[node.name] += 1
-        return original(self, node, values)
+        return original(self, node, values, sizes)
 
     monkeypatch.setattr(Runner, "execute", counted)
     run(llama, tokens(4))

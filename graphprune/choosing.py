@@ -1,0 +1,69 @@
+"""What a compilation decides where a recipe leaves it open, and what it says of its proof."""
+
+from __future__ import annotations
+
+from graphprune.errors import GraphPruneError
+from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.program import BaseProgram, Program
+from graphprune.recipe import Recipe
+from graphprune.verification import Certificate
+
+
+def changes_weights(recipe: Recipe) -> bool:
+    """Whether a run looks at data group by group, so that it can be gone on with."""
+    masks = recipe.sparsify is not None and recipe.sparsify.needs_data
+    return recipe.operates or recipe.repairs or masks
+
+
+def with_score(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Recipe:
+    """The recipe with a score, and a repair, in place of ``auto``.
+
+    The largest activations of language models pass through channels whose weights are small, so
+    that magnitude leaves a model that guesses: they are scored on text, wherever there can be one.
+
+    Args:
+        recipe: it.
+        program: the dense program.
+        surgery: whether weights may be changed.
+    """
+    if recipe.score.name != "auto" or recipe.plan is not None:
+        return recipe
+    readable = (
+        isinstance(program, Program)
+        and is_causal(program)
+        and tokenizer_of(program) is not None
+        and not any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
+    )
+    name = "taylor" if readable else "magnitude"
+    chosen: dict[str, object] = {"score": name}
+    if readable and surgery and recipe.rounds == 1:
+        repair = "reconstruct" if recipe.repair == "auto" else recipe.repair
+        chosen = {"score": "obs", "repair": repair}
+    return Recipe.parse({**recipe.model_dump(exclude_unset=True), **chosen})
+
+
+def without_surgery(recipe: Recipe, error: GraphPruneError) -> tuple[Recipe, str]:
+    """The recipe for a model that can't be calibrated, where the score was left to us, and why."""
+    changes = {"score": "taylor", "repair": "none"}
+    changed = Recipe.parse({**recipe.model_dump(exclude_unset=True), **changes})
+    return changed, f"{error.what} ({error.why}): units are ranked by taylor, and no layer refitted"
+
+
+def in_pieces(certificate: Certificate) -> tuple[str, ...]:
+    """What to say of a quantised model, whose rounding makes steps of the smallest differences."""
+    if not certificate.steps:
+        return ()
+    return (
+        f"compared at {certificate.steps} quantisation steps, from one to the next; "
+        f"all in one, outputs differ by {certificate.drift:.1e}",
+    )
+
+
+def little_proof(certificate: Certificate) -> tuple[str, ...]:
+    """What to say where the inputs would have hidden a wrong cut."""
+    if certificate.dense_difference > certificate.tolerance:
+        return ()
+    return (
+        "random inputs show no effect of pruning, so that the comparison with the masked model "
+        "says little: verify with inputs of your own",
+    )

@@ -1,0 +1,54 @@
+"""What a streamed run shows of a value, collected for solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+from graphprune.solvers import (
+    RIA,
+    DSnoT,
+    Magnitude,
+    Norms,
+    SecondMoment,
+    Solver,
+    Statistic,
+    Wanda,
+)
+from graphprune.streaming import Observer
+
+
+@dataclass
+class Collector:
+    """An observer with a statistic, which learns its width from the first rows.
+
+    Attributes:
+        kind: of the statistic.
+        where: the group and the part, for messages.
+        statistic: None until rows come.
+    """
+
+    kind: type[Norms] | type[SecondMoment]
+    where: str
+    statistic: Norms | SecondMoment | None = None
+
+    def add(self, x: Tensor) -> None:
+        """See `graphprune.streaming.Observer`."""
+        if self.statistic is None:
+            self.statistic = self.kind(x.shape[-1], x.device)
+        self.statistic.add(x, self.where)
+
+
+def collected(observers: Sequence[Observer]) -> list[Statistic | None]:
+    """The statistics of collectors; None for a part that has seen no token."""
+    return [cast("Collector", one).statistic for one in observers]
+
+
+def statistic_of(solver: Solver) -> type[Norms] | type[SecondMoment]:
+    """The lightest statistic that a solver can work with: many weigh columns only."""
+    if isinstance(solver, DSnoT):
+        return statistic_of(solver.first)
+    return Norms if isinstance(solver, Wanda | RIA | Magnitude) else SecondMoment

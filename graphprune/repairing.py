@@ -1,0 +1,169 @@
+"""The stages of a compilation that choose units with the data and repair weights for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from graphprune.errors import RecipeError
+from graphprune.onnx_program import OnnxProgram
+from graphprune.passes import Inputs, Score, get_score
+from graphprune.passes.random_score import Random
+from graphprune.passes.units import FloatArray
+from graphprune.plan import Plan, is_ragged
+from graphprune.program import BaseProgram, Program, Structure
+from graphprune.recipe import Recipe
+from graphprune.samples import Amount
+from graphprune.solvers import Reconstruct
+from graphprune.solvers.obs import Surgeon
+from graphprune.streaming import State, Step
+from graphprune.structured import Repaired, compensate, obs, readable, reconstruct
+
+REPAIRS = Amount(64, 512)
+"""What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
+
+OTHERWISE: Mapping[str, str] = {
+    "layers": "block-influence",
+    "attention_blocks": "block-influence",
+    "mlp_blocks": "block-influence",
+    "experts": "reap",
+}
+"""The score of the roles that surgery can't weigh; taylor for the others."""
+
+Choose = Callable[[Any], Plan]
+
+
+@dataclass(frozen=True)
+class ByRole:
+    """A score that asks another one for each structure.
+
+    Attributes:
+        scores: structure name to the name of its score.
+        otherwise: for structures that have none.
+    """
+
+    scores: Mapping[str, str]
+    otherwise: Score
+
+    def score(
+        self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
+    ) -> dict[str, FloatArray]:
+        """See `graphprune.passes.score.Score`."""
+        found: dict[str, FloatArray] = {}
+        names = dict.fromkeys(self.scores.get(s.name) for s in structures)
+        for name in names:
+            asked = [s for s in structures if self.scores.get(s.name) == name]
+            score = self.otherwise if name is None else get_score(name)
+            found |= score.score(program, asked, inputs)
+        return found
+
+
+def chosen_by_surgery(
+    program: BaseProgram,
+    recipe: Recipe,
+    samples: Any,
+    choose: Choose,
+    *,
+    auto: bool,
+    progress: Callable[[str], None],
+    state: State | None,
+) -> Repaired:
+    """Units of a recipe's goal by structured optimal brain surgery, with refitted weights.
+
+    Args:
+        program: the dense program.
+        recipe: with score obs.
+        samples: see `graphprune.streaming.batches`.
+        choose: makes the recipe's plan with a score.
+        auto: whether roles that surgery can't weigh are left to other scores; otherwise they are
+            an error.
+        progress: told of each group of weights.
+        state: where progress is saved.
+
+    Raises:
+        GraphPruneError: see `graphprune.structured.obs`.
+    """
+    if recipe.rounds > 1:
+        raise RecipeError(
+            "score obs chooses in one round",
+            where="rounds",
+            hint="leave rounds out: every unit is weighed in the model as pruned so far",
+        )
+    able = set(readable(program, [s for s in program.structures if s.prunable and not s.blocks]))
+    others = {
+        s.name: OTHERWISE.get(s.role, "taylor")
+        for s in program.by_name.values()
+        if s.prunable and s.name not in able
+    }
+    # Where every structure of a role keeps as many units, counts don't depend on what they are.
+    ranked: Score = Random() if recipe.uniform else get_score("obs")
+    plan = choose(ByRole(others if auto else {}, ranked))
+    keep = {
+        name: len(units[0]) if is_ragged(units) else len(units)  # type: ignore[arg-type]
+        for name, units in plan.kept_units.items()
+        if name in able or not auto
+    }
+    rest = {name: units for name, units in plan.kept_units.items() if name not in keep}
+    given = Plan(program.fingerprint, rest, {name: plan.sizes[name] for name in rest})
+    gone = given.bind(program).removed_parameters
+    for name in list(keep):  # what is in a layer that goes needs no choice
+        if {program.aliases.get(p, p) for p, _ in program.by_name[name].members} <= gone:
+            del keep[name]
+    if not keep:
+        return Repaired(program, given, (), {})
+    options = recipe.score.model_extra or {}
+    surgeon = Surgeon(steps=int(options.get("steps", Surgeon.steps)))
+    return obs(
+        program,
+        samples,
+        keep,
+        given=given if rest else None,
+        surgeon=surgeon,
+        damping=float(options.get("damping", Reconstruct.damping)),
+        progress=_told(progress, "choosing units"),
+        state=state,
+    )
+
+
+def repaired(
+    program: BaseProgram,
+    plan: Plan,
+    recipe: Recipe,
+    samples: Any,
+    *,
+    progress: Callable[[str], None],
+    state: State | None,
+) -> Repaired:
+    """The dense program with weights that make up for what a plan removes.
+
+    Args:
+        program: the dense program, with its own weights.
+        plan: what stays.
+        recipe: with a repair.
+        samples: see `graphprune.streaming.batches`.
+        progress: told of each group of weights.
+        state: where progress is saved.
+
+    Raises:
+        GraphPruneError: see `graphprune.structured`.
+    """
+    told = _told(progress, "repairing weights")
+    if recipe.repair == "reconstruct":
+        return reconstruct(program, samples, plan, progress=told, state=state)
+    if isinstance(program, OnnxProgram):
+        biased: BaseProgram = program
+    else:
+        from graphprune.frontends.biases import with_biases
+        from graphprune.structured import read_by
+
+        biased = with_biases(cast("Program", program), read_by(program, plan))
+    moved = replace(plan, fingerprint=biased.fingerprint)
+    return compensate(biased, samples, moved, progress=told, state=state)
+
+
+def _told(progress: Callable[[str], None], what: str) -> Callable[[Step], None]:
+    def tell(step: Step) -> None:
+        progress(f"{what}: {step.group.index + 1} of {step.total}")
+
+    return tell

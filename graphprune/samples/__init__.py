@@ -1,0 +1,31 @@
+"""Calibration data: from a recipe's section to samples that every pass with data uses.
+
+A source is one of
+
+* ``builtin``, a text file, or a JSONL or JSON file of texts or token ids;
+* a directory that ``datasets.save_to_disk`` wrote, with a column of text, token ids, images or
+  recordings;
+* token ids in a ``.npy``, ``.npz`` or ``.safetensors`` file: ``[windows, length]`` or ``[tokens]``;
+* a ``.npz`` or ``.safetensors`` file with one array ``[samples, ...]`` for each input;
+* an image or a directory of images; a ``.wav`` file or a directory of them;
+* ``module:function`` or ``file.py:function``, which returns what `graphprune.streaming.batches`
+  takes.
+
+`calibration_samples` reads it, `evaluation_windows` reads the text for a perplexity, and
+`check_dense` stops a run whose dense model makes no sense of it.
+"""
+
+from graphprune.samples.calibrate import calibration_samples
+from graphprune.samples.dense import check_dense
+from graphprune.samples.result import SCORES, WEIGHTS, Amount, Samples
+from graphprune.samples.tokens import evaluation_windows
+
+__all__ = [
+    "SCORES",
+    "WEIGHTS",
+    "Amount",
+    "Samples",
+    "calibration_samples",
+    "check_dense",
+    "evaluation_windows",
+]

@@ -1,0 +1,107 @@
+"""The dense model's own perplexity, before anything is pruned: nonsense stops the run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import CalibrationError, EvaluationError
+from graphprune.evaluate import NoPerplexityError, Perplexity, onnx_session, perplexity
+from graphprune.inputs import inputs_of, is_causal, token_input
+from graphprune.onnx_program import OnnxProgram
+from graphprune.program import BaseProgram, Program
+from graphprune.samples.fit import check_ids, with_all_inputs
+
+WINDOWS, LENGTH = 4, 512
+"""How much text is enough to tell a language model from a broken one."""
+
+GUESSING = 10
+"""A model whose perplexity is above its vocabulary's size divided by this knows no language."""
+
+_WRONG = (
+    "likely a tokenizer that isn't the model's, a damaged or half-loaded checkpoint, or a version "
+    "of a library under which the model computes something else"
+)
+
+
+def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
+    """The perplexity of a dense language model on a few calibration windows.
+
+    Args:
+        program: the dense model, with weights.
+        windows: token windows ``[count, length]``, or what `Samples.data` holds; the first
+            `WINDOWS` of them are used, at most `LENGTH` tokens of each.
+
+    Returns:
+        The perplexity; None where there is none to measure: for models that aren't causal language
+        models, data that is no token windows, and ONNX models without ONNX Runtime.
+
+    Raises:
+        CalibrationError: it is above a tenth of the vocabulary, or no number.
+        LoadError: the tokens are outside of the model's vocabulary.
+    """
+    if isinstance(windows, Mapping):
+        windows = windows.get("input_ids")
+    if windows is None or isinstance(windows, list | tuple) or getattr(windows, "ndim", 0) != 2:
+        return None
+    tokens = torch.as_tensor(windows)[:WINDOWS, :LENGTH]
+    if tokens.is_floating_point() or tokens.shape[1] < 2:
+        return None
+    given = token_input(inputs_of(program))
+    if given is None:
+        return None
+    check_ids(tokens, given, "the calibration windows")
+    try:
+        with _model(program) as model:
+            if model is None:
+                return None
+            found = perplexity(model, tokens.to(torch.int64))
+    except NoPerplexityError:
+        return None
+    except EvaluationError as error:
+        if "not a number" not in error.what:
+            raise
+        raise _nonsense(f"its logits are not finite: {_WRONG}") from error
+    if found.value > found.vocabulary / GUESSING:
+        raise _nonsense(
+            f"its perplexity on {found.windows} windows of {found.length} tokens is "
+            f"{found.value:.4g}, and its vocabulary has {found.vocabulary}: {_WRONG}"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _model(program: BaseProgram) -> Iterator[Callable[..., Any] | None]:
+    """A model as a function of token ids, if it may be a causal language model."""
+    if isinstance(program, Program):
+        own = program.module if program.module is not None else program.exported.module()
+        yield own if is_causal(program) else None
+        return
+    assert isinstance(program, OnnxProgram)
+    inputs = inputs_of(program)
+    if find_spec("onnxruntime") is None or not any(i.name == "input_ids" for i in inputs):
+        yield None
+        return
+    with program.file() as file:
+        session = onnx_session(file, mapped=True)
+
+        def model(input_ids: Tensor) -> Tensor:
+            filled = with_all_inputs(program, inputs, input_ids)
+            assert isinstance(filled, Mapping)
+            feeds = {i.name: filled[i.name].to(i.dtype).numpy() for i in inputs}
+            return torch.from_numpy(session.run(None, feeds)[0])
+
+        yield model
+
+
+def _nonsense(why: str) -> CalibrationError:
+    return CalibrationError(
+        "the dense model makes no sense of the calibration text",
+        why=why,
+        hint="evaluate it first: graphprune eval MODEL --text FILE",
+    )

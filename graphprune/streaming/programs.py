@@ -1,0 +1,92 @@
+"""The four steps of a streamed run, for a program of either kind of graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from graphprune.onnx_program import OnnxProgram
+from graphprune.plan import Selection
+from graphprune.program import BaseProgram, Program
+from graphprune.streaming import data as torch_data
+from graphprune.streaming import run as torch_run
+from graphprune.streaming import sites as torch_sites
+from graphprune.streaming import weights as torch_weights
+from graphprune.streaming.data import Batch
+from graphprune.streaming.onnx_data import onnx_batches
+from graphprune.streaming.onnx_run import stream_onnx
+from graphprune.streaming.onnx_sites import find_onnx_sites
+from graphprune.streaming.run import Step, Treatment
+from graphprune.streaming.sites import Sites
+from graphprune.streaming.state import State
+from graphprune.streaming.weights import TreatedWeights, fitting
+
+Some = TypeVar("Some", bound=BaseProgram)
+
+
+def find_sites(
+    program: BaseProgram,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    *,
+    every: bool = False,
+) -> Sites:
+    """Find where weights are applied; see `graphprune.streaming.sites.find_sites`."""
+    if isinstance(program, OnnxProgram):
+        return find_onnx_sites(program, include, exclude, every=every)
+    return torch_sites.find_sites(_traced(program), include, exclude, every=every)
+
+
+def batches(program: BaseProgram, data: Any, batch: int = 1) -> list[Batch]:
+    """Samples in the form that a program takes.
+
+    See `graphprune.streaming.data.batches`, and `graphprune.streaming.onnx_data.onnx_batches`.
+    """
+    if isinstance(program, OnnxProgram):
+        return onnx_batches(program, data, batch)
+    return torch_data.batches(_traced(program), data, batch)
+
+
+def stream(
+    program: BaseProgram,
+    sites: Sites,
+    batches: Sequence[Batch],
+    treatment: Treatment,
+    *,
+    dtype: torch.dtype = torch.float32,
+    held: torch.dtype | None = None,
+    reference: bool = False,
+    selection: Selection | None = None,
+    progress: Callable[[Step], None] | None = None,
+    state: State | None = None,
+) -> TreatedWeights:
+    """Treat the weights of a program, each with statistics of the samples.
+
+    See `graphprune.streaming.run.stream`, and for what differs `onnx_run.stream_onnx`.
+    """
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "held": held,
+        "reference": reference,
+        "selection": selection,
+        "progress": progress,
+        "state": state,
+    }
+    if isinstance(program, OnnxProgram):
+        return stream_onnx(program, sites, batches, treatment, **options)
+    return torch_run.stream(_traced(program), sites, batches, treatment, **options)
+
+
+def apply_weights(program: Some, new: Mapping[str, Tensor]) -> Some:
+    """A program with some weights exchanged; see `graphprune.streaming.weights.apply_weights`."""
+    if isinstance(program, OnnxProgram):
+        return program.with_weights(fitting(program, new))  # type: ignore[return-value]
+    return torch_weights.apply_weights(_traced(program), new)  # type: ignore[return-value]
+
+
+def _traced(program: BaseProgram) -> Program:
+    assert isinstance(program, Program)  # there is no third kind
+    return program

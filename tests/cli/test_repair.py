@@ -1,0 +1,133 @@
+"""Choosing by surgery and repairing weights, on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import graphprune as gp
+from cli.helpers import Result, check_failure
+from graphprune.recipe import Recipe
+from graphprune.repairing import REPAIRS
+from graphprune.samples import calibration_samples
+from graphprune.structured import obs, reconstruct
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, cycles: Path) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(
+        f"remove: {{ffn: 0.5, kv_heads: 1/3}}\ncalibration: {{text: '{cycles}', windows: 40, "
+        "length: 32}\n"
+    )
+    return path
+
+
+def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(tokens).logits
+    return result
+
+
+def test_a_language_model_is_operated_on_by_default(
+    run: Run, taught: Path, recipe: Path, tmp_path: Path
+) -> None:
+    result = run("compile", taught, recipe, "-o", tmp_path / "slim", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["score"] == "obs"
+    names = [one["parameter"] for one in report["refits"]]
+    assert [n.rpartition("layers.")[2] for n in names] == [
+        f"{layer}.{part}.weight"
+        for layer in range(3)
+        for part in ("self_attn.o_proj", "mlp.down_proj")
+    ]
+    assert all(one["error"] < one["before"] for one in report["refits"])
+    assert "choosing units: 6 of 6" in result.err
+    assert "repairing weights: 6 of 6" in result.err
+
+    # The same by hand.
+    program = gp.load(taught)
+    settled = Recipe.load(recipe)
+    samples = calibration_samples(program, settled.calibration, 0, REPAIRS).data
+    counts = gp.select(program, remove=settled.remove, score="random")
+    keep = {name: len(units) for name, units in counts.kept_units.items()}
+    plan = obs(program, samples, keep).plan
+    assert gp.Plan.load(tmp_path / "slim" / "graphprune_plan.json").kept_units == plan.kept_units
+    mended = reconstruct(program, samples, plan).program
+    slim = gp.apply(mended, plan).module
+    tokens = torch.arange(30)[None]
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
+    torch.testing.assert_close(logits(written, tokens), logits(slim, tokens))
+    # And it is worth it.
+    whole = AutoModelForCausalLM.from_pretrained(taught)
+    plain = gp.apply(program, plan).module
+    far = [
+        float((logits(m, samples) - logits(whole, samples)).square().mean())
+        for m in (written, plain)
+    ]
+    assert far[0] < far[1]
+
+
+def test_roles_that_no_weight_reads_are_left_to_other_scores(
+    run: Run, taught: Path, cycles: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "slim"
+    flags = ["--remove", "ffn=0.25", "--remove", "layers=1/3", "--text", cycles]
+    result = run("compile", taught, "-o", output, *flags)
+    assert result.code == 0, result.err
+    report = json.loads((output / "report.json").read_text())
+    assert report["kept"]["layers"] == [2, 3]
+    assert len(report["refits"]) == 2
+    check_failure(
+        run("compile", taught, "-o", tmp_path / "no", *flags, "--score", "obs"),
+        "obs can't choose units",
+    )
+
+
+def test_a_repair_goes_with_any_score(run: Run, taught: Path, recipe: Path, tmp_path: Path) -> None:
+    errors = {}
+    for repair in ("none", "reconstruct"):
+        output = tmp_path / repair
+        result = run(
+            "compile", taught, recipe, "-o", output, "--score", "magnitude", "--repair", repair
+        )
+        assert result.code == 0, result.err
+        report = json.loads((output / "report.json").read_text())
+        assert report["score"] == "magnitude"
+        errors[repair] = report["after"]["perplexity"]["value"], report["refits"]
+    assert errors["none"][1] == []
+    assert len(errors["reconstruct"][1]) == 6
+    plans = [gp.Plan.load(tmp_path / r / "graphprune_plan.json") for r in ("none", "reconstruct")]
+    assert plans[0] == plans[1]
+
+
+def test_biases_are_added_where_the_configuration_can_hold_them(
+    run: Run, taught: Path, cycles: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "slim"
+    result = run(
+        "compile", taught, "-o", output, "--remove", "ffn=0.25", "--text", cycles,
+        "--score", "flap", "--repair", "bias",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    slim = AutoModelForCausalLM.from_pretrained(output)
+    assert slim.config.mlp_bias
+    assert not slim.config.attention_bias
+    for layer in slim.model.layers:
+        assert layer.mlp.down_proj.bias.abs().sum() > 0
+        assert not layer.mlp.up_proj.bias.any()
+
+
+def test_a_dry_run_reads_no_data(run: Run, taught: Path) -> None:
+    result = run("compile", taught, "--remove", "ffn=0.5", "--dry-run", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["kept"] == {"ffn": [96, 192]}
+    assert "calibration" not in result.err

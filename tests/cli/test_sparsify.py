@@ -1,0 +1,355 @@
+"""`graphprune compile --sparsify`: what it writes, what it says, and that it can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import graphprune.compiler
+from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
+from graphprune.errors import VerifyError
+
+ROOT = Path(__file__).parents[2]
+LINEARS = [
+    f"self_attn.{n}_proj" for n in "qkvo"
+] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def taught(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers that have learnt a text."""
+    return teach(dense, tmp_path_factory.mktemp("taught") / "taught", layers=2)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, cycles: Path) -> Callable[[str], Path]:
+    """A recipe's file with the text that the model knows."""
+
+    def write(body: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"{body}\ncalibration: {{text: {cycles}, windows: 6, length: 16}}\n")
+        return path
+
+    return write
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", "from graphprune.cli import main; main()"]
+    with subprocess.Popen(
+        [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def linears(layers: range) -> list[str]:
+    return [f"model.layers.{i}.{name}.weight" for i in layers for name in LINEARS]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    run: Callable[..., Result], taught: Path, tmp_path: Path, recipe: Callable[[str], Path]
+) -> None:
+    file = recipe("sparsify: {method: sparsegpt, sparsity: 50%}")
+    folder = tmp_path / "output"
+    output, state = folder / "slim", folder / ".slim.state"
+    command = ("compile", taught, file, "-o", output)
+    with running(*command) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("pruning weights: group 5 of 8"):
+                child.send_signal(signal.SIGTERM)
+                break
+        said = child.stderr.read()
+        assert child.wait(timeout=60) == 143
+    assert "run again with --resume" in said
+    assert str(state) in said
+    assert "Traceback" not in said
+    assert "writing" not in said
+    assert tree(folder)[0] == ".slim.state"
+    assert all(name.startswith(".slim.state") for name in tree(folder))
+
+    result = run(*command, "--resume", "--json")
+    assert result.code == 0, result.err
+    assert result.err.count("as before, ") == 0  # saved activations: the run begins behind them
+    assert "group 1 of 8" not in result.err
+    assert "group 8 of 8" in result.err
+    assert not state.exists()
+    resumed = json.loads(result.out)
+
+    whole = run("compile", taught, file, "-o", tmp_path / "whole", "--json")
+    assert whole.code == 0, whole.err
+    assert "group 1 of 8" in whole.err
+    assert resumed["masks"] == json.loads(whole.out)["masks"]
+    names = tree(tmp_path / "whole")
+    assert tree(output) == names
+    for name in names:
+        if name != "report.json":  # which has times
+            assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    written = AutoModelForCausalLM.from_pretrained(output).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(taught).state_dict().items():
+        if name in linears(range(2)):
+            assert int((written[name] == 0).sum()) == tensor.numel() // 2
+            assert not torch.equal(written[name], torch.where(written[name] == 0, 0, tensor))
+        else:
+            assert torch.equal(written[name], tensor)
+    masks = resumed["masks"]
+    assert [e["parameter"] for e in masks["layers"]] == linears(range(2))
+    assert masks["sparsity"] == 0.5
+    total = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(taught).parameters())
+    removed = sum(e["zeros"] for e in masks["layers"])
+    assert masks["sparsity_of_model"] == removed / total
+    assert masks["checked"] == {"hf": removed}
+    assert all(0 < e["error"] < 1 for e in masks["layers"])
+    assert resumed["before"]["perplexity"]["value"] < 3 < 96
+    assert resumed["after"]["perplexity"]["value"] > resumed["before"]["perplexity"]["value"]
+
+
+def test_structures_go_first_and_then_weights_in_every_format(
+    run: Callable[..., Result], taught: Path, tmp_path: Path, recipe: Callable[[str], Path]
+) -> None:
+    file = recipe(
+        "remove: {ffn: 0.25, layers: 1/2}\nscore: random\n"
+        'sparsify: {method: sparsegpt, pattern: "2:4", bits: 4, exclude: "*.o_proj.*"}'
+    )
+    output = tmp_path / "slim"
+    formats = ("--format", "pt2", "--format", "onnx")
+    result = run("compile", taught, file, "-o", output, *formats)
+    assert result.code == 0, result.err
+    assert tree(tmp_path) == [
+        "recipe.yaml",
+        "slim",
+        "slim/graphprune_plan.json",
+        "slim/model.onnx",
+        "slim/model.pt2",
+        "slim/report.json",
+    ]
+    report = json.loads((output / "report.json").read_text())
+    plan = json.loads((output / "graphprune_plan.json").read_text())
+    (layer,) = plan["structures"]["model.layers"]["kept"]
+    treated = [name for name in linears(range(1)) if "o_proj" not in name]
+    assert [e["parameter"] for e in report["masks"]["layers"]] == treated
+    assert report["masks"]["skipped"]["model.layers.0.self_attn.o_proj.weight"] == "excluded"
+
+    exported = torch.export.load(output / "model.pt2")
+    state, dense = exported.state_dict, load_file(taught / "model.safetensors")
+    zeros = 0
+    for name in treated:
+        groups = state[name].reshape(-1, 4)
+        assert bool(((groups != 0).sum(1) <= 2).all())
+        assert all(len(row.unique()) <= 2**4 for row in state[name])
+        zeros += int((groups == 0).sum())
+    for name in state.keys() - set(treated) - {"lm_head.weight"}:
+        assert torch.equal(state[name], dense[name.replace(".0.", f".{layer}.")])
+    assert report["masks"]["checked"] == {"pt2": zeros, "onnx": zeros}
+    stored = [numpy_helper.to_array(t) for t in onnx.load(output / "model.onnx").graph.initializer]
+    found = sum(int((a == 0).sum()) for a in stored if a.dtype == np.float32 and a.ndim == 2)
+    assert found == zeros
+
+    ids = torch.tensor([[LETTERS.index(letter) for letter in CYCLE * 2]])
+    expected = exported.module()(input_ids=ids).logits.detach().numpy()
+    session = onnxruntime.InferenceSession(output / "model.onnx")
+    (logits,) = session.run(["logits"], {"input_ids": ids.numpy()})
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    for words in ("2 kept of every 4", "rounded to 4 bits", "of the whole model", "left alone"):
+        assert words in result.out
+
+    again = ("--plan", output / "graphprune_plan.json", "--sparsify", "ria", "--sparsity", "0.5")
+    replayed = json.loads(run("compile", taught, *again, "--dry-run", "--json").out)
+    shapes = {e["parameter"]: e["shape"] for e in replayed["masks"]["layers"]}
+    assert shapes == {n: [*state[n].shape] for n in linears(range(1))}
+
+    verified = run("verify", output, "--json")
+    assert verified.code == 0, verified.err
+    assert set(json.loads(verified.out)) == {"model.pt2", "model.onnx"}
+    model = onnx.load(output / "model.onnx")
+    place = report["masks"]["places"]["onnx"][treated[0]].removesuffix("^T")
+    tensor = next(t for t in model.graph.initializer if t.name == place)
+    values = numpy_helper.to_array(tensor).copy()
+    values[tuple(np.argwhere(values == 0)[0])] = 1e-3
+    tensor.CopyFrom(numpy_helper.from_array(values, place))
+    onnx.save(model, output / "model.onnx")
+    check_failure(run("verify", output), "other zeros than the report says")
+
+
+def test_magnitude_needs_no_data_and_leaves_the_rest_of_the_weights(
+    run: Callable[..., Result], taught: Path, tmp_path: Path
+) -> None:
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(taught / name, mute / name)
+    output = tmp_path / "slim.pt2"
+    flags = ("--sparsify", "magnitude", "--sparsity", "30%", "--budget", "global")
+    result = run("compile", mute, "-o", output, *flags, "--exclude", "*.1.*")
+    assert result.code == 0, result.err
+    state, dense = torch.export.load(output).state_dict, load_file(mute / "model.safetensors")
+    sizes = np.concatenate([dense[n].abs().flatten().numpy() for n in linears(range(1))])
+    threshold = np.sort(sizes)[round(0.3 * len(sizes)) - 1]
+    for name in linears(range(1)):
+        kept = dense[name].abs() > float(threshold)
+        assert torch.equal(state[name], torch.where(kept, dense[name], 0))
+    for name in linears(range(1, 2)):
+        assert torch.equal(state[name], dense[name])
+
+
+def test_onnx_models_are_masked_on_arrays(run: Callable[..., Result], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 3)]
+    module = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval()
+    source, data = tmp_path / "dense.onnx", torch.randn(65, 12)
+    torch.onnx.export(module, (data[:2],), source, dynamo=True, verbose=False)
+    np.savez(tmp_path / "data.npz", data.numpy())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "sparsify: {method: sparsegpt, sparsity: 0.5}\n"
+        f"calibration: {{data: {tmp_path / 'data.npz'}, windows: 65, draw: first}}\n"
+    )
+    output = tmp_path / "out" / "sparse.onnx"
+    result = run("compile", source, recipe, "-o", output, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    masks = report["masks"]
+    assert "the model takes 2 samples at a time: the last 1 are left out" in report["notes"]
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer}
+    rows = data[:64].double()
+    for layer, name in zip(layers, ("0.weight", "2.weight"), strict=False):
+        (place,) = [e for e in masks["layers"] if e["parameter"] == name]
+        new = torch.from_numpy(stored[name].copy())
+        dense = layer.weight.detach()
+        assert int((new == 0).sum()) == place["zeros"] == dense.numel() // 2
+        lost = (rows @ (new - dense).double().T).square().sum()
+        error = float(lost / (rows @ dense.double().T).square().sum())
+        assert place["error"] == pytest.approx(error, rel=1e-3)
+        rows = torch.relu(rows @ new.double().T + layer.bias.detach().double())
+    expected = rows @ layers[2].weight.double().T + layers[2].bias.double()
+    session = onnxruntime.InferenceSession(output)
+    feed = {session.get_inputs()[0].name: data[:2].numpy()}
+    (found,) = session.run(None, feed)
+    np.testing.assert_allclose(found, expected[:2].detach(), rtol=1e-4, atol=1e-5)
+    assert run("verify", output).code == 0
+    both = run("compile", source, recipe, "-o", tmp_path / "x.onnx", "--remove", "*=0.5")
+    check_failure(both, "an ONNX model is cut and masked in two runs")
+
+
+def test_a_dry_run_lists_what_would_be_treated(
+    run: Callable[..., Result], taught: Path, tmp_path: Path
+) -> None:
+    flags = [
+        *("--sparsify", "wanda", "--pattern", "1:4", "--remove", "ffn=0.5", "--score", "random"),
+        *("--text", str(tmp_path / "there is none"), "--dry-run"),
+    ]
+    result = run("compile", taught, *flags, "--json")
+    assert result.code == 0, result.err
+    masks = json.loads(result.out)["masks"]
+    shapes = {e["parameter"]: e["shape"] for e in masks["layers"]}
+    assert list(shapes) == linears(range(2))
+    assert shapes["model.layers.0.mlp.down_proj.weight"] == [48, 32]
+    assert {e["target"] for e in masks["layers"]} == {0.75}
+    assert {e["sparsity"] for e in masks["layers"]} == {None}
+    assert "embedding" in masks["skipped"]["model.embed_tokens.weight"]
+    shown = run("compile", taught, *flags).out
+    assert "to be treated: 14 parameters" in shown
+    assert "48 x 32" in shown
+
+
+def test_a_failure_keeps_what_was_done_for_the_same_run(
+    run: Callable[..., Result],
+    taught: Path,
+    tmp_path: Path,
+    recipe: Callable[[str], Path],
+    cycles: Path,
+) -> None:
+    file = recipe("sparsify: {method: wanda, sparsity: 0.5, budget: owl}")
+    model = shutil.copytree(taught, tmp_path / "model")
+    command = ("compile", model, file, "-o", tmp_path / "out" / "slim.pt2")
+
+    def broken(*_: object, **__: object) -> None:
+        raise VerifyError("the model is not what it should be")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphprune.compiler, "verify", broken)
+        result = run(*command)
+    check_failure(result, "not what it should be", "8 groups are done", "--resume")
+    assert "looking for the layers' budgets: group 8 of 8" in result.err
+    assert "pruning weights: group 8 of 8" in result.err
+
+    before = tree(tmp_path / "out")
+    result = run(*command)
+    check_failure(result, "an interrupted run has left its progress here", "--overwrite")
+    result = run(*command, "--resume", "--sparsity", "60%")
+    check_failure(result, "sparsify.sparsity was 0.5, and is 0.6")
+    text = cycles.read_text()
+    cycles.write_text(text[1:])
+    check_failure(run(*command, "--resume"), "the samples are others")
+    cycles.write_text(text)
+    weights = load_file(model / "model.safetensors")
+    norm = {"model.norm.weight": weights["model.norm.weight"] + 1e-3}
+    save_file({**weights, **norm}, model / "model.safetensors", metadata={"format": "pt"})
+    check_failure(run(*command, "--resume"), "the model has other weights")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert tree(tmp_path / "out") == before
+
+    result = run(*command, "--resume", "--json")
+    assert result.code == 0, result.err
+    masks = json.loads(result.out)["masks"]
+    assert len({e["target"] for e in masks["layers"]}) > 1
+    assert abs(masks["sparsity"] - 0.5) < 1e-3
+    assert tree(tmp_path / "out") == [
+        "slim.pt2",
+        "slim.pt2.graphprune_plan.json",
+        "slim.pt2.report.json",
+    ]
+
+
+def test_a_run_that_has_done_nothing_leaves_nothing(
+    run: Callable[..., Result], taught: Path, tmp_path: Path
+) -> None:
+    flags = ("--sparsify", "wanda", "--sparsity", "0.5", "--text", tmp_path / "there is none")
+    check_failure(run("compile", taught, "-o", tmp_path / "slim", *flags), "does not exist")
+    assert tree(tmp_path) == []
+
+
+def test_what_is_wrong_with_the_flags_is_said_before_the_model_is_opened(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    for flags, message in (
+        (("--sparsity", "50%"), "say what to remove"),
+        (("--sparsify", "wanda"), "give one of sparsity (50%) and pattern"),
+        (("--sparsify", "wand", "--sparsity", "50%"), "did you mean 'wanda'?"),
+        (("--sparsify", "wanda", "--pattern", "4:2"), "keeps n of every m weights"),
+        (("--sparsify", "wanda", "--sparsity", "50%", "--bits", 4), "only sparsegpt quantises"),
+        (("--sparsify", "ria", "--pattern", "2:4", "--budget", "owl"), "a pattern fixes"),
+    ):
+        result = run("compile", "no such model", "-o", tmp_path / "x", *flags)
+        assert result.code in (1, 2)
+        assert message in " ".join(result.err.split()), (flags, result.err)
+        assert "no such model" not in result.err
+
+
+def test_a_glob_that_means_nothing_is_said_before_data_is_read(
+    run: Callable[..., Result], taught: Path, tmp_path: Path
+) -> None:
+    flags = ("--sparsify", "wanda", "--sparsity", "50%", "--exclude", "*.layer.0.*")
+    result = run("compile", taught, "-o", tmp_path / "slim", *flags)
+    check_failure(result, "no parameter matches '*.layer.0.*'")
+    assert "reading" not in result.err
