@@ -76,8 +76,8 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = {
         "exclude": [f"model.layers.{i}.*" for i in (0, 1, 2, 3, 28, 29)],
     },
 }
-SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "flap", "obs")
-DEPTHS = ("block-influence", "loss", "span")
+SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "wanda-sp", "flap", "obs")
+DEPTHS = ("block-influence", "loss-greedy", "span-influence")
 
 
 def smollm2_rows() -> list[Row]:
@@ -91,8 +91,10 @@ def smollm2_rows() -> list[Row]:
                          budget="owl"))  # fmt: skip
     for target in WIDTHS:
         for score in SCORES:
-            rows.append(_row(WIDTH, target, score, score=score))
-            rows.append(_row(WIDTH, target, f"{score} + reconstruct", score=score, repair=True))
+            plain = "bias" if score == "flap" else "none"
+            rows.append(_row(WIDTH, target, score, score=score, repair=plain))
+            both = f"{score} + reconstruct"
+            rows.append(_row(WIDTH, target, both, score=score, repair="reconstruct"))
     for count in (2, 4):
         for score in DEPTHS:
             rows.append(_row(DEPTH, f"-{count} layers", score, score=score, count=count))

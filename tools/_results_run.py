@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Bench:
     model: Path
     texts: Path
     scores: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Compute a row."""
@@ -100,21 +101,36 @@ class Bench:
 
     def _narrow(self, row: Row) -> tuple[Any, dict[str, Any]]:
         from graphprune import structured
+        from graphprune.frontends.biases import with_biases
+
+        program, plan = self._chosen(row)
+        repair = row.options["repair"]
+        if repair == "reconstruct":
+            program = structured.reconstruct(self.program, self.calibration, plan).program
+        elif repair == "bias":
+            program = with_biases(self.program, structured.read_by(self.program, plan))
+            plan = replace(plan, fingerprint=program.fingerprint)
+            program = structured.compensate(program, self.calibration, plan).program
+        return self._written(program, plan.kept_units), {}
+
+    def _chosen(self, row: Row) -> tuple[Any, Any]:
+        """The program whose weights a plan goes with, and the plan."""
+        from graphprune import structured
         from graphprune.passes.select import select
 
-        goal = WIDTHS[row.target]
-        score = row.options["score"]
+        goal, score = WIDTHS[row.target], row.options["score"]
+        if (row.target, score) in self.chosen:
+            return self.chosen[row.target, score]
         if score == "obs":
             counts = select(self.program, **goal, score="random")
             keep = {n: _count(units) for n, units in counts.kept_units.items()}
             found = structured.obs(self.program, self.calibration, keep)
-            program, plan = found.program, found.plan
+            result = found.program, found.plan
         else:
-            program = self.program
-            plan = select(program, **goal, score=self._score(score), calibration=self.calibration)
-        if row.options.get("repair"):
-            program = structured.reconstruct(self.program, self.calibration, plan).program
-        return self._written(program, plan.kept_units), {}
+            scorer, data = self._score(score), self.calibration
+            result = self.program, select(self.program, **goal, score=scorer, calibration=data)
+        self.chosen = {(row.target, score): result}  # the next row is about the same
+        return result
 
     def _shallow(self, row: Row) -> tuple[Any, dict[str, Any]]:
         from graphprune.passes.select import select

@@ -131,3 +131,17 @@ def test_a_dry_run_reads_no_data(run: Run, taught: Path) -> None:
     assert result.code == 0, result.err
     assert json.loads(result.out)["kept"] == {"ffn": [96, 192]}
     assert "calibration" not in result.err
+
+
+def test_a_model_that_knows_no_text_is_not_operated_on(
+    run: Run, dense: Path, text: Path, tmp_path: Path
+) -> None:
+    goal = ("--remove", "ffn=0.5", "--text", text)
+    result = run("compile", dense, "-o", tmp_path / "slim", *goal)
+    assert result.code == 0, result.err
+    assert "scored by taylor" in result.out
+    assert "makes no sense of the calibration text" in result.out
+    assert "no layer refitted" in result.out
+    for flags in (("--score", "obs"), ("--score", "magnitude", "--repair", "reconstruct")):
+        refused = run("compile", dense, "-o", tmp_path / "no", *goal, *flags)
+        check_failure(refused, "makes no sense of the calibration text")

@@ -63,3 +63,9 @@ def tagger():
 def samples(program, seed=0, **wanted):
     """Samples of a section of a recipe, given by its keys."""
     return calibration_samples(program, Calibration(**wanted), seed)
+
+
+def gradient(width, height):
+    """An image whose red grows to the right and whose green grows downwards."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return np.stack([x * 5, y * 7, x * 0 + 50], axis=-1).astype(np.uint8)
