@@ -65,7 +65,7 @@ class ALPS:
     rho: float = 0.1
     steps: int = 300
     every: int = 3
-    growth: tuple[tuple[float, float], ...] = ((0.1, 1.4), (0.005, 1.3), (0.0, 1.2))
+    growth: tuple[tuple[float, float], ...] = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.2))
     settled: float = 3e-4
     patience: int = 12
     relaxation: float = 1.3

@@ -6,7 +6,6 @@ depends on nothing but the scores, and counts are exact.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import CalibrationError, RecipeError
+from graphprune.solvers.precision import finite
 
 Group: TypeAlias = Literal["layer", "row"]
 """Weights that compete for the same places: all of a layer, or those of one output row."""
@@ -187,7 +187,7 @@ def lowest(scores: Tensor, count: int, fixed: Tensor | None = None) -> Tensor:
     Raises:
         CalibrationError: a score is NaN or infinite.
     """
-    if scores.numel() and not math.isfinite(sum(float(v) for v in torch.aminmax(scores))):
+    if not finite(scores):
         bad = (~torch.isfinite(scores)).sum().item()
         raise CalibrationError(
             f"{bad} of {scores.numel()} scores are NaN or infinite",

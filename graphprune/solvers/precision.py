@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,3 +30,11 @@ def inner(a: Tensor, b: Tensor) -> float:
     A sum in float64 throughout would first copy the whole matrix into it.
     """
     return float((a * b).sum(1).sum(dtype=torch.float64))
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no element of a floating-point tensor is NaN or infinite.
+
+    NaN counts as the least and as the largest element: finding both is one pass, without a mask.
+    """
+    return x.numel() == 0 or all(math.isfinite(float(v)) for v in torch.aminmax(x))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.errors import CalibrationError
 from graphprune.solvers.pattern import NM, Pattern
-from graphprune.solvers.precision import exact, inner
+from graphprune.solvers.precision import exact, finite, inner
 from graphprune.solvers.quantise import Grid
 from graphprune.solvers.statistic import SecondMoment, Statistic
 
@@ -72,7 +72,7 @@ def check(weight: Tensor, statistic: Statistic | None) -> None:
             f"a statistic of {statistic.features} features does not fit a weight of "
             f"{weight.shape[1]} inputs"
         )
-    if not torch.isfinite(weight).all():
+    if not finite(weight):
         bad = int((~torch.isfinite(weight)).sum())
         raise CalibrationError(f"{bad} of {weight.numel()} weights are NaN or infinite")
 

@@ -125,10 +125,10 @@ class SparseGPT:
                     values = dense[here] + _forward(block[a:b, a:b], owed[a:b])
                     kept[here] = choose.block(start + a, start + b, values)
                 owed[a:b] += dense[here]
+                left = kept[here].to(dense.dtype)  # here once, and not at every column
                 _settle(
-                    dense[here], owed[a:b], block[a:b, a:b], kept[here], new[here], lost[here],
-                    lattice,
-                )  # fmt: skip
+                    dense[here], owed[a:b], block[a:b, a:b], left, new[here], lost[here], lattice
+                )
         return new, kept
 
     def _outer(self, pattern: Pattern) -> int:
@@ -166,7 +166,7 @@ def _settle(
         dense: [k, out], their dense values.
         base: [k, out], their values after the losses of all columns before these.
         factor: [k, k], their part of the factor.
-        kept: [k, out], bool.
+        kept: [k, out], 1 for kept weights and 0 for others.
         new: [k, out], filled with the settled values.
         lost: [k, out], filled with the dense values less the settled ones.
         lattice: to round to.

@@ -15,7 +15,7 @@ from graphprune.solvers.precision import exact
 T = TypeVar("T")
 
 # Half of a product x.T @ x is enough. Strips this wide still run at the speed of a large product.
-STRIP = 192
+STRIP = 128
 
 
 @dataclass(eq=False)
@@ -119,9 +119,9 @@ class SecondMoment:
         rows = _rows(x, self.features, self.dtype, where).to(self.device)
         with exact():
             for start in range(0, self.features, STRIP):
-                strip = rows[:, start : start + STRIP]
-                self.products[start:, start : start + STRIP].addmm_(rows[:, start:].T, strip)
-        self.sums += rows.sum(0, dtype=torch.float64)
+                end = min(start + STRIP, self.features)
+                self.products[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end])
+        self.sums += rows.sum(0)
         self.tokens += rows.shape[0]
         self._derived.clear()
 

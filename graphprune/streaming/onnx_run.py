@@ -18,6 +18,7 @@ from torch import Tensor
 from graphprune.errors import PlanError
 from graphprune.onnx_program import OnnxProgram
 from graphprune.plan import Selection
+from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.onnx_finite import not_finite
@@ -281,7 +282,7 @@ class _Run:
         for part, rows in site.layout.rows(x, None, valid):
             if not len(rows):
                 continue
-            if not bool(torch.isfinite(rows).all()):
+            if not finite(rows):
                 lane = self.lanes[0]
                 raise not_finite(lane.model, lane.schedule, lane.weight, site, batch, place)
             observers[part].add(rows)

@@ -22,6 +22,7 @@ from graphprune.errors import PlanError
 from graphprune.masked import flat_inputs, stand_ins
 from graphprune.plan import Selection
 from graphprune.program import Program
+from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.finite import not_finite
@@ -342,7 +343,7 @@ class _Run:
         for part, rows in site.layout.rows(x, chosen, valid):
             if not len(rows):
                 continue
-            if not bool(torch.isfinite(rows).all()):
+            if not finite(rows):
                 raise not_finite(self.runner, site, sample.batch, sample.leaves, place)
             observers[part].add(rows)
             tokens[part] += len(rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graphprune.errors import LoadError, PlanError
 from graphprune.program import BaseProgram, Program
+from graphprune.solvers.precision import finite
 
 
 class Lazily(Mapping[str, Tensor]):
@@ -99,7 +100,7 @@ class TreatedWeights(Mapping[str, Tensor]):
                 why=f"{tuple(weight.shape)} in place of {tuple(old.shape)}",
             )
         new = weight.detach().to(device=old.device, dtype=old.dtype)
-        if not bool(torch.isfinite(new).all()):
+        if not finite(new):
             raise PlanError(
                 "a new weight is not finite",
                 where=name,

@@ -26,6 +26,7 @@ class FakeSlim:
     dropped: dict[str, list[int]]
     reference: nn.Module
     idle_buffers: frozenset[str] = frozenset()
+    lost_branches: tuple[str, ...] = ()
     _built: list[nn.Module] = field(default_factory=list)
 
     @property
