@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -349,8 +350,13 @@ def flat_inputs(exported: ExportedProgram, inputs: Inputs) -> list[Any]:
 
 def _bind(target: torch._ops.OpOverload[..., Any], node: fx.Node) -> dict[str, Any]:
     """The arguments in the graph by schema name, without defaults."""
-    positional = [a.name for a in target._schema.arguments if not a.kwarg_only]
-    return dict(chain(zip(positional, node.args, strict=False), node.kwargs.items()))
+    return dict(chain(zip(_positional(target), node.args, strict=False), node.kwargs.items()))
+
+
+@cache
+def _positional(target: torch._ops.OpOverload[..., Any]) -> tuple[str, ...]:
+    """Names of the positional arguments; a schema makes them anew whenever it is asked."""
+    return tuple(a.name for a in target._schema.arguments if not a.kwarg_only)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -2,8 +2,8 @@
 
 Every run is a process of its own on one thread. Costs are processor time, so that other programs
 on the machine count little, and are given in plain passes: a forward pass of the same calibration
-windows through the decoder stack. Half of that pass runs before pruning and half after it, in the
-same process. Peaks are those of the whole process up to the end of pruning, libraries included.
+windows through the decoder stack, which the same process runs after pruning. Peaks are those of the
+whole process up to the end of pruning, libraries included.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _windows(settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _pass(model: Any, windows: Tensor, clock: Clock) -> None:
-    """Half of a plain pass."""
+    """A plain pass."""
     with clock, torch.inference_mode():
         for window in windows.split(1):
             model.model(input_ids=window, use_cache=False)
@@ -239,16 +239,14 @@ def _ours(settings: Settings, method: str) -> Measured:
     from graphprune.solvers import ALPS, SparseGPT, Unstructured, Wanda
 
     calibration, evaluation = _windows(settings)
-    half = len(calibration) // 2
     plain, pruning = Clock(), Clock()
     with (load := Clock()):
         program = load_traced(settings.model)
     solver = {"sparsegpt": SparseGPT, "wanda": Wanda, "alps": ALPS}[method]()
-    _pass(program.module, calibration[:half], plain)
     with pruning:
         found = gp.sparsify(program, calibration, solver, Unstructured(settings.sparsity))
     peak = _peak()
-    _pass(program.module, calibration[half:], plain)
+    _pass(program.module, calibration, plain)
     value = perplexity(found.program.module, evaluation).value
     return Measured(pruning.cpu, pruning.wall, load.cpu, plain.cpu, peak, value)
 
@@ -261,15 +259,13 @@ def _paper(settings: Settings, method: str) -> Measured:
     from graphprune.evaluate import perplexity
 
     calibration, evaluation = _windows(settings)
-    half = len(calibration) // 2
     plain, pruning = Clock(), Clock()
     with (load := Clock()):
         model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32).eval()
-    _pass(model, calibration[:half], plain)
     with pruning:
         prune(model, calibration, method, settings.sparsity)
     peak = _peak()
-    _pass(model, calibration[half:], plain)
+    _pass(model, calibration, plain)
     value = perplexity(model, evaluation).value
     return Measured(pruning.cpu, pruning.wall, load.cpu, plain.cpu, peak, value)
 

@@ -62,7 +62,7 @@ class ALPS:
     """
 
     damping: float = 0.01
-    rho: float = 0.1
+    rho: float = 0.05
     steps: int = 300
     every: int = 3
     growth: tuple[tuple[float, float], ...] = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.2))

@@ -92,15 +92,18 @@ class SparseGPT:
     def _factorise(self, statistic: SecondMoment, dtype: torch.dtype) -> Factored:
         """T of H = Tᵀ T, with its rows divided by their diagonal."""
         wide = torch.float64 if self.double else dtype
-        # The Cholesky factor of H backwards is T backwards and transposed.
-        backwards = statistic.hessian.flip(0, 1).to(wide)
+        # The Cholesky factor of H backwards is T backwards and transposed. It is computed from the
+        # lower triangle, which comes from that of the products.
+        backwards = statistic.products.T.flip(0, 1).to(wide).div_(max(statistic.tokens, 1))
         lower, damped = cholesky(damp(backwards, self.damping))
-        factor = lower.flip(0, 1).T.contiguous()
+        # The matrix is not kept: in a wide layer nothing weighs more.
+        damped = replace(damped, matrix=lower.new_empty(0), dead=damped.dead.flip(0))
+        del backwards
+        factor = lower.T.flip(0, 1)
+        del lower
         diagonal = factor.diagonal().clone()
         factor /= diagonal[:, None]
-        # The matrix is not kept with the factor: it would double what a statistic weighs.
-        rest = replace(damped, matrix=damped.matrix.new_empty(0), dead=damped.dead.flip(0))
-        return factor.to(dtype), diagonal.to(dtype), rest
+        return factor.to(dtype), diagonal.to(dtype), damped
 
     def _sweep(
         self, dense: Tensor, factor: Tensor, choose: _Choice, lattice: Grid | None
@@ -171,12 +174,16 @@ def _settle(
         lost: [k, out], filled with the dense values less the settled ones.
         lattice: to round to.
     """
-    for j in range(len(dense)):
-        value = torch.addmv(base[j], lost[:j].T, factor[j, :j]) if j else base[j]
+    before = lost.T
+    # Thousands of small steps: views are made at once, not column by column.
+    columns = zip(*(x.unbind() for x in (dense, base, factor, kept, new, lost)), strict=True)
+    for j, (full, value, row, left, settled, gone) in enumerate(columns):
+        if j:
+            value = torch.addmv(value, before[:, :j], row[:j])
         if lattice is not None:
             value = lattice.round_column(value)
-        torch.mul(value, kept[j], out=new[j])
-        torch.sub(dense[j], new[j], out=lost[j])
+        torch.mul(value, left, out=settled)
+        torch.sub(full, settled, out=gone)
 
 
 def _forward(factor: Tensor, owed: Tensor) -> Tensor:
