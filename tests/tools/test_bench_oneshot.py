@@ -13,8 +13,8 @@ from solvers.oracle import damped, smallest, surgery
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
-import _bench_oneshot_billion as billion
-import _bench_oneshot_plain as plain
+import _bench_oneshot_billion as billion  # type: ignore[import-not-found]
+import _bench_oneshot_plain as plain  # type: ignore[import-not-found]
 
 
 @pytest.fixture
