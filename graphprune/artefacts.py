@@ -18,11 +18,12 @@ from graphprune.evaluate import onnx_session
 from graphprune.frontends import load, load_traced
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
-from graphprune.masking import written_back
+from graphprune.masking import slim_names, written_back
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import verify
+from graphprune.repairing import biased_for
 from graphprune.rewrite.slim import Slim
 from graphprune.target import FILES, beside
 from graphprune.verification import compare, random_inputs
@@ -48,8 +49,8 @@ def verify_output(
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
-    Of weights that had single elements made zero, the dense model takes the written values; their
-    zeros have to be as many as the report says.
+    Of weights that were refitted or had single elements made zero, the dense model takes the
+    written values; the zeros of masks have to be as many as the report says.
 
     Args:
         output: the directory, or the ``.pt2`` or ``.onnx`` file.
@@ -73,11 +74,15 @@ def verify_output(
         weights = weights or recorded
     program = load(source, weights)
     plan.bind(program)
-    report, dense = _report(output), program
+    report = _report(output)
+    refits = report.get("refits") or {}
+    if refits.get("method") == "bias":
+        program, plan = biased_for(program, plan)
+    dense = program
     errors = {}
     for path in models:
         progress(f"checking {path.name}")
-        program = _with_masks(dense, plan, path, report.get("masks"))
+        program = _with_written(dense, plan, path, refits, report.get("masks") or {})
         if not isinstance(program, Program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
@@ -134,17 +139,26 @@ def _report(output: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _with_masks(
-    dense: BaseProgram, plan: Plan, path: Path, masks: Mapping[str, Any] | None
+def _with_written(
+    dense: BaseProgram,
+    plan: Plan,
+    path: Path,
+    refits: Mapping[str, Any],
+    masks: Mapping[str, Any],
 ) -> BaseProgram:
-    """The dense model with the masked weights of a written one.
+    """The dense model with those weights of a written one that were given new values.
+
+    Args:
+        dense: it.
+        plan: what stays.
+        path: of the written model.
+        refits: of the report; empty where nothing was refitted.
+        masks: likewise.
 
     Raises:
         LoadError: they can't be found.
-        VerifyError: they have other zeros than the report says.
+        VerifyError: masked ones have other zeros than the report says.
     """
-    if not masks:
-        return dense
     slim: Slim | SlimOnnx
     if isinstance(dense, OnnxProgram):
         slim = SlimOnnx(dense, plan)
@@ -152,35 +166,45 @@ def _with_masks(
         assert isinstance(dense, Program)
         slim = Slim(dense, plan, plan.bind(dense))
     try:
-        zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks["layers"]}
-        places = dict(masks["places"])
+        zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks.get("layers", ())}
+        refitted = [(e["parameter"], e["bias"]) for e in refits.get("layers", ())]
+        tables = [dict(part["places"]) for part in (refits, masks) if part]
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(
-            "the report doesn't say which weights were masked", where=path.name, why=str(error)
+            "the report doesn't say which weights were changed", where=path.name, why=str(error)
         ) from None
+    names = slim_names(slim)
+    changed = [name for pair in refitted for name in pair if name in names]
+    wanted = dict.fromkeys([*(names[name] for name in changed), *zeros])
+    if not wanted:
+        return dense
     if path.suffix == ".onnx":
         form = "onnx-decoder" if path.name == FILES["onnx-decoder"] else "onnx"
-        found = read_places(path, places.get(form) or next(iter(places.values()), {}))
+        places: dict[str, str] = {}
+        for table in tables:
+            places |= table.get(form) or next(iter(table.values()), {})
+        found = read_places(path, places)
     else:
-        tied: dict[str, list[str]] = {name: [name] for name in zeros}
+        tied: dict[str, list[str]] = {name: [name] for name in wanted}
         for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
             tied.get(name, []).append(alias)
         found = read_weights(path, tied)
-    for name, count in zeros.items():
+    for name in wanted:
         if name not in found:
             raise LoadError(
-                "the values of a masked weight can't be told from the file",
+                "the values of a changed weight can't be told from the file",
                 where=f"{path.name}: {name}",
                 why="the exporter has put it together with something else",
                 hint="compile to hf or pt2 to have them verified",
             )
-        if int((found[name] == 0).sum()) != count:
+        count = int((found[name] == 0).sum())
+        if count != zeros.get(name, count):
             raise VerifyError(
                 "a masked weight has other zeros than the report says",
                 where=f"{path.name}: {name}",
-                why=f"{int((found[name] == 0).sum()):,} instead of {count:,}",
+                why=f"{count:,} instead of {zeros[name]:,}",
             )
-    return written_back(slim, found)
+    return written_back(slim, {name: found[name] for name in wanted})
 
 
 def _weights(program: Program) -> dict[str, torch.Tensor]:

@@ -42,8 +42,9 @@ from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
 from graphprune.recipe import Recipe
-from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired
+from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
 from graphprune.report import Measures, Report
+from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import composed, interim_goal, retrace
@@ -113,6 +114,7 @@ def compile(
             _check_weights(program)
     if settled.removes:
         run.auto = settled.score.name == "auto"
+        run.fallible = run.auto and settled.repair == "auto"
         run.recipe = settled = with_score(settled, program, surgery=True)
     journal = None
     if target is not None and changes_weights(settled):
@@ -143,7 +145,7 @@ def compile(
             notes=(*notes, *run.notes, *(run.samples.notes if run.samples else ())),
             seconds=run.seconds,
             masks=planned(found.program, slim, settled) if settled.sparsify else None,
-            refits=found.layers,
+            refits=Refits(run.refit_by, found.layers) if found.layers else None,
         )
         if target is None:
             return report
@@ -177,6 +179,7 @@ class _Run:
         seconds: time taken by the stages that are over.
         samples: what masks are calibrated on; None where there are none.
         auto: whether the score was left to us.
+        fallible: whether the repair was, too: a model that can't be calibrated goes without.
         notes: for the report.
     """
 
@@ -185,6 +188,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     samples: Samples | None = None
     auto: bool = False
+    fallible: bool = False
     notes: tuple[str, ...] = ()
 
     @contextmanager
@@ -204,15 +208,23 @@ class _Run:
                 check_dense(program, self.samples.data)
         self.samples = together(program, self.samples)
 
+    @property
+    def refit_by(self) -> str:
+        """What gives layers the weights that they have in the end."""
+        return self.recipe.repair if self.recipe.repairs else self.recipe.score.name
+
     def narrow(self, program: BaseProgram, journal: Journal | None, dry_run: bool) -> Repaired:
         """The plan, and the dense program with weights that suit it."""
+        if dry_run and self.recipe.operates and self.recipe.uniform:
+            # How many stay of a width doesn't depend on which do.
+            counted = self._select(program, self._goal(program), None, Random())
+            if not counted.bind(program).cuts:
+                return Repaired(program, counted, (), {})
         data = None
-        if not dry_run and (self.recipe.operates or self.recipe.repairs):
+        if self.recipe.operates or (self.recipe.repairs and not dry_run):
             data = self._data(program)
         recipe = self.recipe
-        if recipe.operates and dry_run:  # how many stay doesn't depend on which
-            found = Repaired(program, self._counted(program), (), {})
-        elif recipe.operates:
+        if recipe.operates:
             with self.stage("choosing units"):
                 found = chosen_by_surgery(
                     program,
@@ -248,7 +260,7 @@ class _Run:
             try:
                 check_dense(program, found.data)
             except CalibrationError as error:
-                if not self.auto:
+                if not self.fallible:
                     raise
                 self.recipe, note = without_surgery(self.recipe, error)
                 self.notes = (*self.notes, note)
@@ -257,10 +269,6 @@ class _Run:
 
     def _goal(self, program: BaseProgram) -> Mapping[str, Any]:
         return interim_goal(self.recipe, program, program, 1)
-
-    def _counted(self, program: BaseProgram) -> Plan:
-        """A plan with the right numbers of some units."""
-        return self._select(program, self._goal(program), None, Random())
 
     def choose(self, program: BaseProgram) -> Plan:
         """The saved plan of the recipe, or a new one, made in as many rounds as it asks for."""
@@ -352,15 +360,18 @@ class _Run:
             for name in target.formats:
                 with self.stage(f"writing {name}"):
                     slim.save(staged / target.name(name), name)
+                file = staged / target.name(name)
                 if masked is not None:
-                    report = counted(report, staged / target.name(name), name, slim, masked)
+                    report = counted(report, file, name, slim, masked)
+                report = with_places(report, file, name, slim)
             if "hf" in target.formats:
                 report = form_written(report, staged, self.recipe)
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
                 report = measured(report, self.recipe, slim, onnx, staged, dense)
             self.progress("putting the files in place")
-            plan.save(staged / target.name("plan"))
+            # Also where biases were added: what stays is told in terms of what was read.
+            replace(plan, fingerprint=dense.fingerprint).save(staged / target.name("plan"))
             (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
 

@@ -124,7 +124,7 @@ def planned(program: BaseProgram, slim: Slim | SlimOnnx, recipe: Recipe) -> Mask
     section = recipe.sparsify
     assert section is not None
     sites = find_sites(program, section.include, section.exclude)
-    renamed = _names(slim)
+    renamed = slim_names(slim)
     shapes = slim.shapes if isinstance(slim, Slim) else program.parameters
     target = section.sparsity if section.budget.name == "uniform" else None
     if section.pattern is not None:
@@ -194,7 +194,7 @@ def written_back(slim: Slim | SlimOnnx, weights: Mapping[str, Tensor]) -> BasePr
     program = slim.program
     kept = slim.plan.kept(program) if slim.plan.kept_units else {}
     new = {}
-    for old, name in _names(slim).items():
+    for old, name in slim_names(slim).items():
         if name not in weights or old in program.aliases:
             continue
         weight = weights[name]
@@ -223,7 +223,7 @@ def counted(report: Report, path: Path, form: str, slim: Slim | SlimOnnx, masked
     return replace(report, masks=replace(masks, checked=checked, places=places))
 
 
-def _names(slim: Slim | SlimOnnx) -> Mapping[str, str]:
+def slim_names(slim: Slim | SlimOnnx) -> Mapping[str, str]:
     """Canonical dense names to the names of the slim model's canonical tensors."""
     if isinstance(slim, Slim):
         return {n: s for n, s in slim.renamed.items() if n not in slim.program.aliases}

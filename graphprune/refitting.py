@@ -265,6 +265,7 @@ class Refit:
                 int((~kept).sum()),
                 float(np.mean(before)) if before else 1.0,
                 float(np.mean(after)) if after else 1.0,
+                bias,
                 tuple(dict.fromkeys(notes)),
             )
         )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from graphprune.errors import RecipeError
-from graphprune.onnx_program import OnnxProgram
+from graphprune.masking import slim_names
+from graphprune.onnx_program import SlimOnnx
 from graphprune.passes import Inputs, Score, get_score
 from graphprune.passes.random_score import Random
 from graphprune.passes.units import FloatArray
 from graphprune.plan import Plan, is_ragged
 from graphprune.program import BaseProgram, Program, Structure
 from graphprune.recipe import Recipe
+from graphprune.report import Report
+from graphprune.rewrite.slim import Slim
 from graphprune.samples import Amount
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Surgeon
 from graphprune.streaming import State, Step
-from graphprune.structured import Repaired, compensate, obs, readable, reconstruct
+from graphprune.structured import Repaired, compensate, obs, read_by, readable, reconstruct
+from graphprune.written import check_written
 
 REPAIRS = Amount(64, 512)
 """What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
@@ -151,15 +160,44 @@ def repaired(
     told = _told(progress, "repairing weights")
     if recipe.repair == "reconstruct":
         return reconstruct(program, samples, plan, progress=told, state=state)
-    if isinstance(program, OnnxProgram):
-        biased: BaseProgram = program
-    else:
-        from graphprune.frontends.biases import with_biases
-        from graphprune.structured import read_by
-
-        biased = with_biases(cast("Program", program), read_by(program, plan))
-    moved = replace(plan, fingerprint=biased.fingerprint)
+    biased, moved = biased_for(program, plan)
     return compensate(biased, samples, moved, progress=told, state=state)
+
+
+def biased_for(program: BaseProgram, plan: Plan) -> tuple[BaseProgram, Plan]:
+    """The program with biases, zero as yet, beside what a plan's structures are read by.
+
+    Raises:
+        PlanError: its configuration can't hold them.
+    """
+    if isinstance(program, Program):
+        from graphprune.frontends.biases import with_biases
+
+        program = with_biases(program, read_by(program, plan))
+    return program, replace(plan, fingerprint=program.fingerprint)
+
+
+def with_places(report: Report, path: Path, form: str, slim: Slim | SlimOnnx) -> Report:
+    """The report with the places that refitted weights have in a written file.
+
+    Raises:
+        VerifyError: the file doesn't hold them as they are.
+    """
+    if report.refits is None:
+        return report
+    weights: dict[str, Tensor] = {}
+    names, kept = slim_names(slim), slim.plan.kept(slim.program)
+    for parameter in report.refits.parameters:
+        places = [torch.from_numpy(indices) for indices in kept[parameter]]
+        if parameter in names and all(map(len, places)):
+            weight = slim.program.weights[parameter].detach()
+            weights[names[parameter]] = weight[torch.meshgrid(*places, indexing="ij")]
+    tied: dict[str, list[str]] = defaultdict(list)
+    for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
+        tied[name].append(alias)
+    found = check_written(path, form, weights, tied)
+    found_at = {**report.refits.places, **({form: found.places} if found.places else {})}
+    return replace(report, refits=replace(report.refits, places=found_at))
 
 
 def _told(progress: Callable[[str], None], what: str) -> Callable[[Step], None]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from graphprune.report_masks import Masks, Refitted
+from graphprune.report_masks import Masks, Refits
 from graphprune.timing import speedup
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Report:
         seconds: Time by stage.
         weights: The file that the weights of a factory's module came from.
         masks: Which single weights are zero; None where that wasn't asked for.
-        refits: Layers that were fitted anew for what their structures lost.
+        refits: Layers that were fitted anew; None where none were.
     """
 
     source: str
@@ -75,7 +75,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     weights: str | None = None
     masks: Masks | None = None
-    refits: tuple[Refitted, ...] = ()
+    refits: Refits | None = None
 
     def to_json(self) -> str:
         """Renders everything as JSON."""
@@ -91,15 +91,8 @@ class Report:
         lines = ["kept: " + (", ".join(parts) or "everything")]
         if self.score is not None:
             lines.append(f"scored by {self.score}")
-        if self.refits:
-            before, after = (
-                sum(getattr(one, side) for one in self.refits) / len(self.refits)
-                for side in ("before", "error")
-            )
-            lines.append(
-                f"refitted {len(self.refits)} layers: mean relative error of their outputs "
-                f"{before:.4f}, now {after:.4f}"
-            )
+        if self.refits is not None:
+            lines.append(self.refits.described())
         if self.max_abs_error is not None:
             lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
         lines += [f"note: {note}" for note in self.notes]

@@ -18,7 +18,8 @@ class Refitted:
         parameter: its name.
         removed: columns that are zero now, summed over its parts.
         before: relative error of its output without the refit, the mean over its parts.
-        error: the same with it. Both are measured against the best weights of full width.
+        error: the same with it.
+        bias: name of the bias that was fitted with it.
         notes: what was unusual.
     """
 
@@ -26,7 +27,40 @@ class Refitted:
     removed: int
     before: float
     error: float
+    bias: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refits:
+    """Layers that were fitted anew for what their structures lost.
+
+    Attributes:
+        method: obs, reconstruct or bias: what gave them the weights that they have.
+        layers: one entry per layer, by its name in the dense model.
+        places: ONNX format to parameter of the slim model to where its file has it; see
+            `graphprune.written.Found`.
+    """
+
+    method: str
+    layers: tuple[Refitted, ...]
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """All that was changed, by the names of the dense model."""
+        biases = tuple(e.bias for e in self.layers if e.bias is not None)
+        return (*(e.parameter for e in self.layers), *biases)
+
+    def described(self) -> str:
+        """One line."""
+        count = len(self.layers)
+        before = sum(e.before for e in self.layers) / count
+        after = sum(e.error for e in self.layers) / count
+        return (
+            f"refitted {count} layers by {self.method}: mean relative error of their outputs "
+            f"{before:.4f}, now {after:.4f}"
+        )
 
 
 @dataclass(frozen=True)

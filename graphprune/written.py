@@ -1,4 +1,4 @@
-"""Masked weights in written files: read back, and their zeros counted."""
+"""Changed weights in written files: read back, and the zeros of masks counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRANSPOSED = "^T"
 
 @dataclass(frozen=True)
 class Found:
-    """What a written file holds of masked weights.
+    """What a written file holds of changed weights.
 
     Attributes:
         zeros: how many of their elements are zero.
@@ -38,7 +38,7 @@ class Found:
 def check_written(
     path: Path, form: str, weights: Mapping[str, Tensor], names: Mapping[str, Sequence[str]]
 ) -> Found:
-    """See that a file holds the masked weights, with all of their zeros.
+    """See that a file holds changed weights, with all of their zeros.
 
     Args:
         path: the directory of a checkpoint, or the file.
@@ -76,7 +76,7 @@ def read_weights(path: Path, names: Mapping[str, Iterable[str]]) -> dict[str, Te
     for name, others in names.items():
         stored = next((n for n in others if n in state), None)
         if stored is None:
-            raise LoadError("a masked weight is missing", where=f"{path}: {name}")
+            raise LoadError("a changed weight is missing", where=f"{path}: {name}")
         found[name] = state[stored].detach()
     return found
 
@@ -96,7 +96,7 @@ def read_places(path: Path, places: Mapping[str, str]) -> dict[str, Tensor]:
     for name, place in places.items():
         own = place.removesuffix(TRANSPOSED)
         if own not in stored:
-            raise LoadError("a masked weight is missing", where=f"{path}: {name} as {own}")
+            raise LoadError("a changed weight is missing", where=f"{path}: {name} as {own}")
         values = torch.from_numpy(np.array(stored[own].numpy()))
         found[name] = values.T.contiguous() if own != place else values
     return found
@@ -175,7 +175,7 @@ def _count(values: NDArray[Any]) -> int:
 
 def _lost(path: Path, name: str, wanted: int, found: int) -> VerifyError:
     return VerifyError(
-        "the file doesn't hold a masked weight as it was to be written",
+        "the file doesn't hold a changed weight as it was to be written",
         where=f"{path.name}: {name}",
         why=f"it has {found:,} zeros, and {wanted:,} were to be written"
         if found != wanted

@@ -74,7 +74,7 @@ def test_a_zero_that_onnx_lacks_is_missed(tmp_path: Path, name: str) -> None:
     changed = arrays()[name].copy()
     changed[tuple(np.argwhere(changed == 0)[0])] = 1e-7
     file = onnx_file(tmp_path / "m.onnx", arrays(**{name: changed}))
-    with pytest.raises(VerifyError, match="doesn't hold a masked weight"):
+    with pytest.raises(VerifyError, match="doesn't hold a changed weight"):
         check_written(file, "onnx", WEIGHTS, {})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import graphprune as gp
@@ -43,13 +44,13 @@ def test_a_language_model_is_operated_on_by_default(
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["score"] == "obs"
-    names = [one["parameter"] for one in report["refits"]]
+    names = [one["parameter"] for one in report["refits"]["layers"]]
     assert [n.rpartition("layers.")[2] for n in names] == [
         f"{layer}.{part}.weight"
         for layer in range(3)
         for part in ("self_attn.o_proj", "mlp.down_proj")
     ]
-    assert all(one["error"] < one["before"] for one in report["refits"])
+    assert all(one["error"] < one["before"] for one in report["refits"]["layers"])
     assert "choosing units: 6 of 6" in result.err
     assert "repairing weights: 6 of 6" in result.err
 
@@ -85,7 +86,7 @@ def test_roles_that_no_weight_reads_are_left_to_other_scores(
     assert result.code == 0, result.err
     report = json.loads((output / "report.json").read_text())
     assert report["kept"]["layers"] == [2, 3]
-    assert len(report["refits"]) == 2
+    assert len(report["refits"]["layers"]) == 2
     check_failure(
         run("compile", taught, "-o", tmp_path / "no", *flags, "--score", "obs"),
         "obs can't choose units",
@@ -103,8 +104,8 @@ def test_a_repair_goes_with_any_score(run: Run, taught: Path, recipe: Path, tmp_
         report = json.loads((output / "report.json").read_text())
         assert report["score"] == "magnitude"
         errors[repair] = report["after"]["perplexity"]["value"], report["refits"]
-    assert errors["none"][1] == []
-    assert len(errors["reconstruct"][1]) == 6
+    assert errors["none"][1] is None
+    assert len(errors["reconstruct"][1]["layers"]) == 6
     plans = [gp.Plan.load(tmp_path / r / "graphprune_plan.json") for r in ("none", "reconstruct")]
     assert plans[0] == plans[1]
 
@@ -142,6 +143,55 @@ def test_a_model_that_knows_no_text_is_not_operated_on(
     assert "scored by taylor" in result.out
     assert "makes no sense of the calibration text" in result.out
     assert "no layer refitted" in result.out
-    for flags in (("--score", "obs"), ("--score", "magnitude", "--repair", "reconstruct")):
+    asked: tuple[tuple[str, ...], ...] = (
+        ("--score", "obs"),
+        ("--repair", "reconstruct"),
+        ("--score", "magnitude", "--repair", "reconstruct"),
+    )
+    for flags in asked:
         refused = run("compile", dense, "-o", tmp_path / "no", *goal, *flags)
         check_failure(refused, "makes no sense of the calibration text")
+
+
+def changed(path: Path, name: str) -> None:
+    weights = load_file(path / "model.safetensors")
+    weights[name][0, 0] += 1
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--score", "flap", "--repair", "bias"), ("--sparsify", "wanda", "--sparsity", "30%")],
+    ids=["default", "bias", "masks"],
+)
+def test_what_was_refitted_is_verified_from_the_files(
+    run: Run, taught: Path, cycles: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    output = tmp_path / "slim"
+    formats = [f"--format={f}" for f in ("hf", "pt2", "onnx")]
+    result = run(
+        "compile", taught, "-o", output, "--remove", "ffn=0.25", "--text", cycles, *formats, *flags
+    )
+    assert result.code == 0, result.err
+    checked = run("verify", output, "--json")
+    assert checked.code == 0, checked.err
+    assert len(json.loads(checked.out)) == 3
+    # A plan in terms of what was read can be replayed on it.
+    again = run("compile", taught, "--plan", output / "graphprune_plan.json", "--dry-run", "--json")
+    assert again.code == 0, again.err
+    # What nobody refitted still has to be the dense model's.
+    changed(output, "model.layers.0.mlp.up_proj.weight")
+    broken = run("verify", output)
+    assert broken.code == 1
+
+
+def test_a_dry_run_counts_what_a_global_ranking_keeps(
+    run: Run, taught: Path, cycles: Path, tmp_path: Path
+) -> None:
+    goal = ("--remove", "ffn=0.5", "--global", "--text", cycles)
+    kept = []
+    for where in (("--dry-run",), ("-o", tmp_path / "slim", "--format", "pt2")):
+        result = run("compile", taught, *goal, *where, "--json")
+        assert result.code == 0, result.err
+        kept.append(json.loads(result.out)["after"]["parameters"])
+    assert kept[0] == kept[1]
