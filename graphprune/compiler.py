@@ -142,7 +142,7 @@ def compile(
             kept=_kept(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
-            notes=(*notes, *run.notes, *(run.samples.notes if run.samples else ())),
+            notes=(*notes, *run.notes, *found.notes, *(run.samples.notes if run.samples else ())),
             seconds=run.seconds,
             masks=planned(found.program, slim, settled) if settled.sparsify else None,
             refits=Refits(run.refit_by, found.layers) if found.layers else None,

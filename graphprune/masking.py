@@ -102,6 +102,7 @@ def mask(
         section.wanted(),
         budget=section.budget.built(),
         keep_zeros=section.keep_zeros,
+        reference=section.reference,
         include=include,
         exclude=exclude,
         held=None if held is torch.float32 else held,
@@ -292,4 +293,5 @@ def _asked(section: Sparsify) -> str:
     if section.budget.name != "uniform":
         options = ", ".join(f"{k} {v}" for k, v in (section.budget.model_extra or {}).items())
         asked += f", dealt by {section.budget.name}" + (f" ({options})" if options else "")
-    return asked + (", zeros kept" if section.keep_zeros else "")
+    asked += ", zeros kept" if section.keep_zeros else ""
+    return asked + (", the gap to the dense model closed" if section.reference else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from graphprune.budgets import OWL, Budget, Global, Sensitivity, budget_of, whole_shares
 from graphprune.collect import Collector, collected, statistic_of
 from graphprune.errors import CalibrationError, RecipeError
+from graphprune.gaps import Gathered, closed, gathered
 from graphprune.program import BaseProgram
 from graphprune.solvers import (
     NM,
@@ -30,6 +31,7 @@ from graphprune.solvers import (
     Statistic,
     Unstructured,
 )
+from graphprune.solvers.gap import GapClosing
 from graphprune.sparse import Layer, Sparse
 from graphprune.streaming import (
     Group,
@@ -58,6 +60,7 @@ def sparsify(
     *,
     budget: str | Budget = "uniform",
     keep_zeros: bool = False,
+    reference: bool = False,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     held: torch.dtype | None = None,
@@ -76,6 +79,9 @@ def sparsify(
             "owl" and "sensitivity" take another pass of the samples through the dense model.
         keep_zeros: weights that are zero stay zero, and count as removed. Of n:m, a group that has
             more zeros than it needs keeps all of them.
+        reference: run the dense model along, and have the weights that write into residual streams
+            make up for what the streams lack, as far as held-out samples show that they can; see
+            `graphprune.solvers.gap`. It costs another pass.
         include: globs of parameters; see `graphprune.streaming.find_sites`.
         exclude: likewise.
         held: see `graphprune.streaming.stream`.
@@ -95,8 +101,10 @@ def sparsify(
     data = batches(program, samples)
 
     def run(treatment: Treatment, saved: State | None = None) -> Mapping[str, Tensor]:
+        along = reference and isinstance(treatment, _OneShot)
         return stream(
-            program, sites, data, treatment, held=held, progress=progress, state=saved
+            program, sites, data, treatment, held=held, reference=along, progress=progress,
+            state=saved,
         )  # fmt: skip
 
     if dealt is None:
@@ -104,10 +112,10 @@ def sparsify(
     else:
         shares = dealt.shares(program, sites, _sparsity_of(pattern), run)
         choice = _as_dealt(whole_shares(program, sites, shares, solver), pattern)
-    treatment = _OneShot(solver, choice, keep_zeros)
+    treatment = _OneShot(solver, choice, keep_zeros, reference)
     if state is not None:
         # A run must not go on from what another one has pruned in another way.
-        how = f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}"
+        how = f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}, {reference}"
         state = replace(state, recipe=f"{state.recipe}; {how}")
     new = run(treatment, state)
     return Sparse(apply_weights(program, new), tuple(treatment.layers), sites.skipped)
@@ -120,17 +128,24 @@ class _OneShot:
     solver: Solver
     choice: Choice
     keep_zeros: bool
+    reference: bool
+    closing: GapClosing = field(default_factory=GapClosing)
     layers: list[Layer] = field(default_factory=list)
 
-    def observer(self, group: Group, part: int) -> Collector:
+    def observer(self, group: Group, part: int) -> Observer:
+        if self.reference:
+            return gathered(group, part, 2, streams=True)
         return Collector(statistic_of(self.solver), f"{group.name}, part {part}")
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        seen = collected(observers)
+        if self.reference:
+            seen: Sequence[Statistic | None] = [cast("Gathered", one).moment for one in observers]
+        else:
+            seen = collected(observers)
         for name in group.parameters:
-            yield name, self._solved(group, name, seen, weights[name])
+            yield name, self._solved(group, name, seen, weights[name], observers)
 
     def record(self, group: Group) -> Any:
         """What the report says of a group, for a run that goes on after an interruption."""
@@ -141,7 +156,12 @@ class _OneShot:
         self.layers += [Layer(**{**entry, "notes": tuple(entry["notes"])}) for entry in record]
 
     def _solved(
-        self, group: Group, name: str, statistics: Sequence[Statistic | None], weight: Tensor
+        self,
+        group: Group,
+        name: str,
+        statistics: Sequence[Statistic | None],
+        weight: Tensor,
+        observers: Sequence[Observer],
     ) -> Tensor:
         layout = group.layout(name)
         matrices = layout.matrices(weight)
@@ -151,6 +171,10 @@ class _OneShot:
             asked += _target(pattern)
             if self.keep_zeros:
                 pattern = _preserving(pattern, matrix)
+            if isinstance(observer := observers[part], Gathered):
+                fits = observer.fits(name, matrix.shape[1], centred=False)
+                better = closed(matrix, fits, self.closing)
+                matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
             given = SecondMoment(matrix.shape[1]) if seen is None else seen
             with _naming(name):
                 solved = self.solver.solve(matrix, given, pattern)

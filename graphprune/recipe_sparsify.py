@@ -94,6 +94,8 @@ class Sparsify(Data):
         include: Globs of parameters: treat these only.
         exclude: Globs of parameters to leave alone.
         keep_zeros: Weights that are zero stay zero, and count as removed.
+        reference: Run the dense model along, and have what writes into residual streams make up
+            for what they lack.
         held: dtype in which activations wait for the next layer.
     """
 
@@ -106,6 +108,7 @@ class Sparsify(Data):
     include: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     keep_zeros: bool = False
+    reference: bool = False
     held: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")
@@ -127,7 +130,6 @@ class Sparsify(Data):
                 f"budget '{self.budget.name}' deals a sparsity to the layers, and a pattern fixes "
                 "that of each; give sparsity, or leave the budget out"
             )
-        self.solver()
         return self
 
     def _options(self) -> tuple[str, ...]:
@@ -138,7 +140,8 @@ class Sparsify(Data):
     @property
     def needs_data(self) -> bool:
         """Whether anything but the weights matters."""
-        return self.method != "magnitude" or self.budget.name in ("owl", "sensitivity")
+        dealt = self.budget.name in ("owl", "sensitivity")
+        return self.method != "magnitude" or dealt or self.reference
 
     def solver(self) -> Solver:
         """The solver with its options.

@@ -15,135 +15,18 @@ from torch import Tensor
 
 from graphprune.axes.expr import IntArray
 from graphprune.consumers import Consumer
+from graphprune.gaps import Fit, Gathered, closed, gathered
 from graphprune.plan import Units, rows_of
 from graphprune.program import BaseProgram, Structure
 from graphprune.report_masks import Refitted
 from graphprune.solvers import Reconstruct, SecondMoment
 from graphprune.solvers.factor import damp
-from graphprune.solvers.gap import GapClosing, Sample
+from graphprune.solvers.gap import GapClosing
 from graphprune.solvers.obs import Problem, Surgeon
 from graphprune.streaming import Group, Observer
 
-
-@dataclass(eq=False)
-class Sums:
-    """The second moment of what a part reads, and of the gaps of its weights."""
-
-    moment: SecondMoment | None = None
-    products: dict[str, Tensor] = field(default_factory=dict)
-    gaps: dict[str, Tensor] = field(default_factory=dict)
-    squares: dict[str, float] = field(default_factory=dict)
-
-    def add(self, x: Tensor, where: str) -> None:
-        """Count rows."""
-        if self.moment is None:
-            self.moment = SecondMoment(x.shape[-1], x.device)
-        self.moment.add(x, where)
-
-    def add_gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
-        """Count the gaps of these rows."""
-        if parameter not in self.gaps:
-            self.products[parameter] = x.new_zeros(missing.shape[1], x.shape[1])
-            self.gaps[parameter] = x.new_zeros(missing.shape[1], dtype=torch.float64)
-            self.squares[parameter] = 0.0
-        self.products[parameter].addmm_(missing.T, x)
-        self.gaps[parameter] += missing.sum(0, dtype=torch.float64)
-        self.squares[parameter] += float(missing.square().sum(dtype=torch.float64))
-
-    def plus(self, other: Sums) -> Sums:
-        """Both together."""
-        if self.moment is None or other.moment is None:
-            return other if self.moment is None else self
-        total = Sums(SecondMoment(self.moment.features, self.moment.device))
-        assert total.moment is not None
-        total.moment.merge(self.moment)
-        total.moment.merge(other.moment)
-        for name in self.gaps:
-            total.products[name] = self.products[name] + other.products[name]
-            total.gaps[name] = self.gaps[name] + other.gaps[name]
-            total.squares[name] = self.squares[name] + other.squares[name]
-        return total
-
-
-@dataclass(eq=False)
-class Gathered:
-    """What a part of a group has seen, in two halves where the dense model runs along."""
-
-    where: str
-    halves: tuple[Sums, ...]
-    turn: int = 0
-
-    def add(self, x: Tensor) -> None:
-        """See `graphprune.streaming.Observer`."""
-        self.turn += 1
-        self.halves[self.turn % len(self.halves)].add(x, self.where)
-
-    def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
-        """See `graphprune.streaming.run.GapObserver`."""
-        self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing)
-
-    def fits(self, parameter: str, features: int, centred: bool) -> tuple[Fit, ...]:
-        """What a weight is fitted to: on all samples, then on each half if there are two."""
-        sums = self.halves
-        if len(sums) == 2:
-            sums = (sums[0].plus(sums[1]), *sums)
-        return tuple(Fit.of(one, parameter, features, centred) for one in sums)
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """Statistics of one part of a weight.
-
-    Attributes:
-        moment: of what it reads; about the mean where a bias makes up for that.
-        mean: [in], of what it reads.
-        cross: [out, in], E[g xᵀ] of the gap g, float64, likewise about the mean; None without one.
-        gap: [out], mean of the gap; None without a gap.
-        square: E|g|² likewise.
-    """
-
-    moment: SecondMoment
-    mean: Tensor
-    cross: Tensor | None = None
-    gap: Tensor | None = None
-    square: float = 0.0
-
-    @classmethod
-    def of(cls, sums: Sums, parameter: str, features: int, centred: bool) -> Fit:
-        """The statistics of a weight, about the mean if `centred`."""
-        moment = sums.moment or SecondMoment(features)
-        shown = moment.centred() if centred else moment
-        if parameter not in sums.gaps:
-            return cls(shown, moment.means)
-        tokens = max(moment.tokens, 1)
-        cross = sums.products[parameter].double() / tokens
-        gap = sums.gaps[parameter] / tokens
-        square = sums.squares[parameter] / tokens
-        if centred:
-            cross -= torch.outer(gap, moment.means)
-            square -= float(gap.square().sum())
-        return cls(shown, moment.means, cross, gap, square)
-
-    def shift(self, old: Tensor, new: Tensor) -> Tensor:
-        """[out], float64: what a bias has to add."""
-        change = (old.double() - new.double()) @ self.mean
-        return change if self.gap is None else change + self.gap
-
-    def error(self, old: Tensor, new: Tensor) -> float:
-        """E|old x + g - new x|² / E|old x + g|²: the relative error of an output."""
-        hessian = self.moment.hessian.double()
-        change = new.double() - old.double()
-        lost = float(((change @ hessian) * change).sum()) + self.square
-        energy = float(((old.double() @ hessian) * old.double()).sum()) + self.square
-        if self.cross is not None:
-            lost -= 2 * float((change * self.cross).sum())
-            energy += 2 * float((old.double() * self.cross).sum())
-        return max(lost, 0.0) / energy if energy > 0 else 0.0
-
-    def sample(self) -> Sample:
-        """It as `GapClosing` takes it."""
-        assert self.cross is not None
-        return Sample(self.moment.tokens, self.moment.hessian.double(), self.cross)
+_ROUNDING = 1e-9
+"""Relative squared error that two runs of the same model in float32 stay far below."""
 
 
 @dataclass
@@ -212,10 +95,11 @@ class Refit:
         matrices = group.layout(name).matrices(weights[name])
         assert self.refit is not None
         for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            fit = seen.fits(name, weight.shape[1], name in self.biases)[0]
-            if not fit.moment.silent:
+            fits = seen.fits(name, weight.shape[1], name in self.biases)
+            if not fits[0].moment.silent:
                 units = consumer.units[part]
-                yield problem(weight, fit.moment, units, kept[part], self.refit.damping)
+                better = closed(weight, fits, self.closing)
+                yield problem(better, fits[0].moment, units, kept[part], self.refit.damping)
 
     def _kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Bool [parts, in]: the columns of a weight that no decided structure removes."""
@@ -228,7 +112,9 @@ class Refit:
                     if name in self.units:
                         gone = removed_units(self.program.by_name[name], self.units[name])
                         kept = kept & ~np.isin(consumer.units, gone)
-        assert shape is not None
+        if shape is None:  # it reads nothing that is pruned
+            matrices = group.layout(parameter).matrices(self.program.weights[parameter])
+            shape = (matrices.shape[0], matrices.shape[2])
         return np.broadcast_to(kept, shape)
 
     def _refitted(
@@ -259,6 +145,8 @@ class Refit:
             if not fits[0].moment.silent:
                 before.append(fits[0].error(matrix, cut))
                 after.append(fits[0].error(matrix, found))
+        if kept.all() and max(before, default=0.0) < _ROUNDING:
+            return  # nothing was removed before it
         self.layers.append(
             Refitted(
                 name,
@@ -329,11 +217,6 @@ class Survey:
             if users and users[-1].group == group.index:
                 self.decide(self.program.by_name[name], self.waiting.pop(name))
         return ()
-
-
-def gathered(group: Group, part: int, halves: int) -> Gathered:
-    """An observer of a part of a group."""
-    return Gathered(f"{group.name}, part {part}", tuple(Sums() for _ in range(halves)))
 
 
 def problem(

@@ -8,7 +8,9 @@ with the rest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from graphprune.streaming import (
     apply_weights,
     batches,
     find_sites,
+    in_streams,
     stream,
 )
 from graphprune.streaming.biases import biases
@@ -51,6 +54,12 @@ class Repaired:
     layers: tuple[Refitted, ...]
     untouched: Mapping[str, str]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is untouched, for people."""
+        reasons = Counter(self.untouched.values())
+        return tuple(f"{n} of the structures not repaired: {why}" for why, n in reasons.items())
+
 
 def obs(
     program: BaseProgram,
@@ -60,6 +69,7 @@ def obs(
     given: Plan | None = None,
     surgeon: Surgeon | None = None,
     damping: float = 1e-4,
+    reference: bool = False,
     held: torch.dtype | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
@@ -74,6 +84,7 @@ def obs(
         given: a plan for other structures, which is settled already; the result holds it too.
         surgeon: how units are chosen.
         damping: see `graphprune.solvers.Reconstruct`.
+        reference: run the dense model along, and close the gap to it at once; see `reconstruct`.
         held: see `graphprune.streaming.stream`.
         progress: likewise.
         state: likewise.
@@ -85,6 +96,12 @@ def obs(
     structures = [program.by_name[name] for name in keep]
     settled = [program.by_name[name] for name in given.kept_units] if given is not None else []
     found, sites = _consumers(program, [*structures, *settled], given)
+    if reference:
+        gone = given.bind(program).removed_parameters if given is not None else frozenset()
+        names = list(sites.parameters)
+        names += [n for n in _writing(program, {*names, *gone}, gone) if n not in names]
+        sites = find_sites(program, include=names, every=True)
+        found = consumers(program, [*structures, *settled], sites)
     missing = [s.name for s in structures if not found[s.name]]
     if missing:
         raise PlanError(
@@ -100,7 +117,7 @@ def obs(
         units |= _chosen_together(program, samples, spread, keep, surgeon, damping, held)
     known = biases(program, sites.all.values())
     refit = Reconstruct(damping)
-    treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
+    treatment = Refit(program, found, units, dict(keep), surgeon, refit, reference, known)
     fixed = Plan(program.fingerprint, dict(units)).bind(program)
     masked = fixed if _is_wide([*spread, *settled], found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, {}, masked)
@@ -135,7 +152,8 @@ def reconstruct(
     Every consumer is fitted, by least squares on the columns that stay, to the output that it has
     with the dense weights on the same inputs. With `reference` the gap to its output in the dense
     model (where it writes into a residual stream, to what the stream lacks) is closed as well, as
-    far as held-out samples show that it can be: see `graphprune.solvers.gap`.
+    far as held-out samples show that it can be: see `graphprune.solvers.gap`. Other weights that
+    write into a residual stream help to close it.
 
     Args:
         program: a program with weights; it isn't changed.
@@ -153,16 +171,24 @@ def reconstruct(
     """
     selection = plan.bind(program)
     structures = [program.by_name[name] for name in plan.kept_units]
-    found, sites = _consumers(program, structures, plan)
+    gone = selection.removed_parameters
+    names = _reading(program, structures, gone)
+    if reference and not _has_experts(find_sites(program, every=True), names):
+        names += [n for n in _writing(program, {*names, *gone}, gone) if n not in names]
+    else:
+        reference = False
+    if not names:
+        raise _nothing_reads(structures)
+    sites = find_sites(program, include=names, every=True)
+    found = consumers(program, structures, sites)
     untouched = {
         s.name: "a layer" if s.blocks else "no weight multiplies by its units"
         for s in structures
-        if not found[s.name]
+        if not found[s.name] and not (s.blocks and reference)
     }
     units = dict(plan.kept_units)
     refit = Reconstruct(damping)
     known = biases(program, sites.all.values())
-    reference = reference and not _has_experts(sites)
     treatment = Refit(program, found, units, {}, Surgeon(), refit, reference, known)
     masked = selection if reference and _is_wide(structures, found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, untouched, masked)
@@ -257,22 +283,39 @@ def _consumers(
     Raises:
         PlanError: there is none.
     """
-    everything = find_sites(program, every=True)
     gone = plan.bind(program).removed_parameters if plan is not None else frozenset()
-    names = {
-        c.parameter: None
-        for users in consumers(program, structures, everything).values()
-        for c in users
-        if c.parameter not in gone
-    }
+    names = _reading(program, structures, gone)
     if not names:
-        raise PlanError(
-            "no weight multiplies by what is pruned",
-            where=", ".join(s.name for s in structures[:3]),
-            hint="leave the repair out",
-        )
-    sites = find_sites(program, include=list(names), every=True)
+        raise _nothing_reads(structures)
+    sites = find_sites(program, include=names, every=True)
     return consumers(program, structures, sites), sites
+
+
+def _reading(
+    program: BaseProgram, structures: Sequence[Structure], gone: AbstractSet[str]
+) -> list[str]:
+    """The consumers of some structures, of the parameters that stay."""
+    found = consumers(program, structures, find_sites(program, every=True))
+    names = (c.parameter for users in found.values() for c in users)
+    return list(dict.fromkeys(name for name in names if name not in gone))
+
+
+def _writing(program: BaseProgram, after: AbstractSet[str], gone: AbstractSet[str]) -> list[str]:
+    """What stays and writes into residual streams, from the first of some parameters on."""
+    usual = frozenset(find_sites(program).parameters)
+    everything = find_sites(program, every=True)
+    writers = (in_streams(program, everything) & usual) - gone
+    places = [g.index for g in everything.groups if not after.isdisjoint(g.parameters)]
+    late = everything.groups[min(places, default=len(everything.groups)) :]
+    return [n for group in late for n in group.parameters if n in writers]
+
+
+def _nothing_reads(structures: Sequence[Structure]) -> PlanError:
+    return PlanError(
+        "no weight multiplies by what is pruned",
+        where=", ".join(s.name for s in structures[:3]),
+        hint="leave the repair out",
+    )
 
 
 def _chosen_together(
@@ -309,9 +352,10 @@ def _is_wide(structures: Sequence[Structure], found: Mapping[str, tuple[Consumer
     return any(s.blocks or len({c.group for c in found[s.name]}) > 1 for s in structures)
 
 
-def _has_experts(sites: Sites) -> bool:
+def _has_experts(sites: Sites, names: Sequence[str]) -> bool:
     """Whether some weight is a stack of experts: two models send a token to different ones."""
-    return any(isinstance(s.layout, Experts) for g in sites.groups for s in g.sites)
+    own = (s for g in sites.groups for s in g.sites if s.parameter in names)
+    return any(isinstance(s.layout, Experts) for s in own)
 
 
 __all__ = ["Refitted", "Repaired", "compensate", "obs", "reconstruct"]

@@ -24,6 +24,7 @@ from graphprune.solvers import (
     Unstructured,
     Wanda,
 )
+from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State, find_sites
 from streaming.oracle import tokens, traced
 from zoo import decoders, mixtures
@@ -80,6 +81,73 @@ def test_better_methods_err_less():
         for solver in (ALPS(), SparseGPT())
     ]
     assert sum(errors[0]) < sum(errors[1])
+
+
+@pytest.mark.parametrize("solver", [ALPS(), SparseGPT(), Wanda(), Magnitude()],
+                         ids=lambda s: type(s).__name__)  # fmt: skip
+def test_writers_of_the_stream_make_up_for_what_it_lacks(solver):
+    program, model = traced(decoders.llama_gqa_4)
+    given = tokens()
+    with torch.no_grad():
+        wanted = model(input_ids=given).logits
+
+    def distance(reference):
+        found = sparsify(program, given, solver, Unstructured(0.6), reference=reference)
+        assert found.sparsity == pytest.approx(0.6, abs=0.01)
+        slim = gp.apply(found.program, gp.Plan(found.program.fingerprint, {})).module
+        with torch.no_grad():
+            return float((slim(input_ids=given).logits - wanted).square().sum())
+
+    assert distance(True) < distance(False)
+
+
+def test_the_target_with_a_gap_is_a_damped_fit_to_what_the_stream_lacks():
+    """Two writers into one stream, of which only the first is pruned."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x):
+            h = x + self.a(x.tanh())
+            return torch.relu(h + self.b(x.sin()))
+
+    net = Net().eval()
+    randomise(net)
+    data = torch.randn(4, 1, 50, 8, generator=torch.Generator().manual_seed(1))
+    program = gp.trace(net, (data[0],))
+    patterns = {"a.weight": Unstructured(0.5), "b.weight": Unstructured(0.0)}
+    found = sparsify(program, list(data), Magnitude(), patterns, reference=True)
+    a, b = (found.program.weights[f"{n}.weight"].double() for n in "ab")
+    assert int((a == 0).sum()) == 32
+    x = data.double()
+    read = x.sin().flatten(0, -2)
+    lack = (x.tanh() @ (net.a.weight.detach().double() - a).T).flatten(0, -2)
+    halves = [torch.cat([x[i] for i in which]).flatten(0, -2) for which in ((1, 3), (0, 2))]
+
+    def fit(read, lack, damping):
+        hessian = read.T @ read / len(read)
+        hessian += damping * hessian.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+        return torch.linalg.solve(hessian, read.T @ lack / len(read)).T
+
+    def sides(rows):
+        return rows.sin(), rows.tanh() @ (net.a.weight.detach().double() - a).T
+
+    dampings = GapClosing().dampings
+    errors = torch.zeros(len(dampings) + 1, 8, dtype=torch.float64)
+    for seen, unseen in (halves, halves[::-1]):
+        other, wanted = sides(unseen)
+        errors[0] += wanted.square().sum(0)
+        for i, damping in enumerate(dampings, start=1):
+            errors[i] += (wanted - other @ fit(*sides(seen), damping).T).square().sum(0)
+    best = errors.argmin(0)
+    expected = net.b.weight.detach().double()
+    for i, damping in enumerate(dampings, start=1):
+        change = fit(read, lack, damping)
+        expected = torch.where((best == i)[:, None], expected + change, expected)
+    assert bool((best > 0).any())
+    torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pattern_for_every_layer():

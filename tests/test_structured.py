@@ -152,6 +152,30 @@ def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
         assert entry.error < entry.before
 
 
+def _distance(one: Any, other: Any, x: torch.Tensor) -> float:
+    return float((one(x) - other(x)).square().sum())
+
+
+def test_later_writers_of_the_stream_make_up_for_an_earlier_layer(net: Any) -> None:
+    module, program, samples = net
+    first, second = ffn(program)
+    far = []
+    for reference in (True, False):
+        plan = gp.Plan(program.fingerprint, {first.name: (0, 2, 3, 5, 7, 8)})
+        found = reconstruct(program, samples, plan, reference=reference)
+        names = ["outs.0.weight", *(["outs.1.weight"] if reference else [])]
+        assert [e.parameter for e in found.layers] == names
+        slim = gp.apply(found.program, plan)
+        gp.verify(found.program, plan, slim).raise_if_failed()
+        with torch.no_grad():
+            far.append(sum(_distance(slim.module, module, x) for x in samples))
+    assert far[0] < far[1]
+    # Nothing is wrong yet where the first layer writes.
+    plan = gp.Plan(program.fingerprint, {second.name: (0, 2, 3, 5, 7, 8)})
+    found = reconstruct(program, samples, plan)
+    assert [e.parameter for e in found.layers] == ["outs.1.weight"]
+
+
 def test_slim_equals_masked_and_is_nearer_to_the_dense_model(net: Any) -> None:
     module, program, samples = net
     plan = plan_for(program)
@@ -273,14 +297,16 @@ def test_query_heads_are_chosen_within_each_group(decoder: Any) -> None:
     gp.verify(found.program, found.plan, slim).raise_if_failed()
 
 
-@pytest.mark.parametrize("role", ["hidden", "layers", "ffn"])
+@pytest.mark.parametrize("role", ["hidden", "layers", "both", "ffn"])
 def test_reconstruct_helps_whatever_was_cut(decoder: Any, role: str) -> None:
     model, program, tokens = decoder
     goal: dict[str, Any] = (
-        {"shape": {"layers": 1}} if role == "layers" else {"remove": {role: 0.25}}
+        {"shape": {"layers": 1}} if role in ("layers", "both") else {"remove": {role: 0.25}}
     )
     plan = select(program, **goal, score="magnitude")
-    if role == "layers":
+    if role == "layers":  # the first goes: nothing could make up for the last
+        plan = gp.Plan(program.fingerprint, dict.fromkeys(plan.kept_units, (1,)))
+    if role == "both":
         both = select(program, remove={"ffn": 0.25}, score="magnitude")
         plan = gp.Plan(program.fingerprint, {**plan.kept_units, **both.kept_units})
     found = reconstruct(program, tokens, plan)

@@ -34,6 +34,9 @@ class Row:
         return f"{self.table}/{self.target}/{self.method}"
 
 
+METRICS = ("perplexity", "spearman", "top1", "loss")
+"""What rows may have been measured by."""
+
 MASKED = "masks"
 WIDTH = "width"
 DEPTH = "depth"
@@ -98,6 +101,43 @@ def smollm2_rows() -> list[Row]:
     for count in (2, 4):
         for score in DEPTHS:
             rows.append(_row(DEPTH, f"-{count} layers", score, score=score, count=count))
+            both = f"{score} + reconstruct"
+            rows.append(
+                _row(DEPTH, f"-{count} layers", both, score=score, count=count, repair=True)
+            )
+    return rows
+
+
+TASK_WIDTHS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "minilm": ("ffn -25 %", {"ffn": 0.25}),
+    "whisper": ("ffn -25 %", {"ffn": 0.25}),
+    "efflite0": ("expansions -25 %", {"_blocks.*._expand_conv.weight:0": 0.25}),
+    "mgm": ("ffn -25 %", {"ffn": 0.25}),
+}
+LAYERS = {"minilm": 6, "whisper": 6, "efflite0": 16, "mgm": 8}
+TASK_SCORES = {
+    "minilm": ("magnitude", "minitron", "wanda-sp", "flap", "obs"),
+    "whisper": ("magnitude", "minitron", "wanda-sp", "flap", "obs"),
+    "efflite0": ("magnitude", "wanda-sp", "flap", "obs"),
+    "mgm": ("magnitude", "taylor", "element-mix", "minitron", "wanda-sp", "flap", "obs"),
+}
+
+
+def task_rows() -> list[Row]:
+    """The rows of the other models; the options are the recipe."""
+    rows = []
+    for model, (target, remove) in TASK_WIDTHS.items():
+        rows.append(Row(model, "", "dense"))
+        for method in SOLVERS:
+            sparsify = {"method": method, "sparsity": 0.5}
+            rows.append(Row(model, "50 %", method, {"sparsify": sparsify}))
+        for score in TASK_SCORES[model]:
+            plain = "bias" if score == "flap" else "none"
+            for repair, method in ((plain, score), ("reconstruct", f"{score} + reconstruct")):
+                recipe = {"remove": remove, "score": score, "repair": repair}
+                rows.append(Row(model, target, method, recipe))
+        fewer = {"remove": {"layers": 1 / LAYERS[model]}, "score": "block-influence"}
+        rows.append(Row(model, "-1 layer of each stack", "block-influence", fewer))
     return rows
 
 

@@ -7,7 +7,7 @@ All on one protocol: raw text, tokenised once without special tokens, non-overla
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,11 @@ class Bench:
     """A model with its texts.
 
     Attributes:
-        model: checkpoint directory.
+        folder: gives the checkpoint directory.
         texts: directory with valid.txt and test.txt.
     """
 
-    model: Path
+    folder: Callable[[], Path]
     texts: Path
     scores: dict[str, Any] = field(default_factory=dict)
     chosen: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -52,6 +52,11 @@ class Bench:
         facts["pass_seconds"] = round(time.process_time() - start, 1)
         facts["parameters"] = parameters(model)
         return facts
+
+    @cached_property
+    def model(self) -> Path:
+        """Checkpoint directory."""
+        return self.folder()
 
     @cached_property
     def program(self) -> Any:
@@ -90,7 +95,9 @@ class Bench:
         else:
             pattern = solvers.Unstructured(float(target.removesuffix(" %")) / 100)
         more = {"budget": row.options["budget"]} if "budget" in row.options else {}
-        found = graphprune.sparsify(self.program, self.calibration, solver, pattern, **more)
+        blind = row.options["solver"] == "magnitude" and not more
+        data = self.calibration[:1] if blind else self.calibration
+        found = graphprune.sparsify(self.program, data, solver, pattern, **more)
         errors = [e.error for e in found.layers if e.error is not None]
         facts = {
             "sparsity": found.sparsity,
@@ -134,17 +141,23 @@ class Bench:
 
     def _shallow(self, row: Row) -> tuple[Any, dict[str, Any]]:
         from graphprune.passes.select import select
+        from graphprune.structured import reconstruct
 
         layers = max(len(s.blocks) for s in self.program.structures)
-        plan = select(
+        key = row.target, row.options["score"]
+        plan = self.chosen.get(key) or select(
             self.program,
             shape={"layers": layers - row.options["count"]},
             score=row.options["score"],
             calibration=self.calibration,
         )
+        self.chosen = {key: plan}
+        program = self.program
+        if "repair" in row.options:
+            program = reconstruct(program, self.calibration, plan).program
         (kept,) = plan.kept_units.values()
         gone = sorted(set(range(layers)) - {int(i) for i in kept})  # type: ignore[call-overload]
-        return self._written(self.program, plan.kept_units), {"removed": gone}
+        return self._written(program, plan.kept_units), {"removed": gone}
 
     def _written(self, program: Any, kept: Any) -> Any:
         import graphprune

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _results_rows import DEPTH, MASKED, WIDTH, Row
+from _results_rows import DEPTH, MASKED, METRICS, TASK_WIDTHS, WIDTH, Row
 from _tables import table
 
 HEAD = """# Results
@@ -33,6 +33,30 @@ SECTIONS = {
     DEPTH: ("Depth", "", ("removed", "method", "perplexity", "original", "layers", "passes")),
 }
 
+TASKS = {
+    "minilm": (
+        "all-MiniLM-L6-v2",
+        "*Spearman*, times 100, on the 1,379 pairs of STS-B's test set (mean pooling, cosine); "
+        "calibration on the first 1,024 sentences of its development set.",
+    ),
+    "whisper": (
+        "Whisper-base",
+        "One recording is there, of eleven seconds. Calibration on its first half, after silences "
+        "of eight lengths; *perplexity* of the dense model's transcript of its second half.",
+    ),
+    "efflite0": (
+        "EfficientNet-Lite0",
+        "200 photos of ImageNet, one of a class: calibration on every other one, *top-1* in "
+        "percent and mean *loss* on the rest. *Expansions* are the wide channels of the blocks.",
+    ),
+    "mgm": (
+        "MGM",
+        "A GPT-2 over bacterial genera. Sequences of 64 tokens that the dense model has made: "
+        "calibration on 96, *perplexity* on 96 others.",
+    ),
+}
+NAMES = {"perplexity": "perplexity", "spearman": "Spearman", "top1": "top-1", "loss": "loss"}
+
 
 def page(rows: Iterable[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
     """The document."""
@@ -47,7 +71,30 @@ def page(rows: Iterable[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         if lines:
             parts += [f"## {title}\n", *([text + "\n"] if text else []), table(titles, lines)]
+    rest = [row for row in rows if row.table in TASK_WIDTHS and row.key in found]
+    if rest:
+        parts.append(
+            "## Other models\n\nThe same passes, by `graphprune compile` and measured from the "
+            "files that it wrote. No original code was run.\n"
+        )
+    for model, (title, text) in TASKS.items():
+        own = [row for row in rest if row.table == model]
+        if own:
+            shown = [m for m in METRICS if m in found[own[0].key]]
+            titles = ("removed", "method", *(NAMES[m] for m in shown), "parameters")
+            lines = [_task_line(row, found[row.key], shown) for row in own]
+            parts += [f"### {title}\n", text + "\n", table(titles, lines)]
     return "\n".join(parts)
+
+
+def _task_line(row: Row, facts: Mapping[str, Any], shown: Iterable[str]) -> tuple[str, ...]:
+    count = facts.get("parameters")
+    return (
+        row.target,
+        row.method,
+        *(f"{facts[m]:.3f}" if m == "loss" else f"{facts[m]:.2f}" for m in shown),
+        "" if count is None else f"{count / 1e6:.2f} M",
+    )
 
 
 def _line(row: Row, facts: Mapping[str, Any]) -> tuple[str, ...]:

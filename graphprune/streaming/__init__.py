@@ -9,7 +9,7 @@ pruned = apply_weights(program, new)
 
 from graphprune.streaming.data import Batch, default_window, text_windows
 from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
-from graphprune.streaming.programs import apply_weights, batches, find_sites, stream
+from graphprune.streaming.programs import apply_weights, batches, find_sites, in_streams, stream
 from graphprune.streaming.run import Observer, Step, Treatment
 from graphprune.streaming.sites import Group, Site, Sites
 from graphprune.streaming.state import State
@@ -34,6 +34,7 @@ __all__ = [
     "batches",
     "default_window",
     "find_sites",
+    "in_streams",
     "stream",
     "text_windows",
 ]

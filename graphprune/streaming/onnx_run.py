@@ -306,7 +306,10 @@ class _Run:
             pairs = zip(layout.rows(x, None, valid), layout.rows(wanted, None, valid), strict=True)
             for (part, rows), (_, dense_rows) in pairs:
                 observer = observers[part]
-                if not isinstance(observer, GapObserver):
+                in_stream = other is not None
+                if not isinstance(observer, GapObserver) or not observer.wants_gap(
+                    parameter, in_stream
+                ):
                     continue
                 missing = (dense_rows - rows) @ matrices[part].to(rows.dtype).T
                 if other is not None and dense is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.inputs import inputs_of
 from graphprune.onnx_program import OnnxProgram
 from graphprune.plan import Selection
 from graphprune.program import BaseProgram, Program
@@ -19,12 +21,20 @@ from graphprune.streaming.data import Batch
 from graphprune.streaming.onnx_data import onnx_batches
 from graphprune.streaming.onnx_run import stream_onnx
 from graphprune.streaming.onnx_sites import find_onnx_sites
+from graphprune.streaming.onnx_sums import summands
 from graphprune.streaming.run import Step, Treatment
+from graphprune.streaming.schedule import Schedule
 from graphprune.streaming.sites import Sites
 from graphprune.streaming.state import State
 from graphprune.streaming.weights import TreatedWeights, fitting
 
 Some = TypeVar("Some", bound=BaseProgram)
+
+_TOKENS = 512
+"""Tokens that are worth a batch of their own."""
+
+_FEWEST = 16
+"""Batches that there are at least, as far as there are samples: repairs compare halves of them."""
 
 
 def find_sites(
@@ -40,14 +50,47 @@ def find_sites(
     return torch_sites.find_sites(_traced(program), include, exclude, every=every)
 
 
-def batches(program: BaseProgram, data: Any, batch: int = 1) -> list[Batch]:
+def batches(program: BaseProgram, data: Any, batch: int | None = None) -> list[Batch]:
     """Samples in the form that a program takes.
 
     See `graphprune.streaming.data.batches`, and `graphprune.streaming.onnx_data.onnx_batches`.
+    Without `batch`, short windows of tokens go through together.
     """
+    if callable(data) and not isinstance(data, Tensor | Mapping | Batch | np.ndarray):
+        data = data()
+    if batch is None:
+        batch = _suited(program, data)
     if isinstance(program, OnnxProgram):
         return onnx_batches(program, data, batch)
     return torch_data.batches(_traced(program), data, batch)
+
+
+def in_streams(program: BaseProgram, sites: Sites) -> frozenset[str]:
+    """The weights whose product is added to a residual stream: to a value computed before it."""
+    if isinstance(program, OnnxProgram):
+        met = summands(program, sites.all.values())
+        return frozenset(s.parameter for s in sites.all.values() if s.node in met)
+    schedule = Schedule(_traced(program), sites, sums=True)
+    return frozenset(
+        parameter
+        for probes in schedule.probes.values()
+        for probe in probes
+        for parameter, other in probe.sums
+        if other is not None
+    )
+
+
+def _suited(program: BaseProgram, data: Any) -> int:
+    """How many samples to run at a time: the operators of a graph cost more than a few rows do."""
+    tensors = list(data.values()) if isinstance(data, Mapping) else [data]
+    shapes = {tuple(getattr(t, "shape", ())) for t in tensors}
+    if len(shapes) != 1 or any(i.shape[:1] != (None,) for i in inputs_of(program)):
+        return 1
+    (shape,) = shapes
+    if len(shape) != 2 or any("int" not in str(t.dtype) for t in tensors):
+        return 1
+    count, length = shape
+    return int(max(1, min(_TOKENS // max(length, 1), count // _FEWEST)))
 
 
 def stream(

@@ -53,6 +53,14 @@ class Observer(Protocol):
 class GapObserver(Protocol):
     """An observer that also wants to know how far the run has strayed from the dense model."""
 
+    def wants_gap(self, parameter: str, in_stream: bool) -> bool:
+        """Whether `gap` is to be called for a weight: two products for each of its inputs.
+
+        Args:
+            parameter: the weight.
+            in_stream: whether its product is added to a residual stream.
+        """
+
     def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
         """See what a weight's output lacks.
 
@@ -371,7 +379,10 @@ class _Run:
             )
             for (part, rows), (_, dense_rows) in pairs:
                 observer = observers[part]
-                if not isinstance(observer, GapObserver):
+                in_stream = other is not None
+                if not isinstance(observer, GapObserver) or not observer.wants_gap(
+                    parameter, in_stream
+                ):
                     continue
                 missing = (dense_rows - rows) @ matrices[part].to(rows.dtype).T
                 if other is not None:

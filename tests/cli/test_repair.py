@@ -86,7 +86,14 @@ def test_roles_that_no_weight_reads_are_left_to_other_scores(
     assert result.code == 0, result.err
     report = json.loads((output / "report.json").read_text())
     assert report["kept"]["layers"] == [2, 3]
-    assert len(report["refits"]["layers"]) == 2
+    # What reads the pruned channels, and in between what writes into the stream after the cut.
+    removed = {e["parameter"]: e["removed"] for e in report["refits"]["layers"]}
+    assert list(removed.values()) == [16, 0, 16]
+    assert [n.rpartition(".layers.")[2] for n in removed] == [
+        "0.mlp.down_proj.weight",
+        "1.self_attn.o_proj.weight",
+        "1.mlp.down_proj.weight",
+    ]
     check_failure(
         run("compile", taught, "-o", tmp_path / "no", *flags, "--score", "obs"),
         "obs can't choose units",
