@@ -101,6 +101,13 @@ def _compile(
     bits: Annotated[
         int | None, typer.Option(help="sparsegpt: round kept weights to so many bits too.")
     ] = None,
+    reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--reference/--no-reference",
+            help="Zeros: have later layers make up for what the dense model did.",
+        ),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(help="auto (the default), magnitude, taylor, element-mix, flap, minitron, …"),
@@ -147,6 +154,7 @@ def _compile(
         "pattern": pattern,
         "budget": budget,
         "bits": bits,
+        "reference": reference,
     }
     if recipe is None and not any(goals.values()) and sparsify is None:
         raise typer.BadParameter(

@@ -19,7 +19,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graphprune.compiler
 from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
@@ -65,10 +65,15 @@ def linears(layers: range) -> list[str]:
     return [f"model.layers.{i}.{name}.weight" for i in layers for name in LINEARS]
 
 
+@pytest.mark.parametrize("reference", ["false", "true"])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    run: Callable[..., Result], taught: Path, tmp_path: Path, recipe: Callable[[str], Path]
+    run: Callable[..., Result],
+    taught: Path,
+    tmp_path: Path,
+    recipe: Callable[[str], Path],
+    reference: str,
 ) -> None:
-    file = recipe("sparsify: {method: sparsegpt, sparsity: 50%}")
+    file = recipe(f"sparsify: {{method: sparsegpt, sparsity: 50%, reference: {reference}}}")
     folder = tmp_path / "output"
     output, state = folder / "slim", folder / ".slim.state"
     command = ("compile", taught, file, "-o", output)
@@ -122,6 +127,27 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert all(0 < e["error"] < 1 for e in masks["layers"])
     assert resumed["before"]["perplexity"]["value"] < 3 < 96
     assert resumed["after"]["perplexity"]["value"] > resumed["before"]["perplexity"]["value"]
+
+
+def test_later_layers_make_up_for_zeros_on_request(
+    run: Callable[..., Result], taught: Path, tmp_path: Path, cycles: Path
+) -> None:
+    flags = ("--sparsify", "alps", "--sparsity", "70%", "--text", cycles)
+    tokenizer = AutoTokenizer.from_pretrained(taught)
+    ids = tokenizer(CYCLE * 4, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    far = []
+    for more in ((), ("--reference",)):
+        output = tmp_path / str(len(far))
+        result = run("compile", taught, "-o", output, *flags, *more)
+        assert result.code == 0, result.err
+        assert ("the gap to the dense model closed" in result.out) == bool(more)
+        with torch.no_grad():
+            wanted, found = (
+                AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in (taught, output)
+            )
+        far.append(float((found - wanted).square().mean()))
+        assert run("verify", output).code == 0
+    assert far[1] < far[0]
 
 
 def test_structures_go_first_and_then_weights_in_every_format(
