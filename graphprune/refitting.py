@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graphprune.axes.expr import IntArray
 from graphprune.consumers import Consumer
-from graphprune.gaps import Fit, Gathered, closed, gathered
+from graphprune.gaps import Fit, Gathered, gathered
 from graphprune.plan import Units, rows_of
 from graphprune.program import BaseProgram, Structure
 from graphprune.report_masks import Refitted
@@ -95,11 +95,10 @@ class Refit:
         matrices = group.layout(name).matrices(weights[name])
         assert self.refit is not None
         for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            fits = seen.fits(name, weight.shape[1], name in self.biases)
-            if not fits[0].moment.silent:
+            fit = seen.fits(name, weight.shape[1], name in self.biases)[0]
+            if not fit.moment.silent:
                 units = consumer.units[part]
-                better = closed(weight, fits, self.closing)
-                yield problem(better, fits[0].moment, units, kept[part], self.refit.damping)
+                yield problem(weight, fit.moment, units, kept[part], self.refit.damping)
 
     def _kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Bool [parts, in]: the columns of a weight that no decided structure removes."""

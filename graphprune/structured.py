@@ -69,7 +69,6 @@ def obs(
     given: Plan | None = None,
     surgeon: Surgeon | None = None,
     damping: float = 1e-4,
-    reference: bool = False,
     held: torch.dtype | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
@@ -84,7 +83,6 @@ def obs(
         given: a plan for other structures, which is settled already; the result holds it too.
         surgeon: how units are chosen.
         damping: see `graphprune.solvers.Reconstruct`.
-        reference: run the dense model along, and close the gap to it at once; see `reconstruct`.
         held: see `graphprune.streaming.stream`.
         progress: likewise.
         state: likewise.
@@ -96,12 +94,6 @@ def obs(
     structures = [program.by_name[name] for name in keep]
     settled = [program.by_name[name] for name in given.kept_units] if given is not None else []
     found, sites = _consumers(program, [*structures, *settled], given)
-    if reference:
-        gone = given.bind(program).removed_parameters if given is not None else frozenset()
-        names = list(sites.parameters)
-        names += [n for n in _writing(program, {*names, *gone}, gone) if n not in names]
-        sites = find_sites(program, include=names, every=True)
-        found = consumers(program, [*structures, *settled], sites)
     missing = [s.name for s in structures if not found[s.name]]
     if missing:
         raise PlanError(
@@ -117,7 +109,7 @@ def obs(
         units |= _chosen_together(program, samples, spread, keep, surgeon, damping, held)
     known = biases(program, sites.all.values())
     refit = Reconstruct(damping)
-    treatment = Refit(program, found, units, dict(keep), surgeon, refit, reference, known)
+    treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
     fixed = Plan(program.fingerprint, dict(units)).bind(program)
     masked = fixed if _is_wide([*spread, *settled], found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, {}, masked)
