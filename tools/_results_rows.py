@@ -89,9 +89,14 @@ def smollm2_rows() -> list[Row]:
     for target in PATTERNS:
         for method in SOLVERS:
             rows.append(_row(MASKED, target, method, pattern=target, solver=method))
+        for method in ("sparsegpt", "alps"):
+            both = f"{method} + reference"
+            rows.append(_row(MASKED, target, both, pattern=target, solver=method, reference=True))
     for method in SOLVERS:
         rows.append(_row(MASKED, "70 %", f"{method} + owl", pattern="70 %", solver=method,
                          budget="owl"))  # fmt: skip
+    rows.append(_row(MASKED, "70 %", "alps + owl + reference", pattern="70 %", solver="alps",
+                     budget="owl", reference=True))  # fmt: skip
     for target in WIDTHS:
         for score in SCORES:
             plain = "bias" if score == "flap" else "none"

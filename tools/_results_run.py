@@ -94,7 +94,7 @@ class Bench:
             pattern: Any = solvers.NM(kept, of)
         else:
             pattern = solvers.Unstructured(float(target.removesuffix(" %")) / 100)
-        more = {"budget": row.options["budget"]} if "budget" in row.options else {}
+        more = {n: row.options[n] for n in ("budget", "reference") if n in row.options}
         blind = row.options["solver"] == "magnitude" and not more
         data = self.calibration[:1] if blind else self.calibration
         found = graphprune.sparsify(self.program, data, solver, pattern, **more)
