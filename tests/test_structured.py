@@ -159,7 +159,7 @@ def _distance(one: Any, other: Any, x: torch.Tensor) -> float:
 def test_later_writers_of_the_stream_make_up_for_an_earlier_layer(net: Any) -> None:
     module, program, samples = net
     first, second = ffn(program)
-    far = []
+    far: list[float] = []
     for reference in (True, False):
         plan = gp.Plan(program.fingerprint, {first.name: (0, 2, 3, 5, 7, 8)})
         found = reconstruct(program, samples, plan, reference=reference)

@@ -22,8 +22,8 @@ SECTIONS = {
     MASKED: (
         "Masks",
         "All weights of the decoder layers; each reads what the layers before it, pruned, compute. "
-        "*Error* is the mean relative error of a weight's output. *Reference*: the dense model runs "
-        "along, and later layers make up for what earlier ones lost.",
+        "*Error* is the mean relative error of a weight's output. *Reference*: the dense model "
+        "runs along, and later layers make up for what earlier ones lost.",
         ("mask", "method", "perplexity", "original", "error", "passes"),
     ),
     WIDTH: (

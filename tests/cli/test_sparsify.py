@@ -135,7 +135,7 @@ def test_later_layers_make_up_for_zeros_on_request(
     flags = ("--sparsify", "alps", "--sparsity", "70%", "--text", cycles)
     tokenizer = AutoTokenizer.from_pretrained(taught)
     ids = tokenizer(CYCLE * 4, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    far = []
+    far: list[float] = []
     for more in ((), ("--reference",)):
         output = tmp_path / str(len(far))
         result = run("compile", taught, "-o", output, *flags, *more)
