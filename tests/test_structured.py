@@ -168,7 +168,8 @@ def test_later_writers_of_the_stream_make_up_for_an_earlier_layer(net: Any) -> N
         slim = gp.apply(found.program, plan)
         gp.verify(found.program, plan, slim).raise_if_failed()
         with torch.no_grad():
-            far.append(sum(_distance(slim.module, module, x) for x in samples))
+            distances = [_distance(slim.module, module, x) for x in samples]
+        far.append(sum(distances))
     assert far[0] < far[1]
     # Nothing is wrong yet where the first layer writes.
     plan = gp.Plan(program.fingerprint, {second.name: (0, 2, 3, 5, 7, 8)})
