@@ -138,3 +138,31 @@ def test_the_example_of_the_documentation():
     for layer, share in ((0, 0.5), (1, 0.0)):
         weight = halved.weights[f"model.layers.{layer}.mlp.up_proj.weight"]
         assert (weight == 0).float().mean() == share
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "sizes"),
+    [
+        (64, 8, [4] * 16),  # at least sixteen batches
+        (80, 128, [4] * 20),  # of 512 tokens
+        (3, 8, [1] * 3),
+        (32, 600, [1] * 32),
+    ],
+)
+def test_short_windows_go_through_together(count, length, sizes):
+    program, _ = traced(decoders.llama_gqa_4)
+    given = torch.zeros(count, length, dtype=torch.int64)
+    for data in (given, {"input_ids": given}, lambda: given):
+        found = batches(program, data)
+        assert [b.count for b in found] == sizes
+        assert [b.first for b in found] == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert next(b.count for b in batches(program, given, 2)) == min(2, count)
+
+
+def test_images_and_fixed_batches_go_one_by_one():
+    images = torch.randn(40, 3, 8, 8)
+    program = gp.trace(nn.Conv2d(3, 4, 3).eval(), (images[:2],))
+    assert [b.count for b in batches(program, images)] == [1] * 40
+    fixed = gp.trace(nn.Embedding(9, 4).eval(), (torch.zeros(1, 8, dtype=torch.int64),))
+    tokens_ = torch.zeros(64, 8, dtype=torch.int64)
+    assert next(b.count for b in batches(fixed, tokens_)) == 1
