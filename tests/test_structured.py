@@ -122,7 +122,7 @@ def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
 
         def slope(x: torch.Tensor, gap: torch.Tensor, damping: float) -> torch.Tensor:
             hessian = x[:, kept].T @ x[:, kept] / len(x)
-            hessian += damping * hessian.diagonal().mean() * torch.eye(len(kept), dtype=x.dtype)
+            hessian += damping * hessian.diagonal().diag()
             return torch.linalg.solve(hessian, x[:, kept].T @ gap / len(x)).T
 
         dampings = (None, *GapClosing().dampings)

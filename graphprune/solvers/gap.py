@@ -36,7 +36,7 @@ class GapClosing:
     or no change where none is better than that.
 
     Attributes:
-        dampings: to choose from, in units of the mean of the diagonal of the Hessian.
+        dampings: to choose from, for inputs of unit mean square.
     """
 
     dampings: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -77,7 +77,15 @@ class GapClosing:
 
 
 def _ridge(sample: Sample, kept: Tensor, damping: float) -> Tensor:
-    """[out, k]: the coefficients of the gap on the kept inputs."""
-    right = sample.cross[:, kept].T.contiguous()
-    found, _ = solve_damped(sample.hessian[kept][:, kept].contiguous(), right, damping)
-    return found.T
+    """[out, k]: the coefficients of the gap on the kept inputs, each in units of its own size.
+
+    A few inputs are thousands of times as large as the rest (massive activations): a damping in
+    units of their mean would silence all others.
+    """
+    hessian = sample.hessian[kept][:, kept]
+    roots = hessian.diagonal().sqrt()
+    roots = torch.where(roots > 0, roots, 1.0)
+    right = sample.cross[:, kept] / roots
+    scaled = (hessian / roots / roots[:, None]).contiguous()
+    found, _ = solve_damped(scaled, right.T.contiguous(), damping)
+    return found.T / roots

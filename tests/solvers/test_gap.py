@@ -50,3 +50,17 @@ def test_removed_inputs_have_no_part() -> None:
 def test_dampings_are_checked() -> None:
     with pytest.raises(CalibrationError, match="positive"):
         GapClosing(dampings=(0.0,))
+
+
+def test_a_massive_input_silences_no_other() -> None:
+    """The result is the same in whatever units inputs are, and an input may be dead."""
+    x, gap, rule = made(25, 0)
+    units = torch.ones(20, dtype=torch.float64)
+    units[3], units[5] = 1e5, 0.0
+    scaled = x * units
+    seen = gap - torch.outer(x[:, 5], torch.tensor([1.0, 0.0])) * rule[5]
+    halves = [sample(scaled[:25], seen[:25]), sample(scaled[25:], seen[25:])]
+    base = [torch.zeros(2, 20, dtype=torch.float64)] * 2
+    change = GapClosing().change(halves, base, sample(scaled, seen), torch.arange(20))
+    expected = torch.where(units > 0, rule, 0)
+    torch.testing.assert_close(change[0] * units, expected, rtol=1e-2, atol=1e-2)
