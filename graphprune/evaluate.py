@@ -73,7 +73,7 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
         )
     total = 0.0
     with torch.inference_mode():
-        vocabulary = _check_causal(model, windows[:1])
+        vocabulary = _check_causal(model, windows)
         for batch in torch.split(windows, max(1, _BATCH_TOKENS // length)):
             logits = _logits(model, batch)[:, :-1].float()
             loss = torch.nn.functional.cross_entropy(
@@ -198,24 +198,27 @@ def size_on_disk(path: str | Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
-def _check_causal(model: Callable[..., Any], window: torch.Tensor) -> int:
+def _check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:
     """Returns the vocabulary's size, or says why the model has no perplexity over such windows."""
     import torch
 
-    logits = _logits(model, window)
-    vocabulary = logits.shape[-1]
-    if logits.ndim != 3 or logits.shape[1] != window.shape[1]:
+    window = windows[:1]
+    shape = _logits(model, torch.zeros_like(window)).shape  # token 0 is in every vocabulary
+    if len(shape) != 3 or shape[1] != window.shape[1]:
         raise NoPerplexityError(
             "the model has no perplexity",
-            why=f"for tokens {list(window.shape)} it returns {list(logits.shape)}, "
+            why=f"for tokens {list(window.shape)} it returns {list(shape)}, "
             "not logits for every token",
         )
-    if int(window.max()) >= vocabulary:
-        raise EvaluationError(
-            "the tokens are not this model's",
-            why=f"token {int(window.max())} is outside its vocabulary of {vocabulary}",
-            hint="use the tokenizer that belongs to the model",
-        )
+    vocabulary = shape[-1]
+    for token in (int(windows.max()), int(windows.min())):
+        if not 0 <= token < vocabulary:
+            raise EvaluationError(
+                "the tokens are not this model's",
+                why=f"token {token} is outside its vocabulary of {vocabulary}",
+                hint="use the tokenizer that belongs to the model",
+            )
+    logits = _logits(model, window)
     # A model that sees the token it should predict has a perplexity that means nothing.
     changed = window.clone()
     changed[:, -1] = (changed[:, -1] + 1) % vocabulary

@@ -108,6 +108,15 @@ def test_nonsense_is_an_error(model: Callable[..., object], message: str) -> Non
         evaluate.perplexity(model, tokens(4, 9))
 
 
+@pytest.mark.parametrize("token", [97, -1])
+def test_a_token_of_another_vocabulary_is_found_in_any_window(token: int) -> None:
+    table = torch.nn.Embedding(97, 97)
+    windows = tokens(4, 9)
+    windows[3, 5] = token
+    with pytest.raises(EvaluationError, match=f"token {token} is outside its vocabulary of 97"):
+        evaluate.perplexity(lambda input_ids: table(input_ids), windows)
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (4, 1)])
 def test_too_few_tokens(shape: tuple[int, int]) -> None:
     with pytest.raises(EvaluationError, match="at least one window of two tokens"):
