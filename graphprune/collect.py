@@ -28,18 +28,26 @@ class Collector:
     Attributes:
         kind: of the statistic.
         where: the group and the part, for messages.
+        errors: whether errors are to be told, too: of lighter statistics they don't follow.
         statistic: None until rows come.
+        moment: what errors are computed from; None where they aren't to be told, or as yet.
     """
 
     kind: type[Norms] | type[SecondMoment]
     where: str
+    errors: bool = False
     statistic: Norms | SecondMoment | None = None
+    moment: SecondMoment | None = None
 
     def add(self, x: Tensor) -> None:
         """See `graphprune.streaming.Observer`."""
         if self.statistic is None:
             self.statistic = self.kind(x.shape[-1], x.device)
+            if self.errors and isinstance(self.statistic, Norms):
+                self.moment = SecondMoment(x.shape[-1], x.device)
         self.statistic.add(x, self.where)
+        if self.moment is not None:
+            self.moment.add(x, self.where)
 
 
 def collected(observers: Sequence[Observer]) -> list[Statistic | None]:

@@ -103,6 +103,7 @@ def mask(
         budget=section.budget.built(),
         keep_zeros=section.keep_zeros,
         reference=section.reference,
+        errors=section.errors and section.needs_data,
         include=include,
         exclude=exclude,
         held=None if held is torch.float32 else held,

@@ -32,6 +32,7 @@ from graphprune.solvers import (
     Unstructured,
 )
 from graphprune.solvers.gap import GapClosing
+from graphprune.solvers.solved import relative_error
 from graphprune.sparse import Layer, Sparse
 from graphprune.streaming import (
     Group,
@@ -61,6 +62,7 @@ def sparsify(
     budget: str | Budget = "uniform",
     keep_zeros: bool = False,
     reference: bool = False,
+    errors: bool = False,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     held: torch.dtype | None = None,
@@ -82,6 +84,8 @@ def sparsify(
         reference: run the dense model along, and have the weights that write into residual streams
             make up for what the streams lack, as far as held-out samples show that they can; see
             `graphprune.solvers.gap`. It costs another pass.
+        errors: tell the errors of methods, too, that can do without second moments. No mask
+            depends on it.
         include: globs of parameters; see `graphprune.streaming.find_sites`.
         exclude: likewise.
         held: see `graphprune.streaming.stream`.
@@ -112,10 +116,12 @@ def sparsify(
     else:
         shares = dealt.shares(program, sites, _sparsity_of(pattern), run)
         choice = _as_dealt(whole_shares(program, sites, shares, solver), pattern)
-    treatment = _OneShot(solver, choice, keep_zeros, reference)
+    treatment = _OneShot(solver, choice, keep_zeros, reference, errors)
     if state is not None:
         # A run must not go on from what another one has pruned in another way.
-        how = f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}, {reference}"
+        how = (
+            f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}, {reference}, {errors}"
+        )
         state = replace(state, recipe=f"{state.recipe}; {how}")
     new = run(treatment, state)
     return Sparse(apply_weights(program, new), tuple(treatment.layers), sites.skipped)
@@ -129,13 +135,14 @@ class _OneShot:
     choice: Choice
     keep_zeros: bool
     reference: bool
+    errors: bool
     closing: GapClosing = field(default_factory=GapClosing)
     layers: list[Layer] = field(default_factory=list)
 
     def observer(self, group: Group, part: int) -> Observer:
         if self.reference:
             return gathered(group, part, 2, streams=True)
-        return Collector(statistic_of(self.solver), f"{group.name}, part {part}")
+        return Collector(statistic_of(self.solver), f"{group.name}, part {part}", self.errors)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
@@ -171,7 +178,8 @@ class _OneShot:
             asked += _target(pattern)
             if self.keep_zeros:
                 pattern = _preserving(pattern, matrix)
-            if isinstance(observer := observers[part], Gathered):
+            observer = observers[part]
+            if isinstance(observer, Gathered):
                 fits = observer.fits(name, matrix.shape[1], centred=False)
                 better = closed(matrix, fits, self.closing)
                 matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
@@ -180,7 +188,12 @@ class _OneShot:
                 solved = self.solver.solve(matrix, given, pattern)
             if solved.permutation is not None and isinstance(pattern, NM):
                 raise _permuted(name)
-            found.append(replace(solved, notes=(*solved.notes, *_few(given, solved))))
+            error = solved.error
+            moment = observer.moment if isinstance(observer, Collector) else None
+            if moment is not None and not moment.silent:
+                error = relative_error(matrix, solved.weight, moment)
+            notes = (*solved.notes, *_few(given, solved))
+            found.append(replace(solved, notes=notes, error=error))
         errors = [s.error for s in found if s.error is not None]
         new = layout.restored(torch.stack([s.weight for s in found]), weight.shape)
         self.layers.append(

@@ -96,6 +96,8 @@ class Sparsify(Data):
         keep_zeros: Weights that are zero stay zero, and count as removed.
         reference: Run the dense model along, and have what writes into residual streams make up
             for what they lack.
+        errors: Tell the error of every layer also where the method doesn't need what that takes:
+            for wanda and ria the second moments of what layers read.
         held: dtype in which activations wait for the next layer.
     """
 
@@ -109,6 +111,7 @@ class Sparsify(Data):
     exclude: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     keep_zeros: bool = False
     reference: bool = False
+    errors: bool = True
     held: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")

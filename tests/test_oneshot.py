@@ -83,6 +83,23 @@ def test_better_methods_err_less():
     assert sum(errors[0]) < sum(errors[1])
 
 
+@pytest.mark.parametrize("solver", [Wanda(), RIA(), Magnitude()], ids=lambda s: type(s).__name__)
+def test_errors_are_told_on_request_and_change_no_mask(solver):
+    module = randomise(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))).eval()
+    data = torch.randn(6, 40, 12, generator=torch.Generator().manual_seed(1))
+    program = gp.trace(module, (data[0],))
+    told, plain = (
+        sparsify(program, [(x,) for x in data], solver, HALF, errors=errors)
+        for errors in (True, False)
+    )
+    assert plain.layers[0].error is None
+    new = told.program.weights["0.weight"].double()
+    assert torch.equal(new, plain.program.weights["0.weight"].double())
+    rows, old = data.flatten(0, 1).double(), module[0].weight.detach().double()
+    expected = (rows @ (old - new).T).square().sum() / (rows @ old.T).square().sum()
+    assert told.layers[0].error == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("solver", [ALPS(), SparseGPT(), Wanda(), Magnitude()],
                          ids=lambda s: type(s).__name__)  # fmt: skip
 def test_writers_of_the_stream_make_up_for_what_it_lacks(solver):
