@@ -133,6 +133,7 @@ class Sparsify(Data):
                 f"budget '{self.budget.name}' deals a sparsity to the layers, and a pattern fixes "
                 "that of each; give sparsity, or leave the budget out"
             )
+        self.solver()
         return self
 
     def _options(self) -> tuple[str, ...]:

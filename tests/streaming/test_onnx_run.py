@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError, PlanError
-from graphprune.streaming import State, apply_weights
+from graphprune.streaming import State, apply_weights, find_sites, in_streams
 from onnx_graphs import graph, initialisers, run, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 from streaming.oracle import Halving
@@ -331,12 +331,17 @@ class Gaps(Halving):
     def __init__(self):
         super().__init__()
         self.missing = {}
+        self.in_stream = {}
 
     def observer(self, group, part):
         owner = self
         moments = super().observer(group, part)
 
         class Seen(type(moments)):
+            def wants_gap(self, parameter, in_stream):
+                owner.in_stream[parameter] = in_stream
+                return True
+
             def gap(self, parameter, x, missing):
                 owner.missing.setdefault(parameter, []).append(missing.clone())
 
@@ -364,6 +369,9 @@ def test_gaps_are_those_to_the_dense_model(tmp_path):
     program = program_of(model, tmp_path)
     data = images(4, 6)
     new, treatment = go(program, data, Gaps(), reference=True)
+    streams = in_streams(program, find_sites(program))
+    assert streams == {"second", "fourth"}
+    assert treatment.in_stream == {n: n in streams for n in ("first", "second", "third", "fourth")}
 
     def value(name, treated, sample):
         return value_of(model, {n: new[n] for n in treated}, sample, name).reshape(4, -1)

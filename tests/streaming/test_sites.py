@@ -9,7 +9,16 @@ from torch.nn import functional as F
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.streaming import Bank, Convolution, Experts, Matrix, batches, find_sites, stream
+from graphprune.streaming import (
+    Bank,
+    Convolution,
+    Experts,
+    Matrix,
+    batches,
+    find_sites,
+    in_streams,
+    stream,
+)
 from streaming.oracle import Halving, traced
 from zoo import convolutional, decoders, encoders, images, mixtures, sharing
 from zoo.case import randomise
@@ -187,3 +196,20 @@ def test_chosen_matrices_are_multiplied_as_the_graph_does(left, transposed):
     assert len(parts[1]) == 0
     valid = torch.tensor([False, True, True, True, True, False, True])
     assert torch.equal(dict(layout.rows(rows, chosen, valid))[2], rows[[2, 6]])
+
+
+@pytest.mark.parametrize(
+    ("build", "ends"),
+    [
+        (decoders.llama_gqa_4, ("self_attn.o_proj.weight", "mlp.down_proj.weight")),
+        (decoders.gpt2, ("attn.c_proj.weight", "mlp.c_proj.weight")),
+        (encoders.bert, ("attention.output.dense.weight", "output.dense.weight")),
+    ],
+    ids=["llama", "gpt2", "bert"],
+)
+def test_what_writes_into_the_residual_stream(build, ends):
+    program, _ = traced(build)
+    sites = find_sites(program)
+    expected = {n for n in sites.parameters if n.endswith(ends)}
+    assert expected
+    assert in_streams(program, sites) == expected
