@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator as python_operator
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -315,5 +316,9 @@ def propagate_metadata(
                 shape = shapes[node.name]
                 value = torch.empty(shape, dtype=value.dtype, device=value.device)
         inputs.append(value)
-    with torch.no_grad(), enable_python_dispatcher():  # symbolic sizes need Python kernels
+    # What a kernel would decide by the sizes of the example must not become a bound of the graph:
+    # depthwise convolutions ask whether there are 16 samples.
+    unguarded = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+    # Symbolic sizes need Python kernels.
+    with torch.no_grad(), enable_python_dispatcher(), unguarded:
         FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*inputs)

@@ -208,3 +208,23 @@ def test_a_wrong_rewrite_is_refused(dense, plan, monkeypatch):
     with pytest.raises(gp.VerifyError):
         prune(dense, plan)
     prune(dense, plan, check=False)
+
+
+def test_batches_may_be_as_large_as_before(tmp_path):
+    """A depthwise convolution asks whether there are 16 samples, when fake tensors run it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU(),
+        nn.Conv2d(32, 8, 1),
+    ).eval()  # fmt: skip
+    program = gp.trace(net, (torch.randn(2, 3, 8, 8),))
+    plan = gp.select(program, remove={"channels": 0.25})
+    slim = gp.apply(program, plan)
+    path = tmp_path / "slim.pt2"
+    slim.save(path, format="pt2")
+    (kept,) = plan.kept_units.values()
+    net[2].weight.data[[i for i in range(32) if i not in kept]] = 0
+    net[2].bias.data[[i for i in range(32) if i not in kept]] = 0
+    x = torch.randn(40, 3, 8, 8)
+    close(torch.export.load(path).module()(x), net(x))
+    assert program.exported.module()(x).shape == (40, 8, 8, 8)
