@@ -9,6 +9,7 @@ import csv
 import shutil
 import time
 import wave
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-class Task:
+class Task(ABC):
     """A model with data.
 
     Attributes:
@@ -46,13 +47,13 @@ class Task:
         """Arguments of `graphprune compile`."""
         return (str(self.folder),)
 
+    @abstractmethod
     def prepare(self) -> Mapping[str, Any]:
         """Write the calibration data; the rest of the recipe's section."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, output: Path) -> Mapping[str, float]:
         """What the table shows of a written model, or of `folder`."""
-        raise NotImplementedError
 
 
 class Sentences(Task):
