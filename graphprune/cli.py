@@ -1,4 +1,4 @@
-"""The command line: ``graphprune compile | inspect | verify | eval``.
+"""The command line: ``graphprune compile | pack | inspect | verify | eval``.
 
 Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
 user got wrong is one message and exit code 1; wrong usage is 2, Ctrl-C 130. torch is imported only
@@ -94,6 +94,10 @@ def _compile(
     pattern: Annotated[
         str | None, typer.Option(help="Instead: n weights kept of every m, such as 2:4.")
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="strip: equal counts in every 256 inputs, for GPUs; default: none."),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(help="How layers share the sparsity: uniform, owl, sensitivity or global."),
@@ -152,6 +156,7 @@ def _compile(
         "method": sparsify,
         "sparsity": sparsity,
         "pattern": pattern,
+        "balance": balance,
         "budget": budget,
         "bits": bits,
         "reference": reference,
@@ -192,6 +197,39 @@ def _compile(
             weights=weights,
         )
     _show(report.to_json() if as_json else report.render())
+
+
+@app.command("pack")
+def _pack(
+    source: Annotated[Path, typer.Argument(help="A checkpoint or an .onnx file with zeros.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory, or an .onnx file.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="bitmap, strip_u8, nm24, block or csr; auto: the fastest here, layer by layer.",
+        ),
+    ] = "bitmap",
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="auto: so many tokens at once; repeatable; default: 1."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a sparse model anew, without its zeros."""
+    with _progress() as progress:
+        from graphprune.packing import pack
+
+        found = pack(
+            source,
+            output,
+            format=form,
+            tokens=tokens or (1,),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _show(found.to_json() if as_json else found.render())
 
 
 @app.command("inspect")

@@ -5,6 +5,7 @@ ONNX Runtime is an extra, and imported on first use.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def open_raw(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    _register_operators(options)
     try:
         raw = onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code.
@@ -106,6 +108,18 @@ def open_raw(
             hint="check the driver and its libraries, or leave the provider out",
         )
     return raw
+
+
+def _register_operators(options: Any) -> None:
+    """Tell ONNX Runtime of our kernels; a file that wants them computes the same without."""
+    from graphprune.kernels import native
+
+    library = native.path()
+    if library is None:
+        return
+    # An ONNX Runtime that is too old for the library is the other case.
+    with contextlib.suppress(Exception):
+        options.register_custom_ops_library(str(library))
 
 
 def example_feeds(session: Any, length: int) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from graphprune.errors import RecipeError
 from graphprune.recipe_values import Data, listed, nearest, one_of, removed_fraction
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Sparsify(Data):
             ``damping: 0.02`` or ``bits: 4`` for sparsegpt, ``first: ria`` for dsnot.
         sparsity: Fraction of the weights that goes, over all layers that are treated.
         pattern: ``n:m``: n weights are kept of every m along the inputs.
+        balance: ``strip``: equal counts in every 256 inputs of an output, which is what the format
+            `strip_u8` stores without padding; sparsities are multiples of 6.25 % then.
         budget: How the sparsity is dealt to the layers; a bare name stands for ``{name: ...}``.
         include: Globs of parameters: treat these only.
         exclude: Globs of parameters to leave alone.
@@ -106,6 +109,7 @@ class Sparsify(Data):
     method: Annotated[str, one_of("method", METHODS)]
     sparsity: Annotated[float, BeforeValidator(removed_fraction)] | None = None
     pattern: Annotated[str, BeforeValidator(_pattern)] | None = None
+    balance: Literal["none", "strip"] = "none"
     budget: Annotated[LayerBudget, BeforeValidator(_budget_name)] = LayerBudget(name="uniform")
     include: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -128,6 +132,8 @@ class Sparsify(Data):
         if (self.sparsity is None) == (self.pattern is None):
             found = "neither" if self.sparsity is None else "both"
             raise ValueError(f"give one of sparsity (50%) and pattern ('2:4'); this has {found}")
+        if self.balance == "strip":
+            self._balanced()
         if self.pattern is not None and self.budget.name != "uniform":
             raise ValueError(
                 f"budget '{self.budget.name}' deals a sparsity to the layers, and a pattern fixes "
@@ -135,6 +141,16 @@ class Sparsify(Data):
             )
         self.solver()
         return self
+
+    def _balanced(self) -> None:
+        if self.sparsity is None or self.budget.name != "uniform":
+            raise ValueError("balance: strip takes a sparsity, which is that of every strip")
+        if getattr(self.solver(), "permute", False):
+            raise ValueError("balance: strip has columns in their order; leave permute off")
+        try:
+            self.wanted()
+        except RecipeError as error:
+            raise ValueError(f"{error.what}: {error.why}; {error.hint}") from error
 
     def _options(self) -> tuple[str, ...]:
         from graphprune.methods import options_of
@@ -159,10 +175,12 @@ class Sparsify(Data):
 
     def wanted(self) -> Pattern:
         """What masks may be."""
-        from graphprune.solvers import NM, Unstructured
+        from graphprune.solvers import NM, Unstructured, strips
 
         if self.pattern is None:
             assert self.sparsity is not None
+            if self.balance == "strip":
+                return strips(self.sparsity)
             return Unstructured(self.sparsity)
         kept, of = self.pattern.split(":")
         return NM(int(kept), int(of))

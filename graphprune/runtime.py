@@ -4,13 +4,18 @@
     outputs = model(**inputs)                     # numpy in, numpy out; torch in, torch out
     print(model.latency(repeats=50).milliseconds)
 
+And checkpoints whose linear layers are sparse, in PyTorch:
+
+    model = graphprune.runtime.model("packed")
+    model.generate(**tokenizer("Once", return_tensors="pt"))
+
 ONNX Runtime is an extra (``graphprune[cpu]`` or ``[gpu]``) and imported on first use.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +32,7 @@ from graphprune.ort import (
 from graphprune.timing import Latency, in_turns
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 _LENGTH = 128
@@ -220,6 +226,40 @@ def session(
     return found
 
 
+def model(
+    path: str | Path,
+    *,
+    format: str = "auto",
+    tokens: Sequence[int] = (1,),
+    device: str | torch.device = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> torch.nn.Module:
+    """Open a checkpoint with zeros, packed or not, as the transformers model that it is.
+
+    Args:
+        path: A directory that `graphprune.packing.pack` or ``save_pretrained`` wrote.
+        format: Of linear layers: ``auto`` for the fastest one of each, by measurement on this
+            machine (which is kept, see `graphprune.kernels.choose`); ``file`` for what the file
+            has; ``dense``; or the name of a format.
+        tokens: Numbers of tokens at once that the fastest one is chosen for.
+        device: Where the model is to be.
+        progress: Called with the names of stages.
+
+    Returns:
+        The model in evaluation mode, whose sparse layers are `graphprune.kernels.linear`'s.
+
+    Raises:
+        LoadError: The directory is no checkpoint, or its files are damaged.
+        EmitError: There is no such format.
+    """
+    import torch
+
+    from graphprune.packing.checkpoint import open_packed
+
+    told = progress or (lambda _: None)
+    return open_packed(Path(path), format, tuple(tokens), torch.device(device), told)
+
+
 class _Tensor:
     """An array or tensor of a caller, whose memory lives as long as this does.
 
@@ -291,4 +331,4 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-__all__ = ["Provider", "Session", "TensorType", "open_raw", "session"]
+__all__ = ["Provider", "Session", "TensorType", "model", "open_raw", "session"]

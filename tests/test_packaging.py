@@ -80,7 +80,7 @@ def installed(tmp_path_factory):
 def copy_of_checkout(target):
     """Copy what a build reads, so that it leaves nothing in the checkout."""
     for name in TOPS:
-        ignore = shutil.ignore_patterns("__pycache__")
+        ignore = shutil.ignore_patterns("__pycache__", "_native*.so")
         shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
@@ -120,6 +120,14 @@ def test_the_wheel_runs_outside_of_the_checkout(installed, tmp_path):
     assert Path(printed.strip()).is_relative_to(installed.parent)
     version = runpy.run_path(str(ROOT / "graphprune" / "_version.py"))["__version__"]
     assert version in run(installed / "graphprune", "--version", cwd=tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_the_wheel_has_the_native_library(installed, tmp_path):
+    question = "from graphprune.kernels import native; print(native.path(), native.variant())"
+    library, variant = run(installed / "python", "-c", question, cwd=tmp_path).split()
+    assert Path(library).is_relative_to(installed.parent)
+    assert variant
 
 
 def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):

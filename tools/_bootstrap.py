@@ -67,8 +67,9 @@ def environment() -> dict[str, str]:
 
 def _digest() -> str:
     content = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
-        content.update((ROOT / name).read_bytes())
+    native = sorted((ROOT / "kernels" / "native").iterdir())  # compiled by the installation
+    for file in (ROOT / "pyproject.toml", ROOT / "constraints.txt", *native):
+        content.update(file.read_bytes())
     return content.hexdigest()
 
 

@@ -69,6 +69,7 @@ _ORIGINAL = {
 }
 
 PATTERNS = ("50 %", "60 %", "70 %", "2:4")
+STRIPS = "50 % of strips"
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
 WIDTHS: Mapping[str, Mapping[str, Any]] = {
     "ffn -25 %": {"remove": {"ffn": 0.25}},
@@ -97,6 +98,8 @@ def smollm2_rows() -> list[Row]:
                          budget="owl"))  # fmt: skip
     rows.append(_row(MASKED, "70 %", "alps + owl + reference", pattern="70 %", solver="alps",
                      budget="owl", reference=True))  # fmt: skip
+    for method in ("wanda", "sparsegpt", "alps"):
+        rows.append(_row(MASKED, STRIPS, method, pattern=STRIPS, solver=method))
     for target in WIDTHS:
         for score in SCORES:
             plain = "bias" if score == "flap" else "none"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _results_rows import DEPTH, MASKED, WIDTH, WIDTHS, Row
+from _results_rows import DEPTH, MASKED, STRIPS, WIDTH, WIDTHS, Row
 
 WINDOWS, LENGTH = 64, 512
 
@@ -92,6 +92,8 @@ class Bench:
         if ":" in target:
             kept, of = map(int, target.split(":"))
             pattern: Any = solvers.NM(kept, of)
+        elif target == STRIPS:
+            pattern = solvers.strips(0.5)
         else:
             pattern = solvers.Unstructured(float(target.removesuffix(" %")) / 100)
         more = {n: row.options[n] for n in ("budget", "reference") if n in row.options}

@@ -14,7 +14,7 @@ import torch
 from graphprune.errors import LoadError
 from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.module import trace
-from graphprune.frontends.weights import has_weights, map_checkpoint
+from graphprune.frontends.weights import PACKED, has_weights, map_checkpoint
 from graphprune.program import Program, Source
 
 
@@ -28,18 +28,27 @@ def load_checkpoint(path: Path) -> Program:
         LoadError: the directory is no checkpoint that transformers can open.
         TraceError: torch.export can't capture the model.
     """
-    config = _config(path)
-    model_class = _model_class(config, path)
+    config, model_class = checkpoint_class(path)
     if has_weights(path):
         model = _build(path, config, model_class)
         device = "cpu"
     else:
         with torch.device("meta"):
-            model = _construct(model_class, config, path)
+            model = construct(model_class, config, path)
         device = "meta"
     model.eval()
     source = Source(path=path, config=config, model_class=model_class)
     return trace_model(model, source, device)
+
+
+def checkpoint_class(path: Path) -> tuple[Any, Any]:
+    """The configuration of a checkpoint directory and the class of its model.
+
+    Raises:
+        LoadError: the directory is no checkpoint that transformers can open.
+    """
+    config = _config(path)
+    return config, _model_class(config, path)
 
 
 def _config(path: Path) -> Any:
@@ -92,7 +101,12 @@ def _model_class(config: Any, path: Path) -> Any:
         ) from error
 
 
-def _construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
+def construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
+    """The model with the weights that its class begins with, under the default device.
+
+    Raises:
+        LoadError: the class can't be built from the configuration.
+    """
     config = copy.deepcopy(config)
     for attempt in ("sdpa", "eager"):
         config._attn_implementation = attempt
@@ -123,11 +137,18 @@ def _build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
     """The model with memory-mapped weights, or read by transformers where names differ."""
     state = map_checkpoint(path)
     with parameters_on_meta():
-        model = _construct(model_class, config, path)
+        model = construct(model_class, config, path)
     expected = {n: p for n, p in model.state_dict(keep_vars=True).items()}
     tied = _tied_names(model)
     missing = {n for n in expected if n not in state and tied.get(n, n) not in state}
     if missing or any(n not in expected for n in state):
+        if (path / PACKED).is_file():
+            raise LoadError(
+                "the packed weights don't fit the configuration",
+                where=min(missing | (state.keys() - expected.keys())),
+                why="only one of them has a weight of this name",
+                hint="use the config.json that was packed with these weights",
+            )
         return _from_pretrained(path, config, model_class)
     wrong = [n for n, t in state.items() if t.shape != expected[n].shape]
     if wrong:

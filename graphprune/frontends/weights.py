@@ -11,22 +11,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from graphprune.errors import LoadError
+from graphprune.kernels.files import load
+from graphprune.kernels.packed import FormatError, Packed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PACKED = "packed.safetensors"
+"""What `graphprune.packing` writes."""
 
 
 def has_weights(directory: Path) -> bool:
     """Whether `directory` holds safetensors weights."""
-    return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
+    return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
 
 
 def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint as views of its memory-mapped files.
+    """All tensors of a checkpoint as views of its memory-mapped files; packed ones unpacked.
 
     Raises:
         LoadError: a file is missing, truncated or malformed.
     """
+    if (directory / PACKED).is_file():
+        found = read_packed(directory)
+        return {n: t if isinstance(t, torch.Tensor) else t.unpack() for n, t in found.items()}
     tensors: dict[str, torch.Tensor] = {}
     for file in _files(directory):
         try:
@@ -41,6 +48,24 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
                 hint="the file is truncated or damaged: download or save it again",
             ) from error
     return tensors
+
+
+def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed]:
+    """The dense and packed weights of a directory that `graphprune.packing` wrote.
+
+    Raises:
+        LoadError: the file is truncated, or a weight contradicts itself.
+    """
+    file = directory / PACKED
+    try:
+        return dict(load(file))
+    except (SafetensorError, OSError, FormatError) as error:
+        raise LoadError(
+            "can't read the packed weights",
+            where=str(file),
+            why=str(error),
+            hint="the file is truncated or damaged: pack the checkpoint again",
+        ) from error
 
 
 def fill(module: torch.nn.Module, file: Path) -> None:

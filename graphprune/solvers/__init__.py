@@ -9,7 +9,7 @@ from graphprune.solvers.alps import ALPS
 from graphprune.solvers.budget import outlier_ratio, owl, uniform
 from graphprune.solvers.dsnot import DSnoT
 from graphprune.solvers.magnitude import Magnitude
-from graphprune.solvers.pattern import NM, Given, Pattern, Unstructured
+from graphprune.solvers.pattern import NM, Given, Pattern, Unstructured, strips
 from graphprune.solvers.refit import Reconstruct
 from graphprune.solvers.ria import RIA
 from graphprune.solvers.solved import Solved, Solver, relative_error
@@ -37,5 +37,6 @@ __all__ = [
     "outlier_ratio",
     "owl",
     "relative_error",
+    "strips",
     "uniform",
 ]

@@ -103,6 +103,8 @@ class NM:
         n: kept weights of a group.
         m: size of a group.
         preserve: weights that are zero stay zero, also where a group has more than m - n of them.
+        shorter: columns after the last whole group are a group too, of which the same share stays,
+            rounded.
 
     Raises:
         RecipeError: n isn't between 1 and m - 1.
@@ -111,6 +113,7 @@ class NM:
     n: int
     m: int
     preserve: bool = False
+    shorter: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
@@ -123,20 +126,50 @@ class NM:
         return f"{self.n}:{self.m}"
 
     def tail(self, columns: int) -> int:
-        """Columns after the last whole group."""
-        return columns % self.m
+        """Columns after the last whole group that stay dense."""
+        return 0 if self.shorter else columns % self.m
 
     def mask(self, scores: Tensor, weight: Tensor, *, group: Group = "layer") -> Tensor:
         """Keep the n best of each group; see `Unstructured.mask`. `group` changes nothing."""
         rows, columns = scores.shape
-        whole = columns - self.tail(columns)
+        whole = columns - columns % self.m
         grouped = scores[:, :whole].reshape(-1, self.m)
         fixed = (weight[:, :whole] == 0).reshape(-1, self.m) if self.preserve else None
         kept = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-        kept[:, :whole] = ~lowest(grouped, self.m - self.n, fixed).reshape(rows, whole)
-        if self.preserve:
+        if whole:
+            kept[:, :whole] = ~lowest(grouped, self.m - self.n, fixed).reshape(rows, whole)
+        if self.shorter and whole < columns:
+            rest = columns - whole
+            fixed = weight[:, whole:] == 0 if self.preserve else None
+            gone = rest - (2 * self.n * rest + self.m) // (2 * self.m)
+            kept[:, whole:] = ~lowest(scores[:, whole:].contiguous(), gone, fixed)
+        elif self.preserve:
             kept[:, whole:] = weight[:, whole:] != 0
         return kept
+
+
+STRIP, SLOTS = 256, 16
+"""Columns of a strip of the format `strip_u8`, and what its number of values is a multiple of."""
+
+
+def strips(sparsity: float) -> NM:
+    """The pattern that `strip_u8` stores without padding: equal counts in 256 columns of a row.
+
+    Args:
+        sparsity: a multiple of 1/16 between 0 and 1.
+
+    Raises:
+        RecipeError: it isn't.
+    """
+    kept = (1 - sparsity) * STRIP / SLOTS
+    if not 0 < sparsity < 1 or abs(kept - round(kept)) > 1e-9 * STRIP:
+        below = min(max(int(sparsity * SLOTS), 1), SLOTS - 2)
+        raise RecipeError(
+            f"balanced strips can't have a sparsity of {sparsity:.6g}",
+            why="of every 256 weights a multiple of 16 stays",
+            hint=f"ask for {below / SLOTS:.2%} or {(below + 1) / SLOTS:.2%}",
+        )
+    return NM(round(kept) * SLOTS, STRIP, shorter=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,7 +233,7 @@ def _keeps_all(pattern: Pattern, weight: Tensor) -> bool:
     if isinstance(pattern, Unstructured):
         return pattern.count(weight.numel()) == 0 and not pattern.preserve
     if isinstance(pattern, NM):
-        return weight.shape[1] < pattern.m and not pattern.preserve
+        return pattern.tail(weight.shape[1]) == weight.shape[1] and not pattern.preserve
     return bool(pattern.mask(weight, weight).all())
 
 

@@ -1,0 +1,79 @@
+"""Files whose weights take no space for zeros: `pack` writes them, `opened` runs a checkpoint.
+
+    graphprune pack SPARSE -o PACKED          # SPARSE: a checkpoint or an ONNX file with zeros
+    model = graphprune.runtime.model("PACKED")
+
+The formats are those of `graphprune.kernels`; docs/kernels.md tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from graphprune.errors import EmitError, LoadError
+from graphprune.packing.report import Layer, Packing
+from graphprune.packing.weights import AUTO
+
+Progress = Callable[[str], None]
+
+
+def pack(
+    source: str | Path,
+    output: str | Path,
+    *,
+    format: str = "bitmap",
+    tokens: Sequence[int] = (1,),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Packing:
+    """Write a model anew without the zeros of its linear layers.
+
+    A Hugging Face checkpoint becomes a directory with ``packed.safetensors``, which
+    `graphprune.load` and `graphprune.runtime.model` open; an ONNX file becomes one with nodes
+    ``graphprune::BitmapLinear``, which any ONNX Runtime opens, and `graphprune.runtime.session`
+    runs with our kernel.
+
+    Args:
+        source: a checkpoint directory or an ``.onnx`` file, whose weights have zeros.
+        output: a directory, or an ``.onnx`` file.
+        format: of every layer that it makes smaller, or ``auto``: for each layer the one that is
+            the fastest on this machine, which may be dense. ONNX files have ``bitmap`` or dense
+            weights.
+        tokens: for ``auto``: numbers of tokens at once that layers are timed with.
+        overwrite: replace the output.
+        progress: called with the names of stages.
+
+    Returns:
+        What was packed, and how many bytes it takes.
+
+    Raises:
+        LoadError: the source is missing or damaged, or no file of weights.
+        EmitError: nothing gets smaller, the output is there, or can't be written.
+    """
+    source, output = Path(source), Path(output)
+    told = progress or (lambda _: None)
+    if not source.exists():
+        raise LoadError("no such file or directory", where=str(source), hint="check the path")
+    if output.exists() and not overwrite:
+        raise EmitError(
+            "the output is there already",
+            where=str(output),
+            hint="choose another output, or ask to overwrite it",
+        )
+    if source.suffix == ".onnx":
+        from graphprune.packing.onnx import pack_onnx
+
+        return pack_onnx(source, output, format, tuple(tokens), told)
+    if not source.is_dir():
+        raise LoadError(
+            "only checkpoints and ONNX files can be packed",
+            where=str(source),
+            hint="give a directory that save_pretrained wrote, or an .onnx file",
+        )
+    from graphprune.packing.checkpoint import pack_checkpoint
+
+    return pack_checkpoint(source, output, format, tuple(tokens), told)
+
+
+__all__ = ["AUTO", "Layer", "Packing", "pack"]

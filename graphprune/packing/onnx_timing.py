@@ -1,0 +1,100 @@
+"""Whether ONNX Runtime computes a product faster with our kernel here, by measurement."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from graphprune.kernels import native
+from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.choose import DENSE, MARGIN, Setting, Table
+from graphprune.kernels.onnx_function import function, initializers, node, opset_imports
+from graphprune.ort import open_raw
+
+_COLD = 128 << 20  # bytes of dense weights in a model, more than a last-level cache
+_TURNS = 9
+
+
+def faster(matrix: torch.Tensor, tokens: tuple[int, ...], table: Table) -> bool:
+    """Whether `BitmapLinear` is faster than a dense product by more than `MARGIN`.
+
+    Args:
+        matrix: [outputs, inputs], float32.
+        tokens: numbers of tokens at once; the sum of their times counts.
+        table: of measured times.
+    """
+    if not native.available():
+        return False
+    import onnxruntime
+
+    total = {DENSE: 0.0, Bitmap.format: 0.0}
+    for count in tokens:
+        setting = Setting.of(matrix, count)
+        key = f"ONNX Runtime {onnxruntime.__version__}, {setting.key}"
+        known = table.times.get(key)
+        if known is None or total.keys() - known.keys():
+            known = _measure(matrix, count, setting.threads)
+            table.keep(key, known)
+        for name in total:
+            total[name] += known[name]
+    return total[Bitmap.format] * MARGIN < total[DENSE]
+
+
+def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float]:
+    """Seconds of a product, among others whose weights together fit no cache."""
+    rows, columns = matrix.shape
+    copies = max(2, min(32, -(-_COLD // (matrix.numel() * 4))))
+    x = torch.randn(tokens, columns).numpy()
+    models = {
+        DENSE: _model(rows, columns, copies, matrix.T.contiguous()),
+        Bitmap.format: _model(rows, columns, copies, Bitmap.pack(matrix)),
+    }
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as holder:
+        sessions = {}
+        for name, model in models.items():
+            file = Path(holder) / f"{name}.onnx"
+            onnx.save(model, file)
+            sessions[name] = open_raw(file, threads, ["cpu"])
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(-2, _TURNS):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, {"x": x})
+            if turn >= 0:
+                times[name].append((time.perf_counter() - start) / copies)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _model(rows: int, columns: int, copies: int, weight: Bitmap | torch.Tensor) -> onnx.ModelProto:
+    """Products of one input with copies of a weight, one output each."""
+    nodes, kept = [], []
+    for i in range(copies):
+        if isinstance(weight, Bitmap):
+            protos = initializers(f"w{i}", weight)
+            product = node("x", f"w{i}", f"y{i}")
+        else:
+            protos = [numpy_helper.from_array(weight.numpy(), f"w{i}")]
+            product = helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"])
+        kept += protos
+        nodes.append(product)
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", columns])],
+        [
+            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["tokens", rows])
+            for i in range(copies)
+        ],
+        initializer=kept,
+    )
+    sparse = isinstance(weight, Bitmap)
+    functions = [function()] if sparse else []
+    return helper.make_model(
+        graph, opset_imports=opset_imports(), ir_version=10, functions=functions
+    )

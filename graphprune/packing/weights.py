@@ -1,0 +1,59 @@
+"""In which format a weight is stored."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from graphprune.errors import EmitError
+from graphprune.kernels.choose import DENSE, Table, choose
+from graphprune.kernels.files import FORMATS
+from graphprune.kernels.packed import FormatError, Packed, nbytes
+from graphprune.packing.report import Layer
+
+AUTO = "auto"
+
+
+def check_format(format: str, known: tuple[str, ...] = (*FORMATS, AUTO)) -> None:
+    """Refuse a name that means nothing.
+
+    Raises:
+        EmitError: it isn't one of `known`.
+    """
+    if format not in known:
+        raise EmitError(f"no format {format!r}", why=f"there are {', '.join(known)}")
+
+
+def packed_weight(
+    name: str, weight: Tensor, format: str, tokens: tuple[int, ...], table: Table | None
+) -> tuple[Layer, Packed | None]:
+    """Pack a weight if that pays.
+
+    Args:
+        name: of the weight.
+        weight: [outputs, inputs].
+        format: a name, or ``auto`` for what is the fastest.
+        tokens: for ``auto``.
+        table: likewise.
+
+    Returns:
+        What became of it, and the packed weight; None where it stays dense.
+    """
+    dense = weight.numel() * weight.element_size()
+    sparsity = 1 - int(weight.count_nonzero()) / weight.numel()
+    rows, columns = weight.shape
+
+    def left(why: str) -> tuple[Layer, None]:
+        return Layer(name, (rows, columns), sparsity, DENSE, dense, dense, why), None
+
+    if sparsity == 0:
+        return left("no zeros")
+    chosen = choose(weight, tokens, table=table) if format == AUTO else format
+    if chosen == DENSE:
+        return left("a dense product is faster here")
+    try:
+        packed = FORMATS[chosen].pack(weight)
+    except FormatError as error:
+        return left(str(error) if format != AUTO else error.why)
+    if format != AUTO and nbytes(packed) >= dense:
+        return left("not smaller")
+    return Layer(name, (rows, columns), sparsity, chosen, dense, nbytes(packed)), packed

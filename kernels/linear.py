@@ -1,0 +1,114 @@
+"""A linear layer whose weight is packed."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from . import native
+from .bitmap import Bitmap
+from .files import FORMATS
+from .operators import ACTIVATIONS, linear
+from .packed import Packed
+
+
+class SparseLinear(nn.Module):
+    """``act(x W^T + b)`` with a packed W, for inference.
+
+    Its state dict has the parts of the weight under their own names, ``weight.bitmask`` for
+    instance being ``bitmask`` here, and `bias`.
+
+    Attributes:
+        in_features: columns of the weight.
+        out_features: its rows.
+        format: the name of its format.
+        activation: what is done with the outputs.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, packed: Packed, bias: Tensor | None = None, activation: str = "none"
+    ) -> None:
+        """Make a layer of a packed weight.
+
+        Args:
+            packed: [out_features, in_features].
+            bias: [out_features].
+            activation: a name in `operators.ACTIVATIONS`.
+
+        Raises:
+            ValueError: There is no such activation.
+        """
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"the activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        self.out_features, self.in_features = packed.shape
+        self.format = packed.format
+        self.activation = activation
+        self._parts = tuple(packed.tensors())
+        self._kernel: tuple[tuple[int, ...], native.Prepared | None] = (), None
+        for name, tensor in packed.tensors().items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def of_linear(cls, layer: nn.Linear, format: str, activation: str = "none") -> Self:
+        """Pack the weight of a layer.
+
+        Raises:
+            FormatError: The format can't hold it.
+        """
+        return cls(FORMATS[format].pack(layer.weight), layer.bias, activation)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight."""
+        tensors = {name: getattr(self, name) for name in self._parts}
+        return FORMATS[self.format].of_tensors((self.out_features, self.in_features), tensors)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out_features, in_features]: the weight, unpacked anew."""
+        return self.packed.unpack()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            x: [..., in_features].
+
+        Returns:
+            [..., out_features].
+        """
+        if type(x) is Tensor and not torch.compiler.is_compiling():
+            prepared = self._prepared()
+            found = None if prepared is None else prepared(x, self.bias)
+            if found is not None:
+                return ACTIVATIONS[self.activation](found)
+        return linear(x, self.packed, self.bias, self.activation)
+
+    def _prepared(self) -> native.Prepared | None:
+        """The kernel in C++ with this weight, which spares small layers most of the call."""
+        buffers = self._buffers
+        known, prepared = self._kernel
+        seen = tuple(id(buffers[name]) for name in self._parts)
+        if known != seen:
+            packed = self.packed
+            usable = isinstance(packed, Bitmap) and packed.values.is_cpu and native.available()
+            fits = usable and packed.tensors()["compressed"].dtype in native.TYPES
+            prepared = native.Prepared(packed) if isinstance(packed, Bitmap) and fits else None
+            self._kernel = seen, prepared
+        return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the prepared kernel, which holds addresses."""
+        return {**self.__dict__, "_kernel": ((), None)}
+
+    def extra_repr(self) -> str:
+        """What torch prints of it."""
+        return (
+            f"{self.in_features}, {self.out_features}, {self.format}, bias={self.bias is not None}"
+        )

@@ -1,0 +1,218 @@
+"""Linear layers with packed weights as operators of torch: one per format, ``y = act(x W^T + b)``.
+
+They are registered with `torch.library`, so that torch.compile and torch.export see one node whose
+parts are ordinary tensors. Which kernel runs depends on the device, on the dtype and on the number
+of tokens; where there is none, or more tokens than it is made for, the weight is unpacked and
+multiplied as a dense one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import native
+from .bitmap import Bitmap
+from .block import Block
+from .csr import CSR
+from .files import FORMATS
+from .packed import Packed
+from .strip import Strip
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
+    "silu": functional.silu,
+}
+"""What an operator can do with its outputs, by name."""
+
+TOKENS = 64
+"""More tokens than this are worth unpacking a weight for, but for the kernel in C++."""
+
+_SCHEMA = "(Tensor x, Tensor[] parts, int rows, Tensor? bias=None, str activation='none') -> Tensor"
+
+
+def linear(
+    x: Tensor, packed: Packed, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Multiply by a packed weight.
+
+    Args:
+        x: [..., columns], of the dtype of the weight's values.
+        packed: the weight, [rows, columns].
+        bias: [rows].
+        activation: a name in `ACTIVATIONS`.
+
+    Returns:
+        [..., rows], of the dtype of x.
+
+    Raises:
+        ValueError: Shapes or dtypes don't fit.
+    """
+    operator = getattr(torch.ops.graphprune, f"{packed.format}_linear")
+    found: Tensor = operator(x, list(packed.tensors().values()), packed.shape[0], bias, activation)
+    return found
+
+
+def _compute(
+    format: str, x: Tensor, parts: list[Tensor], rows: int, bias: Tensor | None, activation: str
+) -> Tensor:
+    packed = _packed(format, x, parts, rows)
+    _check(x, packed, parts[0], bias, activation)
+    flat = x.reshape(-1, x.shape[-1])
+    kernel = _KERNELS.get((format, x.device.type))
+    y = None
+    many = (format, x.device.type) != ("bitmap", "cpu") and len(flat) > TOKENS
+    if kernel is not None and len(flat) and not many:
+        y = kernel(flat, packed, bias, activation)
+    if y is None:
+        y = ACTIVATIONS[activation](functional.linear(flat, packed.unpack(), bias))
+    return y.contiguous().view(*x.shape[:-1], rows)
+
+
+def _packed(format: str, x: Tensor, parts: list[Tensor], rows: int) -> Any:
+    kind = FORMATS[format]
+    names = _PARTS[format]
+    if len(parts) != len(names):
+        raise ValueError(f"{format}: {len(parts)} tensors instead of {', '.join(names)}")
+    return kind.of_tensors((rows, x.shape[-1]), dict(zip(names, parts, strict=True)))
+
+
+def _check(x: Tensor, packed: Any, values: Tensor, bias: Tensor | None, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    if x.dtype != values.dtype:
+        raise ValueError(f"the input is {x.dtype}, the weight {values.dtype}")
+    if bias is not None and bias.shape != (packed.shape[0],):
+        raise ValueError(f"the bias has the shape {list(bias.shape)}, not [{packed.shape[0]}]")
+    width = _width(packed)
+    if width is not None and width != packed.shape[1]:
+        raise ValueError(f"the input has {packed.shape[1]} columns, which don't fit the weight")
+
+
+def _width(packed: Any) -> int | None:
+    """The columns of x that are wrong for the parts, as far as shapes tell; see `_check`."""
+    columns: int = packed.shape[1]
+    rows: int = packed.shape[0]
+    if packed.format in ("bitmap", "nm24"):
+        fits = tuple(packed.bitmask.shape) == (rows, -(-columns // 8))
+    elif packed.format == "strip_u8":
+        fits = tuple(packed.values.shape[:2]) == (-(-rows // 64), -(-columns // 256))
+    elif packed.format == "block":
+        fits = len(packed.row_offsets) == rows // packed.side + 1 and columns % packed.side == 0
+    else:
+        fits = len(packed.row_offsets) == rows + 1
+    return columns if fits else -1
+
+
+def _bitmap_cpu(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str) -> Tensor | None:
+    if not native.available() or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return ACTIVATIONS[activation](native.bitmap_linear(x.contiguous(), packed, bias))
+
+
+def _csr_cpu(x: Tensor, packed: CSR, bias: Tensor | None, activation: str) -> Tensor | None:
+    if x.dtype != torch.float32:
+        return None
+    _told_once()
+    weight = torch.sparse_csr_tensor(
+        packed.row_offsets, packed.columns, packed.values, packed.shape, check_invariants=False
+    )
+    # torch's own linear copies the product of several tokens more slowly than this.
+    y = (weight @ x.T.contiguous()).T if len(x) > 1 else (weight @ x[0])[None]
+    return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+def _block_any(x: Tensor, packed: Block, bias: Tensor | None, activation: str) -> Tensor | None:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not len(packed.values):
+        return None
+    _told_once()
+    weight = torch.sparse_bsr_tensor(
+        packed.row_offsets,
+        packed.block_columns.long(),
+        packed.values,
+        packed.shape,
+        check_invariants=False,
+    )
+    return ACTIVATIONS[activation](functional.linear(x, weight, bias))
+
+
+@cache
+def _told_once() -> None:
+    """Have torch say now, to nobody, that its sparse tensors are new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(16).to_sparse_csr()
+
+
+def _bitmap_cuda(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str) -> Tensor | None:
+    from . import bitmap_triton
+
+    return bitmap_triton.bitmap_linear(x, packed, bias, activation)
+
+
+def _strip_cuda(x: Tensor, packed: Strip, bias: Tensor | None, activation: str) -> Tensor | None:
+    from . import gluon_api
+
+    if not gluon_api.AVAILABLE or x.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    from . import strip_gluon
+
+    return strip_gluon.strip_linear(
+        x, packed.values, packed.columns, packed.shape, bias, activation
+    )
+
+
+_KERNELS: Mapping[tuple[str, str], Callable[..., Tensor | None]] = {
+    ("bitmap", "cpu"): _bitmap_cpu,
+    ("bitmap", "cuda"): _bitmap_cuda,
+    ("strip_u8", "cuda"): _strip_cuda,
+    ("csr", "cpu"): _csr_cpu,
+    ("block", "cpu"): _block_any,
+}
+
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "bitmap": ("compressed", "bitmask", "row_offsets"),
+    "strip_u8": ("values", "columns"),
+    "nm24": ("compressed", "bitmask"),
+    "block": ("values", "block_columns", "row_offsets"),
+    "csr": ("values", "columns", "row_offsets"),
+}
+
+
+def _register(format: str) -> None:
+    name = f"graphprune::{format}_linear"
+    torch.library.define(name, _SCHEMA)
+
+    def compute(
+        x: Tensor,
+        parts: list[Tensor],
+        rows: int,
+        bias: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        return _compute(format, x, parts, rows, bias, activation)
+
+    def fake(
+        x: Tensor,
+        parts: list[Tensor],
+        rows: int,
+        bias: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        return x.new_empty((*x.shape[:-1], rows))
+
+    torch.library.impl(name, "CompositeExplicitAutograd", compute)
+    torch.library.register_fake(name, fake)
+
+
+for _format in FORMATS:
+    _register(_format)

@@ -1,0 +1,23 @@
+"""The strip kernel, compiled ahead of time."""
+
+from __future__ import annotations
+
+from graphprune.kernels import cubin
+
+
+def strip(
+    architecture: int, dtype: str, tokens: int, slots: int, aligned: bool = True
+) -> cubin.Cubin:
+    """Compile it; `aligned` is what Triton makes of rows, columns and strides that are n * 16."""
+    from graphprune.kernels.strip_gluon import strip_kernel
+
+    pointers = {
+        "x_ptr": f"*{dtype}",
+        "values_ptr": "*i32",
+        "columns_ptr": "*i32",
+        "partials_ptr": "*fp32",
+    }
+    numbers = dict.fromkeys(["M", "N", "K", "stride", "across", "splits"], "i32")
+    multiples = {*pointers, *(("N", "K", "stride") if aligned else ())}
+    constants = {"TOKENS": tokens, "CHUNKS": slots // 16}
+    return cubin.build(strip_kernel, pointers | numbers, constants, architecture, multiples)

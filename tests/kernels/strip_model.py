@@ -1,0 +1,113 @@
+"""`strip_gluon` in NumPy, step by step: Gluon has no interpreter.
+
+Offsets come from the functions that the kernel itself calls. What Gluon does is written down here
+from its description: layouts, `join`, `reshape`, the swizzle of shared memory, and PTX's `prmt`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from graphprune.kernels import strip_gluon as kernel
+from graphprune.kernels.strip import Strip
+
+
+def elements(layout: Any) -> np.ndarray:
+    """Coordinates of the elements of a linear layout: [warp, lane, register, 2]."""
+    found = np.zeros((1, 1, 1, 2), dtype=int)
+    for axis, bases in enumerate((layout.warp_bases, layout.lane_bases, layout.reg_bases)):
+        for base in bases:
+            found = np.concatenate([found, found ^ np.array(base)], axis=axis)
+    return found
+
+
+def prmt(instruction: str, words: np.ndarray) -> np.ndarray:
+    """PTX's byte permutation, the second operand being zero."""
+    selector = int(instruction.rstrip(";").rpartition(" ")[2], 16)
+    result = np.zeros_like(words)
+    for i in range(4):
+        nibble = selector >> 4 * i & 15
+        taken = words >> np.uint32(8 * nibble) & np.uint32(255) if nibble < 4 else 0
+        result |= np.uint32(taken) << np.uint32(8 * i)
+    return result
+
+
+def load_words(memory: np.ndarray, begin: int, width: int, chunks: int) -> np.ndarray:
+    """Words of a group of chunks, [64, width * chunks], each loaded by the thread that owns it."""
+    own = elements(kernel.word_layout(width, chunks)).reshape(-1, 2)
+    row, place = own.T
+    loaded = np.zeros((64, width * chunks), dtype=np.uint32)
+    loaded[row, place] = memory[begin + kernel.word_offset.fn(row, place, width)]
+    times = np.zeros(loaded.shape, dtype=int)
+    np.add.at(times, (row, place), 1)
+    assert (times == 1).all(), "an element of the layout is missing or doubled"
+    return loaded
+
+
+def scatter_group(tile: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
+    """`values` [64, 8 n] and `columns` [64, 4 n] to the flat tile."""
+    value = np.stack([values & 0xFFFF, values >> 16], -1).reshape(64, -1).astype(np.uint16)
+    row = np.arange(64, dtype=np.uint32)[:, None]
+    columns = kernel.turned.fn(columns, row)
+    byte = [prmt(kernel.byte_instruction(i), columns) for i in range(4)]
+    even, odd = np.stack([byte[0], byte[2]], -1), np.stack([byte[1], byte[3]], -1)
+    place = np.stack([even, odd], -1).reshape(64, -1)
+    tile[row * 256 + place] = value
+
+
+def swizzled() -> np.ndarray:
+    """Where shared memory of SwizzledSharedLayout(8, 1, 8, [1, 0]) has an element: [64, 256]."""
+    vector, per_phase, phases = 8, 1, 8
+    row, column = np.indices((64, 256))
+    phase = row // per_phase % phases
+    return row * 256 + (column // vector ^ phase) * vector + column % vector
+
+
+def partial_sums(x: torch.Tensor, packed: Strip, splits: int, block: int) -> np.ndarray:
+    """What `strip_kernel` leaves, [splits, M, N]; unwritten places hold NaN."""
+    (n, k), m = packed.shape, len(x)
+    down, across, chunks = packed.values.shape[:3]
+    values = packed.values.flatten().view(torch.int32).numpy().view(np.uint32)
+    columns = packed.columns.flatten().view(torch.int32).numpy().view(np.uint32)
+    numbers = x.float().numpy()
+    partials = np.full(splits * m * n, np.nan, dtype=np.float32)
+    at = swizzled()
+    for program in np.ndindex(down, splits, -(-m // block)):
+        begin = kernel.split_begin.fn(program[1], across, splits)
+        end = kernel.split_begin.fn(program[1] + 1, across, splits)
+        first = program[2] * block
+        acc = np.zeros((64, block), dtype=np.float32)
+        for i in range(begin, end):
+            tile = np.zeros(64 * 256, dtype=np.uint16)
+            index = program[0] * across + i
+            for g in range(kernel.group_count(chunks)):
+                start, size = kernel.group_start(chunks, g), kernel.group_size(chunks, g)
+                scatter_group(
+                    tile,
+                    load_words(values, index * chunks * 512 + start * 512, 8, size),
+                    load_words(columns, index * chunks * 256 + start * 256, 4, size),
+                )
+            dense = torch.from_numpy(tile[at].view(np.int16)).view(packed.values.dtype)
+            seen = np.zeros((block, 256), dtype=np.float32)
+            token, column = np.indices(seen.shape)
+            inside = (first + token < m) & (i * 256 + column < k)
+            seen[inside] = numbers[first + token[inside], i * 256 + column[inside]]
+            acc += dense.float().numpy() @ seen.T
+        row, token = np.indices(acc.shape)
+        row += program[0] * 64
+        inside = (row < n) & (first + token < m)
+        out = (program[1] * m + first) * n + token * n + row
+        assert np.isnan(partials[out[inside]]).all(), "written twice"
+        partials[out[inside]] = acc[inside]
+    return partials.reshape(splits, m, n)
+
+
+def reduce(partials: np.ndarray) -> np.ndarray:
+    """What `reduce_kernel` adds: splits in order, [M, N]."""
+    acc = partials[0].copy()
+    for part in partials[1:]:
+        acc += part
+    return acc

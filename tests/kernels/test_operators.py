@@ -1,0 +1,192 @@
+"""Packed linear layers against float64, as operators of torch, and the choice of a format."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+
+from graphprune.kernels.choose import DENSE, Setting, Table, choose, measure, worth_trying
+from graphprune.kernels.files import FORMATS
+from graphprune.kernels.linear import SparseLinear
+from graphprune.kernels.operators import ACTIVATIONS, TOKENS, linear
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def two_of_four(rows, columns, dtype=torch.float32):
+    """A weight that every format holds."""
+    drawn = torch.Generator().manual_seed(rows + columns)
+    weight = torch.randn(rows, columns, generator=drawn).unflatten(1, (-1, 4))
+    lost = torch.rand(weight.shape, generator=drawn).argsort(dim=2)[..., :2]
+    return weight.scatter(2, lost, 0).flatten(1).to(dtype)
+
+
+def exact(x, weight, bias, activation):
+    y = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return {
+        "none": y,
+        "relu": y.clamp(min=0),
+        "silu": y / (1 + torch.exp(-y)),
+        "gelu": y / 2 * (1 + torch.erf(y / 2**0.5)),
+        "gelu_tanh": y / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))),
+    }[activation]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("tokens", [(), (1,), (2, 3), (TOKENS,), (TOKENS + 1,), (0,)], ids=str)
+def test_products_equal_float64(format, dtype, tokens):
+    weight = two_of_four(48, 96, dtype)
+    x, bias = torch.randn(*tokens, 96).to(dtype), torch.randn(48).to(dtype)
+    packed = FORMATS[format].pack(weight)
+    expected = exact(x, weight, bias, "none")
+    found = linear(x, packed, bias)
+    assert found.dtype == dtype
+    assert found.shape == (*tokens, 48)
+    if found.numel():
+        assert (found - expected).abs().max() < ROUNDING[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_activations_equal_float64(format, activation, biased):
+    weight = two_of_four(32, 64)
+    x, bias = torch.randn(5, 64), torch.randn(32) if biased else None
+    layer = SparseLinear(FORMATS[format].pack(weight), bias, activation)
+    expected = exact(x, weight, bias, activation)
+    assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_inputs_needn_t_be_contiguous(format):
+    weight = two_of_four(32, 64)
+    x = torch.randn(64, 7).T
+    packed = FORMATS[format].pack(weight)
+    assert torch.allclose(linear(x, packed), x @ weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_torch_accepts_the_operators(format):
+    packed = FORMATS[format].pack(two_of_four(32, 64))
+    operator = getattr(torch.ops.graphprune, f"{format}_linear").default
+    arguments = (torch.randn(3, 64), list(packed.tensors().values()), 32, torch.randn(32), "relu")
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_torch_export_and_compile_see_one_operator(format):
+    layer = SparseLinear(FORMATS[format].pack(two_of_four(32, 64)), torch.randn(32)).eval()
+    x = torch.randn(3, 64)
+    expected = layer(x)
+    tokens = torch.export.Dim("tokens", min=2, max=50)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: tokens},))
+    called = [n.target for n in exported.graph.nodes if n.op == "call_function"]
+    assert called == [getattr(torch.ops.graphprune, f"{format}_linear").default]
+    assert torch.equal(exported.module()(x), expected)
+    assert torch.equal(exported.module()(x[:2]), layer(x[:2]))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_state_dicts_move_between_layers(format):
+    weight = two_of_four(32, 64)
+    packed = FORMATS[format].pack(weight)
+    layer, other = (SparseLinear(packed, torch.randn(32)) for _ in range(2))
+    copied = {n: t.clone() for n, t in layer.state_dict().items()}
+    assert set(copied) == {*packed.tensors(), "bias"}
+    other.load_state_dict(copied, assign=True)
+    x = torch.randn(2, 64)
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(other.weight, weight)
+
+
+def test_a_layer_computes_in_the_dtype_it_is_moved_to():
+    weight = two_of_four(32, 64)
+    layer = SparseLinear.of_linear(given(weight), "bitmap")
+    x = torch.randn(2, 64)
+    before = layer(x)
+    moved = layer.to(torch.bfloat16)
+    assert moved.compressed.dtype == torch.bfloat16
+    assert moved.bitmask.dtype == torch.uint8
+    assert (moved(x.bfloat16()).float() - before).abs().max() < 2e-2 * before.abs().max()
+
+
+def given(weight):
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = torch.nn.Parameter(weight)
+    return layer
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_doesn_t_fit_is_refused(format):
+    packed = FORMATS[format].pack(two_of_four(32, 64))
+    x = torch.randn(3, 64)
+    with pytest.raises(ValueError, match="float64"):
+        linear(x.double(), packed)
+    with pytest.raises(ValueError, match="bias"):
+        linear(x, packed, torch.randn(31))
+    with pytest.raises(ValueError, match="'tanh' is none of"):
+        linear(x, packed, activation="tanh")
+    with pytest.raises(ValueError, match="'tanh' is none of"):
+        SparseLinear(packed, activation="tanh")
+    operator = getattr(torch.ops.graphprune, f"{format}_linear")
+    with pytest.raises(ValueError, match="tensors instead of"):
+        operator(x, [], 32)
+    with pytest.raises(ValueError, match="fit"):
+        operator(x, list(packed.tensors().values()), 1600)
+    if format not in ("csr", "strip_u8", "block"):  # whose parts don't tell the columns
+        with pytest.raises(ValueError, match="fit"):
+            operator(torch.randn(3, 300), list(packed.tensors().values()), 32)
+
+
+def test_a_choice_is_the_fastest_format(tmp_path):
+    weight = two_of_four(48, 96)
+    table = Table(tmp_path / "more" / "times.json")
+    setting = Setting.of(weight, 1)
+    assert (setting.sparsity, setting.tokens, setting.dtype) == (50, 1, "float32")
+    table.keep(setting.key, {DENSE: 1.0, "bitmap": 0.5, "csr": 0.4, "block": 2.0})
+    table.keep(Setting.of(weight, 4).key, {DENSE: 1.0, "bitmap": 0.5, "csr": 0.9, "block": 2.0})
+    formats = ["bitmap", "csr", "block"]
+    assert choose(weight, (1,), formats, table) == "csr"
+    assert choose(weight, (1, 4), formats, table) == "bitmap"
+    assert choose(weight, (1,), ["block"], table) == DENSE
+    table.keep(setting.key, {"csr": 0.98, "bitmap": 0.99})  # within the noise
+    assert choose(weight, (1,), formats, table) == DENSE
+    again = Table.open(tmp_path / "more" / "times.json")
+    assert again.times == table.times
+
+
+def test_a_damaged_table_is_measured_anew(tmp_path):
+    weight = two_of_four(48, 96)
+    for text in ("", "[]", "3", '{"a": 1}', '{"a": {"b": "c"}}'):
+        (tmp_path / "times.json").write_text(text)
+        table = Table.open(tmp_path / "times.json")
+        assert table.times == {}
+    assert choose(weight, (1,), ["csr"], table) in (DENSE, "csr")
+    assert json.loads((tmp_path / "times.json").read_text()) == table.times
+
+
+def test_a_table_that_can_t_be_written_is_no_harm(tmp_path):
+    (tmp_path / "file").write_text("")
+    table = Table(tmp_path / "file" / "times.json")
+    table.keep("key", {"csr": 1.0})
+    assert table.times == {"key": {"csr": 1.0}}
+
+
+def test_measured_times_are_there_for_every_format():
+    weight = two_of_four(64, 64)
+    formats = worth_trying(weight)
+    assert {"csr", "block"} <= set(formats)
+    found = measure(weight, 2, [*formats, "nm24"])
+    assert set(found) == {DENSE, "nm24", *formats}
+    assert all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_a_format_that_can_t_hold_a_weight_isn_t_chosen():
+    weight = torch.randn(20, 30)
+    assert measure(weight, 1, ["block"])["block"] == float("inf")
+    assert choose(weight, (1,), ["block"], Table(None)) == DENSE

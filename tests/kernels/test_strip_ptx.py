@@ -1,0 +1,108 @@
+"""What the strip kernel is compiled to, run instruction by instruction: see `ptx`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from graphprune.kernels import gluon_api
+from graphprune.kernels.strip import Strip
+
+if not gluon_api.AVAILABLE:
+    pytest.skip(gluon_api.REASON, allow_module_level=True)
+
+from kernels import ptx
+from kernels.builds import strip
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def whole_numbers(rows: int, columns: int, slots: int, dtype: torch.dtype) -> torch.Tensor:
+    """Small enough for exact sums; as many in each strip as fit, and a row without any."""
+    rank = torch.rand(rows, -(-columns // 256) * 256).unflatten(1, (-1, 256)).argsort(2).argsort(2)
+    numbers = torch.randint(1, 4, (rows, columns)) * (torch.randint(0, 2, (rows, columns)) * 2 - 1)
+    weight = numbers.where((rank < slots).flatten(1)[:, :columns], 0)
+    weight[rows // 2] = 0
+    return weight.to(dtype)
+
+
+def run(text: str, x: torch.Tensor, packed: Strip, block: int, splits: int) -> torch.Tensor:
+    """Partial sums, [splits, tokens, rows]; NaN where nothing is written."""
+    (rows, columns), (down, across) = packed.shape, packed.values.shape[:2]
+    partials = np.full((splits, len(x), rows), np.nan, dtype=np.float32)
+    stored = torch.as_strided(x, ((len(x) - 1) * x.stride(0) + columns,), (1,))
+    arguments = [
+        stored.view(torch.int16).numpy(),
+        packed.values.flatten().view(torch.int32).numpy(),
+        packed.columns.flatten().view(torch.int32).numpy(),
+        partials,
+        *(len(x), rows, columns, x.stride(0), across, splits),
+    ]
+    grid = (down, splits, -(-len(x) // block))
+    ptx.launch(text, grid, arguments, shared=(64 + block) * 256 * 2)
+    return torch.from_numpy(partials)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "rows", "columns", "slots", "tokens", "splits", "spare"),
+    [
+        (80, "bf16", 64, 512, 128, 8, 1, 0),
+        (90, "fp16", 70, 300, 112, 3, 2, 5),
+        (90, "bf16", 128, 512, 48, 16, 2, 16),
+        (100, "bf16", 65, 1000, 80, 1, 3, 0),
+        (90, "bf16", 64, 256, 256, 33, 1, 0),
+        (80, "fp16", 1, 37, 16, 70, 1, 1),
+    ],
+)
+def test_partial_sums(architecture, dtype, rows, columns, slots, tokens, splits, spare):
+    torch.manual_seed(slots)
+    weight = whole_numbers(rows, columns, slots, DTYPES[dtype])
+    packed = Strip.pack(weight, slots)
+    # Columns after the last one must not be read.
+    x = torch.full((tokens, columns + spare), float("nan"), dtype=DTYPES[dtype])
+    x[:, :columns] = torch.randint(-3, 4, (tokens, columns))
+    x = x[:, :columns]
+    block = min(64, max(8, 1 << (tokens - 1).bit_length()))
+    aligned = rows % 16 == columns % 16 == spare % 16 == 0
+    text = strip(architecture, dtype, block, slots, aligned).ptx
+    partials = run(text, x, packed, block, splits)
+    assert torch.equal(partials.sum(0).double(), x.double() @ weight.double().T)
+    width = packed.values.shape[1]
+    for s, part in enumerate(partials):
+        of_split = slice(s * width // splits * 256, (s + 1) * width // splits * 256)
+        assert torch.equal(part.double(), x[:, of_split].double() @ weight[:, of_split].double().T)
+
+
+def test_every_barrier_is_needed():
+    """So that the search for races is known to find them."""
+    torch.manual_seed(0)
+    packed = Strip.pack(whole_numbers(64, 512, 64, torch.float16), 64)
+    x = torch.ones(8, 512).half()
+    lines = strip(90, "fp16", 8, 64).ptx.splitlines()
+    barriers = [i for i, line in enumerate(lines) if "bar.sync" in line]
+    assert len(barriers) == 3
+    for barrier in barriers:
+        text = "\n".join(line for i, line in enumerate(lines) if i != barrier)
+        with pytest.raises(AssertionError, match="without a barrier"):
+            run(text, x, packed, 8, 1)
+
+
+def test_every_column_byte_is_needed():
+    """So that a wrong instruction is known to be noticed."""
+    torch.manual_seed(0)
+    weight = whole_numbers(64, 256, 64, torch.float16)
+    x = torch.randint(1, 4, (8, 256)).half()
+    text = strip(90, "fp16", 8, 64).ptx
+    assert text.count("0x4442") == 8
+    text = text.replace("0x4442", "0x4443", 1)
+    partials = run(text, x, Strip.pack(weight, 64), 8, 1)
+    assert not torch.equal(partials.sum(0).double(), x.double() @ weight.double().T)
+
+
+def test_reading_beyond_a_buffer_is_noticed():
+    packed = Strip.pack(torch.ones(64, 256).half(), 256)
+    short = Strip(packed.shape, packed.values[:, :, :15], packed.columns)
+    text = strip(90, "fp16", 8, 256).ptx
+    with pytest.raises(AssertionError, match="outside of global memory"):
+        run(text, torch.ones(8, 256).half(), short, 8, 1)

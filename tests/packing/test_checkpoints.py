@@ -1,0 +1,194 @@
+"""Packed checkpoints against the dense-with-zeros ones that they were made from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import graphprune as gp
+from graphprune.errors import EmitError, LoadError
+from graphprune.kernels.linear import SparseLinear
+from graphprune.packing import pack
+
+
+def sparse_layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
+
+
+@pytest.fixture(scope="module")
+def packed(sparse_llama, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("packed") / "packed"
+    pack(sparse_llama, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def twin(sparse_llama):
+    return AutoModelForCausalLM.from_pretrained(sparse_llama).eval()
+
+
+def test_a_packed_checkpoint_is_smaller_by_the_formula(sparse_llama, tmp_path):
+    found = pack(sparse_llama, tmp_path / "out")
+    saved = 0
+    with safe_open(sparse_llama / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            weight = file.get_tensor(name)
+            if "_proj" in name:
+                rows, columns = weight.shape
+                zeros = weight.numel() - int(weight.count_nonzero())
+                saved += zeros * 4 - rows * -(-columns // 8) - rows * 8
+    assert found.bytes_before - found.bytes_after == saved
+    assert {e.format for e in found.layers} == {"bitmap"}
+    assert len(found.layers) == 14
+    before, after = sparse_llama / "model.safetensors", tmp_path / "out" / "packed.safetensors"
+    headers = 14 * 500  # three more tensors per layer, and their shapes
+    assert abs(before.stat().st_size - after.stat().st_size - saved) < headers
+    assert json.loads(found.to_json())["bytes_after"] == found.bytes_after
+
+
+@pytest.mark.parametrize("format", ["bitmap", "strip_u8", "csr"])
+def test_a_checkpoint_computes_what_its_dense_twin_does(sparse_llama, twin, tmp_path, format):
+    if format == "strip_u8":  # 256 columns are filled up: nothing is saved in so small a model
+        with pytest.raises(EmitError, match="no weight becomes smaller"):
+            pack(sparse_llama, tmp_path / "out", format=format)
+        model = gp.runtime.model(sparse_llama, format=format)
+    else:
+        pack(sparse_llama, tmp_path / "out", format="bitmap")
+        model = gp.runtime.model(tmp_path / "out", format=format)
+    assert {m.format for m in sparse_layers(model).values()} == {format}
+    assert len(sparse_layers(model)) == 14
+    tokens = torch.arange(30).reshape(2, 15)
+    with torch.no_grad():
+        expected, found = twin(tokens).logits, model(tokens).logits
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_packed_model_generates_the_same_tokens(packed, twin):
+    model = gp.runtime.model(packed, format="file")
+    assert len(sparse_layers(model)) == 14
+    prompt = torch.tensor([[3, 1, 4, 1, 5]])
+    options = {"max_new_tokens": 20, "do_sample": False}
+    assert torch.equal(model.generate(prompt, **options), twin.generate(prompt, **options))
+
+
+def test_the_state_dict_is_smaller_by_the_formula(packed, twin):
+    model = gp.runtime.model(packed, format="file")
+    for name, layer in sparse_layers(model).items():
+        weight = twin.get_submodule(name).weight
+        rows, columns = weight.shape
+        taken = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
+        assert taken == int(weight.count_nonzero()) * 4 + rows * -(-columns // 8) + rows * 8
+
+
+def test_graphprune_loads_a_packed_checkpoint(packed, twin):
+    program = gp.load(packed)
+    tokens = torch.arange(12).reshape(1, 12)
+    with torch.no_grad():
+        found = program.module(input_ids=tokens).logits
+        assert torch.equal(found, twin(tokens).logits)
+
+
+def test_a_packed_checkpoint_can_be_pruned_on(packed, tmp_path):
+    report = gp.compile(packed, {"remove": {"ffn": 0.5}, "repair": "none"}, tmp_path / "slim")
+    assert report.after.parameters < report.before.parameters
+    slim = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
+    assert slim.config.intermediate_size == 45
+
+
+def test_transformers_refuses_a_packed_checkpoint_instead_of_making_up_weights(packed):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(packed)
+
+
+def test_the_fastest_format_is_measured_and_kept(packed, tmp_path, twin):
+    model = gp.runtime.model(packed, tokens=(1, 4))
+    (table,) = (tmp_path / "cache" / "graphprune").iterdir()
+    times = json.loads(table.read_text())
+    assert {key.rpartition("/")[2] for key in times} == {"1", "4"}
+    assert all({"dense", "csr"} <= t.keys() for t in times.values())
+    # A table that says otherwise is believed.
+    for known in times.values():
+        known.update({"csr": 1e-9})
+    table.write_text(json.dumps(times))
+    again = gp.runtime.model(packed, tokens=(1, 4))
+    assert {m.format for m in sparse_layers(again).values()} == {"csr"}
+    tokens = torch.arange(15).reshape(1, 15)
+    with torch.no_grad():
+        expected = twin(tokens).logits
+        for one in (model, again):
+            assert (one(tokens).logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_what_is_there_stays(packed, sparse_llama):
+    before = (packed / "packed.safetensors").read_bytes()
+    with pytest.raises(EmitError, match="there already"):
+        pack(sparse_llama, packed)
+    assert (packed / "packed.safetensors").read_bytes() == before
+
+
+def test_a_dense_checkpoint_has_nothing_to_pack(sparse_llama, tmp_path):
+    dense = tmp_path / "dense"
+    model = AutoModelForCausalLM.from_pretrained(sparse_llama)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data.fill_(1)
+    model.save_pretrained(dense)
+    with pytest.raises(EmitError, match="no weight becomes smaller") as error:
+        pack(dense, tmp_path / "out")
+    assert "no zeros" in error.value.why
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["zip", "dense", ""])
+def test_unknown_formats_are_refused(sparse_llama, tmp_path, format):
+    with pytest.raises(EmitError, match="no format"):
+        pack(sparse_llama, tmp_path / "out", format=format)
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(LoadError, match="no such file"):
+        pack(tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "model.pt2").write_bytes(b"")
+    with pytest.raises(LoadError, match="only checkpoints and ONNX files"):
+        pack(tmp_path / "model.pt2", tmp_path / "out")
+
+
+@pytest.mark.parametrize("cut", [1, 1000, 30_000])
+def test_a_truncated_file_is_named(packed, tmp_path, cut):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(packed, damaged)
+    file = damaged / "packed.safetensors"
+    file.write_bytes(file.read_bytes()[:-cut])
+    for opened in (gp.load, gp.runtime.model):
+        with pytest.raises(LoadError, match="can't read the packed weights") as error:
+            opened(damaged)
+        assert error.value.where == str(file)
+
+
+def test_damaged_bits_are_named(packed, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(packed, damaged)
+    file = damaged / "packed.safetensors"
+    data = bytearray(file.read_bytes())
+    with safe_open(file, "pt") as opened:
+        bits = opened.get_tensor("model.layers.0.mlp.up_proj.weight.bitmask").numpy().tobytes()
+    data[data.index(bits) + 5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(LoadError, match="can't read the packed weights") as error:
+        gp.load(damaged)
+    assert "up_proj.weight.row_offsets[1]" in error.value.why
+
+
+def test_packed_weights_of_another_model_are_refused(packed, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(packed, other)
+    config = json.loads((other / "config.json").read_text())
+    config["num_hidden_layers"] = 3
+    (other / "config.json").write_text(json.dumps(config))
+    for opened in (gp.load, gp.runtime.model):
+        with pytest.raises(LoadError, match="don't fit"):
+            opened(other)

@@ -1,0 +1,188 @@
+"""Packed ONNX files: the same outputs with our library, without it, and in the reference."""
+
+import contextlib
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import graphprune as gp
+from graphprune.errors import EmitError
+from graphprune.kernels import native
+from graphprune.packing import pack
+
+OPSET = 20
+
+
+def sparse(*shape, zeros=0.7):
+    drawn = np.random.default_rng(sum(shape))
+    weight = drawn.standard_normal(shape).astype(np.float32)
+    weight[drawn.random(shape) < zeros] = 0
+    return weight
+
+
+WEIGHTS = {
+    "first": sparse(300, 201),
+    "second": sparse(77, 201),
+    "second_bias": sparse(77, zeros=0),
+    "third": sparse(77, 33),
+    "dense": sparse(33, 9, zeros=0),
+}
+
+
+def build(path, opset=OPSET, weights=WEIGHTS, nodes=None, shape=("m", 9)):
+    """Products of every kind that can be packed: MatMul, Gemm either way round, with a bias."""
+    nodes = nodes or [
+        helper.make_node("MatMul", ["x", "first"], ["a"], name="one"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "size"], ["c"]),
+        helper.make_node("Gemm", ["c", "second", "second_bias"], ["d"], name="two", transB=1),
+        helper.make_node("Gemm", ["d", "third"], ["e"], name="three"),
+        helper.make_node("MatMul", ["e", "dense"], ["y"], name="four"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "t", 300])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [
+            *(numpy_helper.from_array(w, n) for n, w in weights.items()),
+            numpy_helper.from_array(np.array([-1, 201]), "size"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return build(tmp_path / "dense.onnx")
+
+
+def plain_session(path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+def test_products_become_nodes_of_ours(source, tmp_path):
+    found = pack(source, tmp_path / "packed.onnx")
+    model = onnx.load(tmp_path / "packed.onnx")
+    kinds = [(n.op_type, n.domain) for n in model.graph.node]
+    assert kinds.count(("BitmapLinear", "graphprune")) == 3
+    assert [e.name for e in found.layers if e.format == "dense"] == ["dense"]
+    assert {n.name for n in model.graph.initializer} >= {"first.bitmask", "third.compressed"}
+    assert not {"first", "second", "third"} & {n.name for n in model.graph.initializer}
+    taken = sum(
+        int((w != 0).sum()) * 4 + outs * (-(-ins // 8) + 8)
+        for w, outs, ins in (
+            (WEIGHTS["first"], 201, 300),
+            (WEIGHTS["second"], 77, 201),
+            (WEIGHTS["third"], 33, 77),
+        )
+    )
+    assert sum(e.bytes for e in found.layers if e.format == "bitmap") == taken
+    size = (tmp_path / "packed.onnx").stat().st_size
+    assert size < source.stat().st_size * 0.45
+
+
+@pytest.mark.parametrize("opset", [13, 14, 15, 17, 18, 20, 21])
+def test_outputs_are_the_same_in_all_runtimes(tmp_path, opset):
+    source = build(tmp_path / "dense.onnx", opset)
+    pack(source, tmp_path / "packed.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 5, 300)).astype(np.float32)
+    (expected,) = plain_session(source).run(None, {"x": x})
+    packed = gp.runtime.session(tmp_path / "packed.onnx")
+    outputs = {
+        "without the library": plain_session(tmp_path / "packed.onnx").run(None, {"x": x})[0],
+        "with it": packed(x=x)["y"],
+        "reference": ReferenceEvaluator(str(tmp_path / "packed.onnx")).run(None, {"x": x})[0],
+    }
+    for name, found in outputs.items():
+        assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max(), name
+
+
+@pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
+def test_our_kernel_computes_where_it_is_registered(source, tmp_path):
+    pack(source, tmp_path / "packed.onnx")
+    session = gp.runtime.session(tmp_path / "packed.onnx", warm_up=0)
+    before = native.onnxruntime_calls()
+    session(x=np.zeros((1, 1, 300), np.float32))
+    assert native.onnxruntime_calls() == before + 3
+
+
+def test_without_the_library_the_weights_are_decoded_once(source, tmp_path):
+    pack(source, tmp_path / "packed.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "packed.onnx"), options, ["CPUExecutionProvider"])
+    kinds = {n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert kinds <= {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Relu", "Reshape", "Add"}
+
+
+@pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
+def test_the_fastest_products_are_measured_and_kept(source, tmp_path):
+    table = tmp_path / "cache" / "graphprune" / "kernels.json"
+    with contextlib.suppress(EmitError):  # dense products may be faster in so small a model
+        pack(source, tmp_path / "one.onnx", format="auto")
+    times = json.loads(table.read_text())
+    assert len(times) == 3
+    assert all(key.startswith("ONNX Runtime") for key in times)
+    assert all(set(t) == {"dense", "bitmap"} for t in times.values())
+    first, *others = times
+    times[first].update(bitmap=1e-9)
+    for other in others:
+        times[other].update(dense=1e-9)
+    table.write_text(json.dumps(times))
+    found = pack(source, tmp_path / "two.onnx", format="auto")
+    assert [e.format for e in found.layers] == ["bitmap", "dense", "dense", "dense"]
+    assert [e.why for e in found.layers[1:3]] == ["a dense product is faster here"] * 2
+
+
+def test_weights_that_others_use_stay(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"]),
+        helper.make_node("MatMul", ["x", "first"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    source = build(tmp_path / "dense.onnx", nodes=nodes, shape=("n", "t", 201))
+    with pytest.raises(EmitError, match="no weight becomes smaller"):
+        pack(source, tmp_path / "packed.onnx")
+    assert not (tmp_path / "packed.onnx").exists()
+
+
+def test_products_with_factors_stay(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["x", "wide"], ["c"]),
+        helper.make_node("Gemm", ["c", "first"], ["y"], alpha=0.5),
+    ]
+    weights = {**WEIGHTS, "wide": np.array([-1, 300])}
+    source = build(tmp_path / "dense.onnx", nodes=nodes, weights=weights, shape=("m", 201))
+    with pytest.raises(EmitError, match="no weight becomes smaller"):
+        pack(source, tmp_path / "packed.onnx")
+
+
+def test_what_can_t_be_packed_is_refused(source, tmp_path):
+    with pytest.raises(EmitError, match="packed as an ONNX file"):
+        pack(source, tmp_path / "packed")
+    with pytest.raises(EmitError, match="no format 'csr'"):
+        pack(source, tmp_path / "packed.onnx", format="csr")
+    old = build(tmp_path / "old.onnx", 12)
+    with pytest.raises(EmitError, match="opset 12 can't be packed") as error:
+        pack(old, tmp_path / "packed.onnx")
+    assert "convert_version" in error.value.hint
+
+
+def test_large_files_keep_weights_beside_them(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("graphprune.packing.onnx._ABOVE", 1000)
+    pack(source, tmp_path / "out" / "packed.onnx")
+    assert (tmp_path / "out" / "packed.onnx.data").is_file()
+    x = np.ones((1, 1, 300), np.float32)
+    (expected,) = plain_session(source).run(None, {"x": x})
+    found = gp.runtime.session(tmp_path / "out" / "packed.onnx")(x=x)["y"]
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
