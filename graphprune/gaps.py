@@ -14,13 +14,83 @@ from graphprune.streaming import Group
 
 
 @dataclass(eq=False)
+class GapSums:
+    """Sums over tokens of what a weight reads and of its gap, each token with its weight.
+
+    Attributes:
+        inputs: [in, in], sum of w x xᵀ of what it reads.
+        means: [in], float64, sum of w x.
+        products: [out, in], sum of w g xᵀ.
+        gaps: [out], float64, sum of w g.
+        squares: sum of w |g|².
+        total: sum of w.
+    """
+
+    inputs: Tensor
+    means: Tensor
+    products: Tensor
+    gaps: Tensor
+    squares: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def zero(cls, x: Tensor, missing: Tensor) -> GapSums:
+        """Nothing yet, for rows like these."""
+        width, outputs = x.shape[1], missing.shape[1]
+        wide = {"dtype": torch.float64, "device": x.device}
+        return cls(
+            x.new_zeros(width, width),
+            torch.zeros(width, **wide),
+            x.new_zeros(outputs, width),
+            torch.zeros(outputs, **wide),
+        )
+
+    def add(self, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
+        """Count rows; see `weights`."""
+        counts = x.new_ones(len(x), 1) if stream is None else weights(stream)
+        heavy = x * counts
+        self.inputs.addmm_(heavy.T, x)
+        self.means += heavy.sum(0, dtype=torch.float64)
+        self.products.addmm_(missing.T, heavy)
+        self.gaps += (missing * counts).sum(0, dtype=torch.float64)
+        self.squares += float((missing.square() * counts).sum(dtype=torch.float64))
+        self.total += float(counts.sum(dtype=torch.float64))
+
+    def plus(self, other: GapSums) -> GapSums:
+        """Both together."""
+        return GapSums(
+            self.inputs + other.inputs,
+            self.means + other.means,
+            self.products + other.products,
+            self.gaps + other.gaps,
+            self.squares + other.squares,
+            self.total + other.total,
+        )
+
+
+def weights(stream: Tensor) -> Tensor:
+    """How much tokens count: one over the size of their residual stream.
+
+    A few tokens have streams hundreds of times as large as the rest (massive activations; every
+    later token attends to them). Least squares of absolute errors would see nothing else, and of
+    relative errors would leave them to chance.
+
+    Args:
+        stream: [tokens, channels], dense.
+
+    Returns:
+        [tokens, 1]; 0 where the stream is zero.
+    """
+    size = stream.square().mean(1, keepdim=True).sqrt()
+    return torch.where(size > 0, 1 / size, 0)
+
+
+@dataclass(eq=False)
 class Sums:
     """The second moment of what a part reads, and of the gaps of its weights."""
 
     moment: SecondMoment | None = None
-    products: dict[str, Tensor] = field(default_factory=dict)
-    gaps: dict[str, Tensor] = field(default_factory=dict)
-    squares: dict[str, float] = field(default_factory=dict)
+    gaps: dict[str, GapSums] = field(default_factory=dict)
 
     def add(self, x: Tensor, where: str) -> None:
         """Count rows."""
@@ -28,15 +98,11 @@ class Sums:
             self.moment = SecondMoment(x.shape[-1], x.device)
         self.moment.add(x, where)
 
-    def add_gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
+    def add_gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
         """Count the gaps of these rows."""
         if parameter not in self.gaps:
-            self.products[parameter] = x.new_zeros(missing.shape[1], x.shape[1])
-            self.gaps[parameter] = x.new_zeros(missing.shape[1], dtype=torch.float64)
-            self.squares[parameter] = 0.0
-        self.products[parameter].addmm_(missing.T, x)
-        self.gaps[parameter] += missing.sum(0, dtype=torch.float64)
-        self.squares[parameter] += float(missing.square().sum(dtype=torch.float64))
+            self.gaps[parameter] = GapSums.zero(x, missing)
+        self.gaps[parameter].add(x, missing, stream)
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
@@ -46,10 +112,7 @@ class Sums:
         assert total.moment is not None
         total.moment.merge(self.moment)
         total.moment.merge(other.moment)
-        for name in self.gaps:
-            total.products[name] = self.products[name] + other.products[name]
-            total.gaps[name] = self.gaps[name] + other.gaps[name]
-            total.squares[name] = self.squares[name] + other.squares[name]
+        total.gaps = {name: one.plus(other.gaps[name]) for name, one in self.gaps.items()}
         return total
 
 
@@ -77,9 +140,9 @@ class Gathered:
         """See `graphprune.streaming.run.GapObserver`."""
         return len(self.halves) > 1 and (in_stream or not self.streams)
 
-    def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
+    def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
         """See `graphprune.streaming.run.GapObserver`."""
-        self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing)
+        self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing, stream)
 
     @property
     def moment(self) -> SecondMoment | None:
@@ -96,59 +159,84 @@ class Gathered:
 
 
 @dataclass(frozen=True, eq=False)
+class Gap:
+    """The gap of a weight's output, and what it reads: means over tokens with their weights.
+
+    Attributes:
+        hessian: [in, in], float64, E[x xᵀ]; about the mean where a bias makes up for that.
+        mean: [in], E[x].
+        cross: [out, in], float64, E[g xᵀ] of the gap g, likewise about the mean.
+        gap: [out], E[g].
+        square: E|g|² likewise.
+    """
+
+    hessian: Tensor
+    mean: Tensor
+    cross: Tensor
+    gap: Tensor
+    square: float
+
+    @classmethod
+    def of(cls, sums: GapSums, centred: bool) -> Gap:
+        """From sums, about the mean if `centred`."""
+        total = sums.total or 1.0
+        mean, gap = sums.means / total, sums.gaps / total
+        hessian, cross = sums.inputs.double() / total, sums.products.double() / total
+        square = sums.squares / total
+        if centred:
+            hessian -= torch.outer(mean, mean)
+            hessian.diagonal().clamp_(min=0)
+            cross -= torch.outer(gap, mean)
+            square -= float(gap.square().sum())
+        return cls(hessian, mean, cross, gap, square)
+
+
+@dataclass(frozen=True, eq=False)
 class Fit:
     """Statistics of one part of a weight.
 
     Attributes:
         moment: of what it reads; about the mean where a bias makes up for that.
         mean: [in], of what it reads.
-        cross: [out, in], E[g xᵀ] of the gap g, float64, likewise about the mean; None without one.
-        gap: [out], mean of the gap; None without a gap.
-        square: E|g|² likewise.
+        gap: of its output; None where nobody has looked.
     """
 
     moment: SecondMoment
     mean: Tensor
-    cross: Tensor | None = None
-    gap: Tensor | None = None
-    square: float = 0.0
+    gap: Gap | None = None
 
     @classmethod
     def of(cls, sums: Sums, parameter: str, features: int, centred: bool) -> Fit:
         """The statistics of a weight, about the mean if `centred`."""
         moment = sums.moment or SecondMoment(features)
         shown = moment.centred() if centred else moment
-        if parameter not in sums.gaps:
-            return cls(shown, moment.means)
-        tokens = max(moment.tokens, 1)
-        cross = sums.products[parameter].double() / tokens
-        gap = sums.gaps[parameter] / tokens
-        square = sums.squares[parameter] / tokens
-        if centred:
-            cross -= torch.outer(gap, moment.means)
-            square -= float(gap.square().sum())
-        return cls(shown, moment.means, cross, gap, square)
+        known = sums.gaps.get(parameter)
+        return cls(shown, moment.means, None if known is None else Gap.of(known, centred))
 
     def shift(self, old: Tensor, new: Tensor) -> Tensor:
         """[out], float64: what a bias has to add."""
-        change = (old.double() - new.double()) @ self.mean
-        return change if self.gap is None else change + self.gap
+        change = old.double() - new.double()
+        if self.gap is None:
+            return change @ self.mean
+        return change @ self.gap.mean + self.gap.gap
 
     def error(self, old: Tensor, new: Tensor) -> float:
         """E|old x + g - new x|² / E|old x + g|²: the relative error of an output."""
-        hessian = self.moment.hessian.double()
+        gap = self.gap
+        hessian = self.moment.hessian.double() if gap is None else gap.hessian
         change = new.double() - old.double()
-        lost = float(((change @ hessian) * change).sum()) + self.square
-        energy = float(((old.double() @ hessian) * old.double()).sum()) + self.square
-        if self.cross is not None:
-            lost -= 2 * float((change * self.cross).sum())
-            energy += 2 * float((old.double() * self.cross).sum())
+        square = 0.0 if gap is None else gap.square
+        lost = float(((change @ hessian) * change).sum()) + square
+        energy = float(((old.double() @ hessian) * old.double()).sum()) + square
+        if gap is not None:
+            lost -= 2 * float((change * gap.cross).sum())
+            energy += 2 * float((old.double() * gap.cross).sum())
         return max(lost, 0.0) / energy if energy > 0 else 0.0
 
     def sample(self) -> Sample:
         """It as `GapClosing` takes it."""
-        assert self.cross is not None
-        return Sample(self.moment.tokens, self.moment.hessian.double(), self.cross)
+        assert self.gap is not None
+        return Sample(self.moment.tokens, self.gap.hessian, self.gap.cross)
 
 
 def gathered(group: Group, part: int, halves: int, streams: bool = False) -> Gathered:
@@ -168,7 +256,7 @@ def closed(weight: Tensor, fits: Sequence[Fit], closing: GapClosing) -> Tensor:
         [out, in], what a pruned weight should do as well as it can.
     """
     whole, *halves = fits
-    if len(halves) < 2 or any(f.cross is None or f.moment.silent for f in fits):
+    if len(halves) < 2 or any(f.gap is None or f.moment.silent for f in fits):
         return weight
     every = torch.arange(weight.shape[1], device=weight.device)
     base = [torch.zeros_like(weight, dtype=torch.float64)] * 2

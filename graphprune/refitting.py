@@ -137,7 +137,7 @@ class Refit:
                 solved = self.refit.solve(matrix, fits[0].moment, mask)
                 found = solved.weight
                 notes += solved.notes
-                if fits[0].cross is not None:
+                if fits[0].gap is not None:
                     found = self._closer(matrix, found, fits, mask)
             new.append(found)
             shifts.append(fits[0].shift(matrix, found))
@@ -164,7 +164,7 @@ class Refit:
         """`new`, refitted for what goes, with the gap to the dense model closed as well."""
         assert self.refit is not None
         whole, *halves = fits
-        if len(halves) < 2 or any(h.moment.silent or h.cross is None for h in halves):
+        if len(halves) < 2 or any(h.moment.silent or h.gap is None for h in halves):
             return new
         index = mask.nonzero().squeeze(1)
         base = [self.refit.solve(old, h.moment, mask).weight.double() - old for h in halves]

@@ -139,29 +139,33 @@ def test_the_target_with_a_gap_is_a_damped_fit_to_what_the_stream_lacks():
     a, b = (found.program.weights[f"{n}.weight"].double() for n in "ab")
     assert int((a == 0).sum()) == 32
     x = data.double()
-    read = x.sin().flatten(0, -2)
-    lack = (x.tanh() @ (net.a.weight.detach().double() - a).T).flatten(0, -2)
     halves = [torch.cat([x[i] for i in which]).flatten(0, -2) for which in ((1, 3), (0, 2))]
 
-    def fit(read, lack, damping):
-        hessian = read.T @ read / len(read)
+    def fit(read, lack, counts, damping):
+        heavy = read * counts
+        hessian = heavy.T @ read
         hessian += damping * hessian.diagonal().diag()
-        return torch.linalg.solve(hessian, read.T @ lack / len(read)).T
+        return torch.linalg.solve(hessian, heavy.T @ lack).T
 
     def sides(rows):
-        return rows.sin(), rows.tanh() @ (net.a.weight.detach().double() - a).T
+        first, second = (m.weight.detach().double() for m in (net.a, net.b))
+        stream = rows + rows.tanh() @ first.T + rows.sin() @ second.T
+        counts = 1 / stream.square().mean(1, keepdim=True).sqrt()
+        return rows.sin(), rows.tanh() @ (first - a).T, counts
 
     dampings = GapClosing().dampings
     errors = torch.zeros(len(dampings) + 1, 8, dtype=torch.float64)
     for seen, unseen in (halves, halves[::-1]):
-        other, wanted = sides(unseen)
-        errors[0] += wanted.square().sum(0)
+        other, wanted, counts = sides(unseen)
+        share = counts / counts.sum() * len(other)
+        errors[0] += (wanted.square() * share).sum(0)
         for i, damping in enumerate(dampings, start=1):
-            errors[i] += (wanted - other @ fit(*sides(seen), damping).T).square().sum(0)
+            wrong = wanted - other @ fit(*sides(seen), damping).T
+            errors[i] += (wrong.square() * share).sum(0)
     best = errors.argmin(0)
     expected = net.b.weight.detach().double()
     for i, damping in enumerate(dampings, start=1):
-        change = fit(read, lack, damping)
+        change = fit(*sides(x.flatten(0, -2)), damping)
         expected = torch.where((best == i)[:, None], expected + change, expected)
     assert bool((best > 0).any())
     torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-5)

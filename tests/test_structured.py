@@ -100,7 +100,10 @@ def test_reconstruct_without_the_dense_model_fits_the_layer(net: Any) -> None:
 
 
 def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
-    """The gap is that of the stream, and every output is damped as the other half likes it."""
+    """The gap is that of the stream, and every output is damped as the other half likes it.
+
+    Tokens count by one over the size of their dense stream.
+    """
     module, program, samples = net
     found = reconstruct(program, samples, plan_for(program))
     kept, gone = [0, 2, 3, 5, 7, 8], [1, 4, 6, 9]
@@ -110,43 +113,51 @@ def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
     for layer in range(2):
         weight = module.outs[layer].weight.detach().double()
 
-        def rows(layer: int, data: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def rows(layer: int, data: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             x = reads(pruned, f"outs.{layer}", data)
             there = reads(module, f"ins.{layer}", data)
             here = reads(pruned, f"ins.{layer}", data)
             w = module.outs[layer].weight.detach().double()
-            return x, there + reads(module, f"outs.{layer}", data) @ w.T - here - x @ w.T
+            stream = there + reads(module, f"outs.{layer}", data) @ w.T
+            counts = 1 / stream.square().mean(1, keepdim=True).sqrt()
+            return x, stream - here - x @ w.T, counts
 
         def base(x: torch.Tensor, weight: torch.Tensor = weight) -> torch.Tensor:
             return ridge(x, x[:, gone] @ weight[:, gone].T, weight, kept)
 
-        def slope(x: torch.Tensor, gap: torch.Tensor, damping: float) -> torch.Tensor:
-            hessian = x[:, kept].T @ x[:, kept] / len(x)
+        def slope(
+            x: torch.Tensor, gap: torch.Tensor, counts: torch.Tensor, damping: float
+        ) -> torch.Tensor:
+            heavy = x[:, kept] * counts
+            hessian = heavy.T @ x[:, kept]
             hessian += damping * hessian.diagonal().diag()
-            return torch.linalg.solve(hessian, x[:, kept].T @ gap / len(x)).T
+            return torch.linalg.solve(hessian, heavy.T @ gap).T
 
         dampings = (None, *GapClosing().dampings)
         errors = torch.zeros(len(dampings), 6, dtype=torch.float64)
         for seen, unseen in (halves, halves[::-1]):
-            x, gap = rows(layer, seen)
-            other, wanted = rows(layer, unseen)
+            x, gap, counts = rows(layer, seen)
+            other, wanted, weighing = rows(layer, unseen)
             for i, damping in enumerate(dampings):
-                new = base(x) + (slope(x, gap, damping) if damping else 0)
+                new = base(x) + (slope(x, gap, counts, damping) if damping else 0)
                 output = other @ weight.T + wanted
-                errors[i] += (other[:, kept] @ new.T - output).square().sum(0)
+                wrong = (other[:, kept] @ new.T - output).square() * weighing
+                errors[i] += wrong.sum(0) / weighing.sum() * len(other)
         best = errors.argmin(0)
-        x, gap = rows(layer, samples)
+        x, gap, counts = rows(layer, samples)
         expected = base(x)
         for i, damping in enumerate(dampings):
             if damping:
-                closer = base(x) + slope(x, gap, damping)
+                closer = base(x) + slope(x, gap, counts, damping)
                 expected = torch.where((best == i)[:, None], closer, expected)
         new = found.program.weights[f"outs.{layer}.weight"]
         torch.testing.assert_close(new[:, kept].double(), expected, rtol=1e-3, atol=1e-4)
         pruned.outs[layer].weight.data = new
         entry = found.layers[layer]
-        energy = (x @ weight.T + gap).square().sum()
-        lost = (x @ new.double().T - x @ weight.T - gap).square().sum()
+        if layer == 0:  # nothing is lacking before: no gap was looked at
+            counts = torch.ones_like(counts)
+        energy = ((x @ weight.T + gap).square() * counts).sum()
+        lost = ((x @ new.double().T - x @ weight.T - gap).square() * counts).sum()
         assert entry.removed == 4
         assert entry.error == pytest.approx(float(lost / energy), rel=1e-3)
         assert entry.error < entry.before

@@ -311,12 +311,15 @@ class _Run:
                     parameter, in_stream
                 ):
                     continue
-                missing = (dense_rows - rows) @ matrices[part].to(rows.dtype).T
+                weight = matrices[part].to(rows.dtype)
+                missing, stream = (dense_rows - rows) @ weight.T, None
                 if other is not None and dense is not None:
-                    apart = self._wide(values[1][dense]) - self._wide(values[0][other])
-                    apart = apart.reshape(-1, missing.shape[1])
-                    missing += apart if valid is None else apart[valid]
-                observer.gap(parameter, rows, missing)
+                    wide, narrow = (
+                        self._wide(v).reshape(-1, missing.shape[1])[... if valid is None else valid]
+                        for v in (values[1][dense], values[0][other])
+                    )
+                    missing, stream = missing + (wide - narrow), dense_rows @ weight.T + wide
+                observer.gap(parameter, rows, missing, stream)
 
     def _wide(self, x: Tensor) -> Tensor:
         """A value in the dtype of statistics, or its own if that is wider."""

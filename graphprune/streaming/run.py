@@ -61,7 +61,7 @@ class GapObserver(Protocol):
             in_stream: whether its product is added to a residual stream.
         """
 
-    def gap(self, parameter: str, x: Tensor, missing: Tensor) -> None:
+    def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
         """See what a weight's output lacks.
 
         Args:
@@ -70,6 +70,7 @@ class GapObserver(Protocol):
             missing: ``[tokens, out]``, to be added to its product with x: the difference to what
                 the dense model has for the same tokens. Where the product is added to a residual
                 stream, the gap of the sum; otherwise of the product.
+            stream: ``[tokens, out]``, the sum in the dense model, where there is one.
         """
 
 
@@ -384,11 +385,15 @@ class _Run:
                     parameter, in_stream
                 ):
                     continue
-                missing = (dense_rows - rows) @ matrices[part].to(rows.dtype).T
+                weight = matrices[part].to(rows.dtype)
+                missing, stream = (dense_rows - rows) @ weight.T, None
                 if other is not None:
-                    apart = (dense[other] - values[other]).reshape(-1, missing.shape[1])
-                    missing += apart if valid is None else apart[valid]
-                observer.gap(parameter, rows, missing)
+                    wide, narrow = (
+                        v[other].reshape(-1, missing.shape[1])[... if valid is None else valid]
+                        for v in (dense, values)
+                    )
+                    missing, stream = missing + (wide - narrow), dense_rows @ weight.T + wide
+                observer.gap(parameter, rows, missing, stream)
 
     def _take(self, group: Group) -> None:
         """Take the new weights of a group from the files of an interrupted run."""

@@ -331,6 +331,7 @@ class Gaps(Halving):
     def __init__(self):
         super().__init__()
         self.missing = {}
+        self.streams = {}
         self.in_stream = {}
 
     def observer(self, group, part):
@@ -342,8 +343,9 @@ class Gaps(Halving):
                 owner.in_stream[parameter] = in_stream
                 return True
 
-            def gap(self, parameter, x, missing):
+            def gap(self, parameter, x, missing, stream):
                 owner.missing.setdefault(parameter, []).append(missing.clone())
+                owner.streams.setdefault(parameter, []).append(stream)
 
         return Seen()
 
@@ -386,6 +388,12 @@ def test_gaps_are_those_to_the_dense_model(tmp_path):
         before = ["first", "second", "third"]
         wanted = value("r2", [], sample) - value("r2", before, sample)
         np.testing.assert_allclose(treatment.missing["fourth"][at].numpy(), wanted, atol=1e-4)
+        # The streams are those of the dense model, without what is added behind the product.
+        stream = treatment.streams["fourth"][at].numpy()
+        np.testing.assert_allclose(stream, value("r2", [], sample), atol=1e-4)
+        wanted = value("s", [], sample) + value("g", [], sample)
+        np.testing.assert_allclose(treatment.streams["second"][at].numpy(), wanted, atol=1e-4)
+        assert treatment.streams["third"][at] is None
 
 
 def test_biases_may_be_changed_with_their_weights(tmp_path):
