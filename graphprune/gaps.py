@@ -37,12 +37,11 @@ class GapSums:
     def zero(cls, x: Tensor, missing: Tensor) -> GapSums:
         """Nothing yet, for rows like these."""
         width, outputs = x.shape[1], missing.shape[1]
-        wide = {"dtype": torch.float64, "device": x.device}
         return cls(
             x.new_zeros(width, width),
-            torch.zeros(width, **wide),
+            x.new_zeros(width, dtype=torch.float64),
             x.new_zeros(outputs, width),
-            torch.zeros(outputs, **wide),
+            x.new_zeros(outputs, dtype=torch.float64),
         )
 
     def add(self, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:

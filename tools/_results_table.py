@@ -59,8 +59,18 @@ TASKS = {
 NAMES = {"perplexity": "perplexity", "spearman": "Spearman", "top1": "top-1", "loss": "loss"}
 
 
-def page(rows: Iterable[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The document."""
+def page(
+    rows: Iterable[Row],
+    found: Mapping[str, Mapping[str, Any]],
+    kernels: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The document.
+
+    Args:
+        rows: in the order in which they are shown.
+        found: what was measured, by the key of a row.
+        kernels: what `tools/bench kernels` has measured, by part.
+    """
     rows = list(rows)
     parts = [HEAD]
     dense = found.get("dense//dense")
@@ -85,7 +95,45 @@ def page(rows: Iterable[Row], found: Mapping[str, Mapping[str, Any]]) -> str:
             titles = ("removed", "method", *(NAMES[m] for m in shown), "parameters")
             lines = [_task_line(row, found[row.key], shown) for row in own]
             parts += [f"### {title}\n", text + "\n", table(titles, lines)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *_kernels(kernels)])
+
+
+KERNELS = {
+    "cpu": "A product in PyTorch, 4096 x 4096, the weight from memory.",
+    "onnx": "An MLP of 4096 x 4096 weights in ONNX Runtime, from a packed file.",
+    "decode": "A token of SmolLM2 at 60 % by SparseGPT: packed against dense with zeros.",
+    "gpu": "A product on a GPU, under CUDA graphs.",
+}
+
+
+def _kernels(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The section on sparse layers, from what `tools/bench kernels` has written."""
+    if not found:
+        return []
+    parts = [
+        "## Sparse layers\n\nBy `tools/bench kernels`, on one thread: *ratio* is the median time of "
+        "the dense layer over that of the packed one, in turns in one run. *Bytes*: of the file, "
+        "packed over dense.\n"
+    ]
+    for part, text in KERNELS.items():
+        if part not in found:
+            continue
+        facts = found[part]
+        names = list(dict.fromkeys(n for row in facts["rows"] for n in row if n != "bar"))
+        lines = [tuple(_shown(row.get(name)) for name in names) for row in facts["rows"]]
+        titles = tuple(name.replace("_", " ") for name in names)
+        parts += [f"{text} {facts['device']}, {facts['date']}.\n", table(titles, lines)]
+    if "gpu" not in found:
+        parts.append("There was no GPU to measure on.\n")
+    return parts
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _task_line(row: Row, facts: Mapping[str, Any], shown: Iterable[str]) -> tuple[str, ...]:
