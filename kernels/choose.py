@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import native
 from .files import FORMATS
-from .operators import linear
+from .linear import SparseLinear
 from .packed import FormatError, Packed
 
 DENSE = "dense"
@@ -83,7 +83,8 @@ def device_name(device: torch.device) -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return f"{model}, {native.variant()}, torch {torch.__version__}"
+    kernel = f"{native.variant()} {native.VERSION}" if native.available() else "no kernel"
+    return f"{model}, {kernel}, torch {torch.__version__}"
 
 
 @dataclass
@@ -227,7 +228,8 @@ def _dense(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
 
 def _sparse(x: Tensor, packed: Packed) -> Callable[[], Tensor]:
-    return lambda: linear(x, packed)
+    layer = SparseLinear(packed)
+    return lambda: layer(x)
 
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> float:

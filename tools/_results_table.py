@@ -111,7 +111,7 @@ def _kernels(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not found:
         return []
     parts = [
-        "## Sparse layers\n\nBy `tools/bench kernels`, on one thread: *ratio* is the median time of "
+        "## Sparse layers\n\nBy `tools/bench kernels`, one thread: *ratio* is the median time of "
         "the dense layer over that of the packed one, in turns in one run. *Bytes*: of the file, "
         "packed over dense.\n"
     ]

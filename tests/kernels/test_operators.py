@@ -1,11 +1,14 @@
 """Packed linear layers against float64, as operators of torch, and the choice of a format."""
 
+import copy
 import json
 
 import pytest
 import torch
 from torch.nn import functional
 
+from graphprune.kernels import native
+from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Setting, Table, choose, measure, worth_trying
 from graphprune.kernels.files import FORMATS
 from graphprune.kernels.linear import SparseLinear
@@ -102,6 +105,25 @@ def test_state_dicts_move_between_layers(format):
     x = torch.randn(2, 64)
     assert torch.equal(other(x), layer(x))
     assert torch.equal(other.weight, weight)
+
+
+@pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
+def test_a_layer_calls_the_kernel_as_the_operator_does():
+    layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)), torch.randn(32), "silu")
+    x = torch.randn(2, 3, 64)
+    expected = linear(x, layer.packed, layer.bias, "silu")
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer(x.transpose(0, 1)), expected.transpose(0, 1))
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    assert layer(x[:0]).shape == (0, 3, 32)
+    # Other weights in the same layer are another kernel's.
+    other = Bitmap.pack(2 * two_of_four(32, 64))
+    layer.load_state_dict({**other.tensors(), "bias": 2 * layer.bias}, assign=True)
+    assert torch.equal(layer(x), linear(x, other, layer.bias, "silu"))
+    with pytest.raises(ValueError, match="float64"):
+        layer(x.double())
+    with pytest.raises(ValueError, match="fit"):
+        layer(x[..., :-8])
 
 
 def test_a_layer_computes_in_the_dtype_it_is_moved_to():
