@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .packed import FormatError, check_matrix, check_shape, check_tensor, first
+from .packed import FormatError, check_matrix, check_offsets, check_shape, check_tensor, first
 
 SIDE = 16
 
@@ -103,15 +103,7 @@ class Block:
         check_tensor(self.format, "values", self.values, (blocks, side, side), None)
         check_tensor(self.format, "row_offsets", self.row_offsets, (rows // side + 1,), torch.int64)
         check_tensor(self.format, "block_columns", self.block_columns, (blocks,), torch.int32)
-        ends = self.row_offsets[[0, -1]].tolist()
-        if ends[0] != 0:
-            raise FormatError(self.format, "row_offsets", f"begins with {ends[0]}", 0)
-        at = first(self.row_offsets.diff() < 0)
-        if at is not None:
-            raise FormatError(self.format, "row_offsets", "smaller than the one before", at + 1)
-        if ends[1] != blocks:
-            why = f"ends with {ends[1]}, there are {blocks} blocks"
-            raise FormatError(self.format, "row_offsets", why, rows // side)
+        check_offsets(self.format, self.row_offsets, blocks)
         place = self.block_columns.long()
         at = first((place < 0) | (place >= columns // side))
         if at is not None:

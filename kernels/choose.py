@@ -41,6 +41,8 @@ class Setting:
     Attributes:
         rows, columns: of the weight.
         sparsity: percent of zeros, in steps of five, rounded down.
+        blocks: percent of the blocks of 16 x 16 that aren't empty, in steps of ten, rounded up.
+        slots: what the fullest strip of 256 columns needs.
         tokens: at once.
         dtype: of weight and tokens, without ``torch.``.
         device: its name.
@@ -50,6 +52,8 @@ class Setting:
     rows: int
     columns: int
     sparsity: int
+    blocks: int
+    slots: int
     tokens: int
     dtype: str
     device: str
@@ -64,13 +68,26 @@ class Setting:
         threads = torch.get_num_threads() if cpu else 0
         dtype = str(weight.dtype).removeprefix("torch.")
         sparsity = int(zeros * 20) * 5
-        return cls(rows, columns, sparsity, tokens, dtype, device_name(weight.device), threads)
+        blocks, slots = _structure(weight)
+        device = device_name(weight.device)
+        return cls(rows, columns, sparsity, blocks, slots, tokens, dtype, device, threads)
 
     @property
     def key(self) -> str:
         """It as text."""
         size = f"{self.rows}x{self.columns}"
-        return f"{self.device}/{self.threads}/{self.dtype}/{size}/{self.sparsity}%/{self.tokens}"
+        zeros = f"{self.sparsity}%, {self.blocks}% of blocks, {self.slots} slots"
+        return f"{self.device}/{self.threads}/{self.dtype}/{size}/{zeros}/{self.tokens}"
+
+
+def _structure(weight: Tensor) -> tuple[int, int]:
+    """The fields `blocks` and `slots` of a setting."""
+    rows, columns = weight.shape
+    kept = torch.nn.functional.pad(weight != 0, (0, -columns % 256, 0, -rows % 16))
+    tiles = kept.view(-(-rows // 16), 16, -1, 16).any(3).any(1)
+    share = int(tiles.sum()) / (-(-rows // 16) * -(-columns // 16))
+    most = int(kept.view(len(kept), -1, 256).sum(2).max())
+    return -(-int(share * 100) // 10) * 10, -(-most // 16) * 16
 
 
 @cache
@@ -102,7 +119,10 @@ class Table:
     @classmethod
     def usual(cls) -> Table:
         """The one in the user's cache directory."""
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            return cls(None)
         return cls.open(Path(home) / "graphprune" / "kernels.json")
 
     @classmethod
@@ -110,7 +130,7 @@ class Table:
         """A table from a file; an empty one if there is none, or it can't be read."""
         try:
             times = json.loads(path.read_text(encoding="utf-8"))
-            fine = all(isinstance(v, float) for t in times.values() for v in t.values())
+            fine = all(isinstance(v, float | int) for t in times.values() for v in t.values())
         except (OSError, ValueError, AttributeError):
             return cls(path)
         return cls(path, times if fine else {})
@@ -125,11 +145,14 @@ class Table:
         self.times.setdefault(key, {}).update(found)
         if self.path is None:
             return
+        # What other processes have kept meanwhile stays; two at the same instant lose a time.
+        self.times = {**Table.open(self.path).times, **self.times}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump(self.times, file, indent=1)
-            os.replace(file.name, self.path)
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as holder:
+                file = Path(holder) / self.path.name
+                file.write_text(json.dumps(self.times, indent=1), encoding="utf-8")
+                os.replace(file, self.path)
         except OSError:  # a home that is read-only costs time, not results
             self.path = None
 
@@ -172,7 +195,7 @@ def worth_trying(weight: Tensor) -> list[str]:
         small = weight.dtype in (torch.float16, torch.bfloat16)
         return ["bitmap", "strip_u8"] if small else ["bitmap"]
     found = []
-    if native.available() and weight.dtype in (torch.float32, torch.bfloat16):
+    if native.available() and weight.dtype in native.TYPES:
         found.append("bitmap")
     if weight.dtype == torch.float32:
         found.append("csr")

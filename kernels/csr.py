@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .packed import FormatError, check_matrix, check_shape, check_tensor, first
+from .packed import FormatError, check_matrix, check_offsets, check_shape, check_tensor, first
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,10 @@ class CSR:
         """See `Packed.validate`."""
         rows, columns = check_shape(self.format, self.shape)
         check_tensor(self.format, "row_offsets", self.row_offsets, (rows + 1,), torch.int32)
-        begin, end = self.row_offsets[[0, -1]].tolist()
-        if begin != 0:
-            raise FormatError(self.format, "row_offsets", f"begins with {begin}", 0)
-        at = first(self.row_offsets.diff() < 0)
-        if at is not None:
-            raise FormatError(self.format, "row_offsets", "smaller than the one before", at + 1)
-        check_tensor(self.format, "columns", self.columns, (end,), torch.int32)
-        check_tensor(self.format, "values", self.values, (end,), None)
+        count = self.values.numel()
+        check_tensor(self.format, "values", self.values, (count,), None)
+        check_tensor(self.format, "columns", self.columns, (count,), torch.int32)
+        check_offsets(self.format, self.row_offsets, count)
         at = first((self.columns < 0) | (self.columns >= columns))
         if at is not None:
             why = f"{int(self.columns[at])} is outside the matrix"

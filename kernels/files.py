@@ -103,7 +103,7 @@ def _formats(metadata: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(found, dict):
         raise FormatError("safetensors", KEY, "the metadata is no table of names")
     for name, format in found.items():
-        if format not in FORMATS:
+        if not isinstance(format, str) or format not in FORMATS:
             known = ", ".join(FORMATS)
             why = f"the format {format!r} is unknown; there are {known}"
             raise FormatError("safetensors", str(name), why)

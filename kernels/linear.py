@@ -40,16 +40,18 @@ class SparseLinear(nn.Module):
             activation: a name in `operators.ACTIVATIONS`.
 
         Raises:
-            ValueError: There is no such activation.
+            ValueError: There is no such activation, or the bias has another size.
         """
         super().__init__()
+        if bias is not None and bias.shape != (packed.shape[0],):
+            raise ValueError(f"the bias has the shape {list(bias.shape)}, not [{packed.shape[0]}]")
         if activation not in ACTIVATIONS:
             raise ValueError(f"the activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
         self.out_features, self.in_features = packed.shape
         self.format = packed.format
         self.activation = activation
         self._parts = tuple(packed.tensors())
-        self._kernel: tuple[tuple[int, ...], native.Prepared | None] = (), None
+        self._kernel: tuple[tuple[tuple[int, int], ...], native.Prepared | None] = (), None
         for name, tensor in packed.tensors().items():
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -83,7 +85,9 @@ class SparseLinear(nn.Module):
         Returns:
             [..., out_features].
         """
-        if type(x) is Tensor and not torch.compiler.is_compiling():
+        if torch.is_autocast_enabled(x.device.type):  # it would cast a dense layer's operands
+            x = x.to(getattr(self, self._parts[0]).dtype)
+        if _is_plain(x):
             prepared = self._prepared()
             found = None if prepared is None else prepared(x, self.bias)
             if found is not None:
@@ -94,7 +98,8 @@ class SparseLinear(nn.Module):
         """The kernel in C++ with this weight, which spares small layers most of the call."""
         buffers = self._buffers
         known, prepared = self._kernel
-        seen = tuple(id(buffers[name]) for name in self._parts)
+        parts = [buffers[name] for name in self._parts]
+        seen = tuple((p.data_ptr(), p.numel()) for p in parts if p is not None)
         if known != seen:
             packed = self.packed
             usable = isinstance(packed, Bitmap) and packed.values.is_cpu and native.available()
@@ -112,3 +117,15 @@ class SparseLinear(nn.Module):
         return (
             f"{self.in_features}, {self.out_features}, {self.format}, bias={self.bias is not None}"
         )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether nobody watches: tracers, modes and autograd see operators, and no call of C."""
+    return (
+        type(x) is Tensor
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )

@@ -144,6 +144,7 @@ class Prepared:
         Raises:
             NativeError, TypeError, ValueError: See `bitmap_linear`.
         """
+        verify(packed)
         self.packed = packed
         self._weight = byref(_weight(packed))
         self._call = _library().graphprune_bitmap_linear
@@ -163,7 +164,12 @@ class Prepared:
         rows, columns = self.packed.shape
         if x.dtype != self._dtype or not x.is_cpu or x.shape[-1] != columns or not x.numel():
             return None
-        if bias is not None and (bias.dtype != self._dtype or not bias.is_contiguous()):
+        if bias is not None and not (
+            bias.is_cpu
+            and bias.dtype == self._dtype
+            and bias.shape == (rows,)
+            and bias.is_contiguous()
+        ):
             return None
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], rows))

@@ -37,7 +37,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 TOKENS = 64
 """More tokens than this are worth unpacking a weight for, but for the kernel in C++."""
 
-_SCHEMA = "(Tensor x, Tensor[] parts, int rows, Tensor? bias=None, str activation='none') -> Tensor"
+_SCHEMA = "(Tensor x, Tensor[] parts, int rows, Tensor? bias, str activation) -> Tensor"
 
 
 def linear(
@@ -114,7 +114,7 @@ def _width(packed: Any) -> int | None:
 
 
 def _bitmap_cpu(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str) -> Tensor | None:
-    if not native.available() or x.dtype not in (torch.float32, torch.bfloat16):
+    if not native.available() or x.dtype not in native.TYPES:
         return None
     return ACTIVATIONS[activation](native.bitmap_linear(x.contiguous(), packed, bias))
 
@@ -188,6 +188,28 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def _remember(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, parts, rows, bias, activation = inputs
+    if activation != "none":
+        raise NotImplementedError(
+            "a packed layer with an activation has no gradient: apply the activation outside"
+        )
+    ctx.parts, ctx.size, ctx.biased = parts, (rows, x.shape[-1]), bias is not None
+
+
+def _backward(format: str) -> Callable[..., tuple[Any, ...]]:
+    """Gradients of tokens and bias; weights are fixed."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        packed = FORMATS[format].of_tensors(
+            ctx.size, dict(zip(_PARTS[format], ctx.parts, strict=True))
+        )
+        bias = grad.flatten(0, -2).sum(0) if ctx.biased else None
+        return grad @ packed.unpack(), [None] * len(ctx.parts), None, bias, None
+
+    return backward
+
+
 def _register(format: str) -> None:
     name = f"graphprune::{format}_linear"
     torch.library.define(name, _SCHEMA)
@@ -196,8 +218,8 @@ def _register(format: str) -> None:
         x: Tensor,
         parts: list[Tensor],
         rows: int,
-        bias: Tensor | None = None,
-        activation: str = "none",
+        bias: Tensor | None,
+        activation: str,
     ) -> Tensor:
         return _compute(format, x, parts, rows, bias, activation)
 
@@ -205,13 +227,14 @@ def _register(format: str) -> None:
         x: Tensor,
         parts: list[Tensor],
         rows: int,
-        bias: Tensor | None = None,
-        activation: str = "none",
+        bias: Tensor | None,
+        activation: str,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], rows))
 
     torch.library.impl(name, "CompositeExplicitAutograd", compute)
     torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, _backward(format), setup_context=_remember)
 
 
 for _format in FORMATS:

@@ -78,6 +78,10 @@ class Packed(Protocol):
         ...
 
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What values may be."""
+
+
 def nbytes(packed: Packed) -> int:
     """Bytes of all parts."""
     return sum(t.numel() * t.element_size() for t in packed.tensors().values())
@@ -87,12 +91,14 @@ def check_matrix(format: str, weight: Tensor) -> Tensor:
     """A weight to pack, contiguous and without gradients.
 
     Raises:
-        FormatError: It isn't a floating-point matrix.
+        FormatError: It isn't a matrix of one of `DTYPES`, or it is empty.
     """
     if weight.dim() != 2:
         raise FormatError(format, "weight", f"a matrix is needed, not {weight.dim()} dimensions")
-    if not weight.dtype.is_floating_point:
-        raise FormatError(format, "weight", f"{weight.dtype} isn't a floating-point type")
+    if weight.dtype not in DTYPES:
+        raise FormatError(format, "weight", f"{weight.dtype} isn't a floating-point type we know")
+    if not weight.numel():
+        raise FormatError(format, "weight", "the matrix is empty")
     return weight.detach().contiguous()
 
 
@@ -107,7 +113,7 @@ def check_tensor(
     if tuple(tensor.shape) != shape:
         why = f"the shape is {list(tensor.shape)} instead of {list(shape)}"
         raise FormatError(format, field, why)
-    fits = tensor.dtype == dtype if dtype else tensor.dtype.is_floating_point
+    fits = tensor.dtype == dtype if dtype else tensor.dtype in DTYPES
     if not fits:
         raise FormatError(
             format, field, f"the type is {tensor.dtype}, not {dtype or 'a floating-point one'}"
@@ -122,13 +128,36 @@ def first(wrong: Tensor) -> int | None:
     return int(flat.to(torch.uint8).argmax()) if flat.any() else None
 
 
+def check_offsets(format: str, offsets: Tensor, total: int) -> None:
+    """Check offsets that begin with 0, never fall and end with `total`.
+
+    Raises:
+        FormatError: One is wrong.
+    """
+    at = first((offsets < 0) | (offsets > total))
+    if at is not None:
+        why = f"{int(offsets[at])} is none of 0 to {total}"
+        raise FormatError(format, "row_offsets", why, at)
+    if int(offsets[0]):
+        raise FormatError(format, "row_offsets", f"begins with {int(offsets[0])}", 0)
+    at = first(offsets[1:] < offsets[:-1])
+    if at is not None:
+        raise FormatError(format, "row_offsets", "smaller than the one before", at + 1)
+    if int(offsets[-1]) != total:
+        why = f"ends with {int(offsets[-1])}, there are {total}"
+        raise FormatError(format, "row_offsets", why, len(offsets) - 1)
+
+
 def check_shape(format: str, shape: Any) -> tuple[int, int]:
     """Rows and columns, as read from a file.
 
     Raises:
         FormatError: They aren't two positive numbers.
     """
-    found = tuple(int(s) for s in shape)
-    if len(found) != 2 or min(found) < 1:
+    try:
+        found = tuple(int(s) for s in shape)
+    except (ValueError, OverflowError) as error:
+        raise FormatError(format, "shape", f"{list(shape)} isn't a shape") from error
+    if len(found) != 2 or min(found) < 1 or found[0] * found[1] >= 2**48:
         raise FormatError(format, "shape", f"{list(found)} isn't the shape of a matrix")
     return found[0], found[1]

@@ -34,6 +34,7 @@ from .packed import FormatError, check_matrix, check_shape, check_tensor, first
 ROWS, COLUMNS, CHUNK = 64, 256, 16
 BANKS = 32
 _EACH = 8  # slots that a thread reads at once
+_TILES = 4  # rows of tiles that are packed at a time
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,15 @@ class Strip:
                 f"{column} on, {slots} slots are there"
             )
             raise FormatError(cls.format, "weight", why, row * columns + column)
-        places = _order(kept, counts, slots)
-        values = tiles.gather(3, places)
-        values = values.where(values != 0, 0)  # negative zeros are zeros
-        return cls((rows, columns), _chunks(values), _chunks(places.to(torch.uint8)))
+        parts = []
+        for begin in range(0, len(tiles), _TILES):  # the indices are large
+            own = slice(begin, begin + _TILES)
+            places = _order(kept[own], counts[own], slots)
+            values = tiles[own].gather(3, places)
+            values = values.where(values != 0, 0)  # negative zeros are zeros
+            parts.append((_chunks(values), _chunks(places.to(torch.uint8))))
+        found = (torch.cat(each) for each in zip(*parts, strict=True))
+        return cls((rows, columns), *found)
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:

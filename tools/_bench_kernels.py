@@ -57,7 +57,12 @@ def main(parts: Sequence[str], model: str, write: Path | None) -> int:
                             for k, v in row.items()), flush=True)  # fmt: skip
     if write is not None:
         _keep(write, found)
-    missed = [r for rows in found.values() for r in rows if r["ratio"] < r.get("bar", 0)]
+    missed = [
+        r
+        for rows in found.values()
+        for r in rows
+        if r["ratio"] < r.get("bar", 0) or not r.get("same_tokens", True)
+    ]
     for row in missed:
         print("missed:", row)
     return 1 if missed else 0

@@ -232,22 +232,26 @@ def _pass(model: Any, windows: Tensor, clock: Clock) -> None:
 
 
 def _ours(settings: Settings, method: str) -> Measured:
-    """Prune with graphprune."""
+    """Prune with graphprune, as `compile` does: new weights go to files, group by group."""
     import graphprune as gp
     from graphprune.evaluate import perplexity
     from graphprune.frontends import load_traced
     from graphprune.solvers import ALPS, SparseGPT, Unstructured, Wanda
+    from graphprune.streaming import State
 
     calibration, evaluation = _windows(settings)
     plain, pruning = Clock(), Clock()
     with (load := Clock()):
         program = load_traced(settings.model)
     solver = {"sparsegpt": SparseGPT, "wanda": Wanda, "alps": ALPS}[method]()
-    with pruning:
-        found = gp.sparsify(program, calibration, solver, Unstructured(settings.sparsity))
-    peak = _peak()
-    _pass(program.module, calibration, plain)
-    value = perplexity(found.program.module, evaluation).value
+    pattern = Unstructured(settings.sparsity)
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as new:
+        state = State(Path(new) / "state", every=0)
+        with pruning:
+            found = gp.sparsify(program, calibration, solver, pattern, state=state)
+        peak = _peak()
+        _pass(program.module, calibration, plain)
+        value = perplexity(found.program.module, evaluation).value
     return Measured(pruning.cpu, pruning.wall, load.cpu, plain.cpu, peak, value)
 
 

@@ -30,7 +30,7 @@ def load_checkpoint(path: Path) -> Program:
     """
     config, model_class = checkpoint_class(path)
     if has_weights(path):
-        model = _build(path, config, model_class)
+        model = build(path, config, model_class)
         device = "cpu"
     else:
         with torch.device("meta"):
@@ -133,13 +133,17 @@ def _plain_experts(model: Any) -> None:
         return  # a model without experts
 
 
-def _build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
-    """The model with memory-mapped weights, or read by transformers where names differ."""
+def build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
+    """The model with memory-mapped weights, or read by transformers where names differ.
+
+    Raises:
+        LoadError: the weights are missing, damaged, or another model's.
+    """
     state = map_checkpoint(path)
     with parameters_on_meta():
         model = construct(model_class, config, path)
     expected = {n: p for n, p in model.state_dict(keep_vars=True).items()}
-    tied = _tied_names(model)
+    tied = tied_names(model)
     missing = {n for n in expected if n not in state and tied.get(n, n) not in state}
     if missing or any(n not in expected for n in state):
         if (path / PACKED).is_file():
@@ -167,7 +171,8 @@ def _build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
     return model
 
 
-def _tied_names(model: torch.nn.Module) -> dict[str, str]:
+def tied_names(model: torch.nn.Module) -> dict[str, str]:
+    """Further names of parameters to their first ones."""
     first: dict[int, str] = {}
     tied = {}
     for name, p in model.named_parameters(remove_duplicate=False):

@@ -59,7 +59,7 @@ def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed]:
     file = directory / PACKED
     try:
         return dict(load(file))
-    except (SafetensorError, OSError, FormatError) as error:
+    except (SafetensorError, OSError, FormatError, TypeError, RuntimeError) as error:
         raise LoadError(
             "can't read the packed weights",
             where=str(file),

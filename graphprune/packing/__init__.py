@@ -61,7 +61,8 @@ def pack(
             where=str(output),
             hint="choose another output, or ask to overwrite it",
         )
-    if source.suffix == ".onnx":
+    _check_overwritten(source, output)
+    if source.suffix == ".onnx" and source.is_file():
         from graphprune.packing.onnx import pack_onnx
 
         return pack_onnx(source, output, format, tuple(tokens), told)
@@ -74,6 +75,28 @@ def pack(
     from graphprune.packing.checkpoint import pack_checkpoint
 
     return pack_checkpoint(source, output, format, tuple(tokens), told)
+
+
+def _check_overwritten(source: Path, output: Path) -> None:
+    """Refuse to replace a directory that holds anything but a checkpoint, or the source.
+
+    Raises:
+        EmitError: it does.
+    """
+    inside, outside = source.resolve(), output.resolve()
+    if outside != inside and (outside in inside.parents or inside in outside.parents):
+        raise EmitError(
+            "source and output lie in one another",
+            where=str(output),
+            hint="choose another output",
+        )
+    if output.is_dir() and not (output / "config.json").is_file():
+        raise EmitError(
+            "the output is a directory with something else in it",
+            where=str(output),
+            why="it has no config.json",
+            hint="choose another output",
+        )
 
 
 __all__ = ["AUTO", "Layer", "Packing", "pack"]

@@ -15,14 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from graphprune.emit import pruned
 from graphprune.emit.hf import COPIED, PLAN
 from graphprune.errors import EmitError, LoadError
 from graphprune.files import replacing
-from graphprune.frontends.hf import checkpoint_class, construct, parameters_on_meta
-from graphprune.frontends.weights import PACKED, map_checkpoint, read_packed
+from graphprune.frontends.hf import (
+    build,
+    checkpoint_class,
+    construct,
+    parameters_on_meta,
+    tied_names,
+)
+from graphprune.frontends.weights import PACKED, has_weights, read_packed
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS, save
 from graphprune.kernels.linear import SparseLinear
@@ -40,12 +46,18 @@ def pack_checkpoint(
     check_format(format)
     progress("reading the checkpoint")
     config, model_class = checkpoint_class(source)
-    with torch.device("meta"):
-        model = construct(model_class, config, source)
+    _check_plain(config, source)
+    if not has_weights(source):
+        raise LoadError(
+            "the checkpoint has no safetensors files",
+            where=str(source),
+            hint="save the model with save_pretrained(..., safe_serialization=True)",
+        )
+    model = build(source, config, model_class)
     linears = linear_weights(model)
     table = Table.usual() if format == AUTO else None
     layers, weights, before, after = [], {}, 0, 0
-    state = map_checkpoint(source)
+    state = _state(model)
     for count, (name, tensor) in enumerate(state.items()):
         size = tensor.numel() * tensor.element_size()
         before += size
@@ -62,7 +74,8 @@ def pack_checkpoint(
             "no weight becomes smaller",
             where=str(source),
             why="; ".join(sorted({f"{e.why}: {e.name}" for e in layers})[:3])
-            or "the model has no linear layers whose weights are in the file",
+            or "no weight belongs to one torch.nn.Linear alone (layers of other classes, such as "
+            "transformers' Conv1D, and tied weights stay dense)",
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     progress("writing")
@@ -92,39 +105,98 @@ def open_packed(
 ) -> nn.Module:
     """See `graphprune.runtime.model`."""
     check_format(format, (*FORMATS, AUTO, "file", DENSE))
+    check_device(device)
     config, model_class = checkpoint_class(path)
-    with parameters_on_meta():
-        model = construct(model_class, config, path)
+    _check_plain(config, path)
+    state: Mapping[str, Tensor | Packed]
+    if (path / PACKED).is_file():
+        with parameters_on_meta():
+            model = construct(model_class, config, path)
+        state = read_packed(path)
+    else:
+        model = build(path, config, model_class)
+        state = _state(model)
     linears = linear_weights(model)
     table = Table.usual() if format == AUTO else None
-    state: Mapping[str, Tensor | Packed] = (
-        read_packed(path) if (path / PACKED).is_file() else map_checkpoint(path)
-    )
     rest: dict[str, Tensor] = {}
     for count, (name, weight) in enumerate(state.items()):
         if name not in linears:
             rest[name] = weight if isinstance(weight, Tensor) else weight.unpack()
             continue
         progress(f"opening {name} ({count + 1}/{len(state)})")
-        dense = (weight if isinstance(weight, Tensor) else weight.unpack()).to(device)
-        chosen = _layout(weight, dense, format, tokens, table)
         layer = model.get_submodule(linears[name])
+        assert isinstance(layer, nn.Linear)
+        if tuple(weight.shape) != (layer.out_features, layer.in_features):
+            raise _another(name, f"its shape is {tuple(weight.shape)}", path)
+        chosen = _layout(weight, format, tokens, table, device)
         if isinstance(chosen, Tensor):
             rest[name] = chosen
         else:
-            assert isinstance(layer, nn.Linear)
             _set(model, linears[name], SparseLinear(chosen, layer.bias))
     _fill(model, rest, path)
     model.to(device)
+    _as_transformers_does(model, path)
     return model.eval()
 
 
+def check_device(device: torch.device) -> None:
+    """See that a device is there.
+
+    Raises:
+        LoadError: it isn't.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        lines = str(error).strip().splitlines()
+        raise LoadError(f"there is no device {device}", why=lines[0] if lines else None) from error
+
+
+def _check_plain(config: Any, path: Path) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise LoadError(
+            "a quantised checkpoint can't be packed",
+            where=str(path / "config.json"),
+            why="it has a quantization_config, and its weights are no plain matrices",
+            hint="pack the checkpoint that it was quantised from",
+        )
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, tied parameters once."""
+    tied = tied_names(model)
+    return {n: t for n, t in model.state_dict().items() if n not in tied}
+
+
+def _as_transformers_does(model: nn.Module, path: Path) -> None:
+    """How a checkpoint wants its model to generate; and what would save nonsense says no."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    if (path / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise EmitError(
+            "a model with sparse layers can't be saved as a checkpoint",
+            why="no class of transformers would open it",
+            hint="copy the directory that it was opened from, or open that with format='dense'",
+        )
+
+    if any(isinstance(m, SparseLinear) for m in model.modules()):
+        model.save_pretrained = refuse  # type: ignore[method-assign]
+
+
 def _layout(
-    weight: Tensor | Packed, dense: Tensor, format: str, tokens: tuple[int, ...], table: Any
+    weight: Tensor | Packed,
+    format: str,
+    tokens: tuple[int, ...],
+    table: Table | None,
+    device: torch.device,
 ) -> Tensor | Packed:
     """A weight in the format that is asked for; dense where that can't hold it."""
-    if format == "file":
-        return dense if isinstance(weight, Tensor) else weight
+    if format in ("file", getattr(weight, "format", "")):
+        return weight
+    dense = (weight if isinstance(weight, Tensor) else weight.unpack()).to(device)
     if not dense.is_floating_point() or format == DENSE:
         return dense
     if format == AUTO:
@@ -146,16 +218,24 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _fill(model: nn.Module, rest: Mapping[str, Tensor], path: Path) -> None:
     """Put in what isn't packed, and see that nothing is left without a value."""
-    found = model.load_state_dict(rest, strict=False, assign=True)
+    try:
+        found = model.load_state_dict(rest, strict=False, assign=True)
+    except RuntimeError as error:  # torch has no other for shapes that differ
+        lines = str(error).strip().splitlines()
+        raise _another(lines[-1].strip(), "its shape is another one", path) from error
     if isinstance(model, PreTrainedModel):
         model.tie_weights()
     empty = [n for n, p in model.named_parameters() if p.is_meta]
     empty += [n for n, b in model.named_buffers() if b.is_meta]
     if empty or found.unexpected_keys:
         name = empty[0] if empty else found.unexpected_keys[0]
-        raise LoadError(
-            "the packed weights don't fit the model",
-            where=name,
-            why="it is missing" if empty else "the model has no such weight",
-            hint=f"pack the original checkpoint again; {path} was written for another model",
-        )
+        raise _another(name, "it is missing" if empty else "the model has no such weight", path)
+
+
+def _another(name: str, why: str, path: Path) -> LoadError:
+    return LoadError(
+        "the packed weights don't fit the model",
+        where=name,
+        why=why,
+        hint=f"pack the original checkpoint again; {path} was written for another model",
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 
@@ -21,7 +22,15 @@ from graphprune.errors import EmitError
 from graphprune.frontends.onnx import read_onnx
 from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Table
-from graphprune.kernels.onnx_function import DOMAIN, NAME, OPSET, VERSION, function, initializers
+from graphprune.kernels.onnx_function import (
+    DOMAIN,
+    INPUTS,
+    NAME,
+    OPSET,
+    VERSION,
+    function,
+    initializers,
+)
 from graphprune.kernels.packed import nbytes
 from graphprune.onnx_program import write_model
 from graphprune.onnx_tensors import weight_bytes
@@ -65,8 +74,10 @@ def pack_onnx(
             hint="give an output that ends in .onnx",
         )
     progress("reading the file")
+    _check_unpacked(source)
     model = read_onnx(source)
-    opset = model.graph.opset_imports[""]
+    imports = model.graph.opset_imports
+    opset = imports.get("", imports.get("ai.onnx", 0))
     if opset < OPSET:
         raise EmitError(
             f"a model of opset {opset} can't be packed",
@@ -86,16 +97,44 @@ def pack_onnx(
             "no weight becomes smaller",
             where=str(source),
             why="; ".join(sorted({f"{e.why}: {e.name}" for e in layers})[:3])
-            or "no node multiplies by a constant float32 matrix",
+            or "no MatMul or Gemm of the main graph has a constant float32 matrix of its own",
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     body = ir.serde.deserialize_function(function(opset))
     model.functions[body.identifier()] = body
+    model.ir_version = max(model.ir_version, 8)  # the first with functions
     model.graph.opset_imports[DOMAIN] = VERSION
     after = weight_bytes(model)
     progress("writing")
     write_model(model, output, external=after > _ABOVE)
     return Packing(str(source), str(output), tuple(layers), before, after)
+
+
+def _check_unpacked(source: Path) -> None:
+    """Refuse a file with nodes of ours: reading it takes functions apart.
+
+    Raises:
+        EmitError: it has some.
+    """
+    try:
+        proto = onnx.load(source, load_external_data=False)
+    except Exception:  # reading it properly says what is wrong
+        return
+    if any(o.domain == DOMAIN for o in proto.opset_import):
+        raise EmitError(
+            "the file is packed already",
+            where=str(source),
+            hint="pack the file that it was made from",
+        )
+
+
+def _free(graph: ir.Graph, name: str) -> str:
+    """A name whose parts no value has yet."""
+    used = {v.name for node in graph.all_nodes() for v in (*node.inputs, *node.outputs) if v}
+    used |= {v.name for v in (*graph.inputs, *graph.outputs)} | set(graph.initializers)
+    while any(f"{name}.{part}" in used for part in (*INPUTS, "product")):
+        name += "_"
+    return name
 
 
 def _products(graph: ir.Graph) -> Iterator[_Product]:
@@ -143,7 +182,8 @@ def _packed(
 def _replace(graph: ir.Graph, product: _Product, packed: Bitmap) -> None:
     node, weight = product.node, product.weight
     parts = []
-    for proto in initializers(str(weight.name), packed):
+    name = _free(graph, str(weight.name))
+    for proto in initializers(name, packed):
         tensor = ir.serde.deserialize_tensor(proto)
         value = ir.Value(
             name=proto.name,
@@ -159,7 +199,7 @@ def _replace(graph: ir.Graph, product: _Product, packed: Bitmap) -> None:
     new.outputs[0].shape, new.outputs[0].type = result.shape, result.type
     last = [new]
     if bias is not None:
-        new.outputs[0].name = f"{result.name}_product"
+        new.outputs[0].name = f"{name}.product"
         last.append(ir.Node("", "Add", [new.outputs[0], bias], name=f"{node.name}_bias"))
         last[1].outputs[0].shape, last[1].outputs[0].type = result.shape, result.type
     ir.convenience.replace_nodes_and_values(

@@ -48,12 +48,12 @@ def faster(matrix: torch.Tensor, tokens: tuple[int, ...], table: Table) -> bool:
 
 def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float]:
     """Seconds of a product, among others whose weights together fit no cache."""
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     copies = max(2, min(32, -(-_COLD // (matrix.numel() * 4))))
     x = torch.randn(tokens, columns).numpy()
     models = {
-        DENSE: _model(rows, columns, copies, matrix.T.contiguous()),
-        Bitmap.format: _model(rows, columns, copies, Bitmap.pack(matrix)),
+        DENSE: _model(matrix, copies, packed=False),
+        Bitmap.format: _model(matrix, copies, packed=True),
     }
     with tempfile.TemporaryDirectory(prefix="graphprune-") as holder:
         sessions = {}
@@ -71,18 +71,21 @@ def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def _model(rows: int, columns: int, copies: int, weight: Bitmap | torch.Tensor) -> onnx.ModelProto:
-    """Products of one input with copies of a weight, one output each."""
+def _model(matrix: torch.Tensor, copies: int, packed: bool) -> onnx.ModelProto:
+    """Products of one input with as many weights, one output each.
+
+    The weights are the matrix with other orders of its rows: of equal ones ONNX Runtime keeps one.
+    """
+    rows, columns = matrix.shape
     nodes, kept = [], []
     for i in range(copies):
-        if isinstance(weight, Bitmap):
-            protos = initializers(f"w{i}", weight)
-            product = node("x", f"w{i}", f"y{i}")
+        weight = matrix.roll(i, 0)
+        if packed:
+            kept += initializers(f"w{i}", Bitmap.pack(weight))
+            nodes.append(node("x", f"w{i}", f"y{i}"))
         else:
-            protos = [numpy_helper.from_array(weight.numpy(), f"w{i}")]
-            product = helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"])
-        kept += protos
-        nodes.append(product)
+            kept.append(numpy_helper.from_array(weight.T.contiguous().numpy(), f"w{i}"))
+            nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
     graph = helper.make_graph(
         nodes,
         "products",
@@ -93,8 +96,7 @@ def _model(rows: int, columns: int, copies: int, weight: Bitmap | torch.Tensor) 
         ],
         initializer=kept,
     )
-    sparse = isinstance(weight, Bitmap)
-    functions = [function()] if sparse else []
+    functions = [function()] if packed else []
     return helper.make_model(
         graph, opset_imports=opset_imports(), ir_version=10, functions=functions
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from graphprune.errors import EmitError
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS
-from graphprune.kernels.packed import FormatError, Packed, nbytes
+from graphprune.kernels.packed import DTYPES, FormatError, Packed, nbytes
 from graphprune.packing.report import Layer
 
 AUTO = "auto"
@@ -39,12 +39,15 @@ def packed_weight(
         What became of it, and the packed weight; None where it stays dense.
     """
     dense = weight.numel() * weight.element_size()
-    sparsity = 1 - int(weight.count_nonzero()) / weight.numel()
     rows, columns = weight.shape
+    known = weight.dtype in DTYPES and dense
+    sparsity = 1 - int(weight.count_nonzero()) / weight.numel() if known else 0.0
 
     def left(why: str) -> tuple[Layer, None]:
         return Layer(name, (rows, columns), sparsity, DENSE, dense, dense, why), None
 
+    if not known:
+        return left(f"values of type {weight.dtype}" if dense else "empty")
     if sparsity == 0:
         return left("no zeros")
     chosen = choose(weight, tokens, table=table) if format == AUTO else format

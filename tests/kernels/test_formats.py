@@ -225,9 +225,11 @@ def test_damaged_2_4_is_refused(change, field, offset):
     [
         (lambda p: replace(p, block_columns=changed(p.block_columns, 1, 3)), "block_columns", 1),
         (lambda p: replace(p, block_columns=changed(p.block_columns, 1, 0)), "block_columns", 1),
-        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 7)), "row_offsets", 2),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 7)), "row_offsets", 1),
         (lambda p: replace(p, row_offsets=changed(p.row_offsets, 2, 5)), "row_offsets", 2),
         (lambda p: replace(p, row_offsets=changed(p.row_offsets, 0, 1)), "row_offsets", 0),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 2**63 - 1)), "row_offsets", 1),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, -2)), "row_offsets", 1),
         (lambda p: replace(p, shape=(32, 40)), "values", None),
     ],
 )
@@ -243,9 +245,11 @@ def test_damaged_blocks_are_refused(change, field, offset):
     [
         (lambda p: replace(p, columns=changed(p.columns, 2, 9)), "columns", 2),
         (lambda p: replace(p, columns=changed(p.columns, 2, 1)), "columns", 2),
-        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 99)), "row_offsets", 2),
-        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 3, 26)), "columns", None),
-        (lambda p: replace(p, values=p.values[1:]), "values", None),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 99)), "row_offsets", 1),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 3, 26)), "row_offsets", 3),
+        (lambda p: replace(p, values=p.values[1:]), "columns", None),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 1, 2**31 - 1)), "row_offsets", 1),
+        (lambda p: replace(p, row_offsets=changed(p.row_offsets, 2, -2)), "row_offsets", 2),
     ],
 )
 def test_damaged_csr_is_refused(change, field, offset):

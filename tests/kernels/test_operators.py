@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from graphprune.kernels import native
@@ -157,12 +158,12 @@ def test_what_doesn_t_fit_is_refused(format):
         SparseLinear(packed, activation="tanh")
     operator = getattr(torch.ops.graphprune, f"{format}_linear")
     with pytest.raises(ValueError, match="tensors instead of"):
-        operator(x, [], 32)
+        operator(x, [], 32, None, "none")
     with pytest.raises(ValueError, match="fit"):
-        operator(x, list(packed.tensors().values()), 1600)
+        operator(x, list(packed.tensors().values()), 1600, None, "none")
     if format not in ("csr", "strip_u8", "block"):  # whose parts don't tell the columns
         with pytest.raises(ValueError, match="fit"):
-            operator(torch.randn(3, 300), list(packed.tensors().values()), 32)
+            operator(torch.randn(3, 300), list(packed.tensors().values()), 32, None, "none")
 
 
 def test_a_choice_is_the_fastest_format(tmp_path):
@@ -212,3 +213,87 @@ def test_a_format_that_can_t_hold_a_weight_isn_t_chosen():
     weight = torch.randn(20, 30)
     assert measure(weight, 1, ["block"])["block"] == float("inf")
     assert choose(weight, (1,), ["block"], Table(None)) == DENSE
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradients_reach_tokens_and_bias(format):
+    weight = two_of_four(32, 64)
+    layer = SparseLinear(FORMATS[format].pack(weight), torch.randn(32))
+    found, expected = (torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) for _ in "ab")
+    found.requires_grad_()
+    expected.requires_grad_()
+    layer(found).square().sum().backward()
+    functional.linear(expected, weight, layer.bias).square().sum().backward()
+    assert torch.allclose(found.grad, expected.grad, rtol=1e-4, atol=1e-3)
+    with pytest.raises(NotImplementedError, match="activation outside"):
+        SparseLinear(layer.packed, layer.bias, "relu")(found)
+
+
+def test_tracers_see_the_operator():
+    layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)), torch.randn(32))
+    x = torch.randn(3, 64)
+    expected = layer(x)
+    traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(2 * x), layer(2 * x))
+    graph = make_fx(layer)(x)
+    called = [n.target for n in graph.graph.nodes if n.op == "call_function"]
+    assert called == [torch.ops.graphprune.bitmap_linear.default]
+    assert torch.equal(graph(x), expected)
+
+
+def test_a_layer_follows_memory_that_moves():
+    layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)), torch.randn(32))
+    x = torch.randn(3, 64)
+    expected = layer(x)
+    layer.share_memory()
+    assert torch.equal(layer(x), expected)
+
+
+def test_a_bias_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="bias"):
+        SparseLinear(Bitmap.pack(two_of_four(32, 64)), torch.zeros(1))
+
+
+@pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
+def test_bits_that_were_loaded_into_a_layer_are_checked():
+    layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)))
+    state = {**layer.state_dict(), "bitmask": torch.full((32, 8), 255, dtype=torch.uint8)}
+    layer.load_state_dict(state, assign=True)
+    with pytest.raises(ValueError, match="bits"):
+        layer(torch.randn(3, 64))
+
+
+def test_autocast_leaves_a_layer_its_dtype():
+    weight = two_of_four(32, 64)
+    layer = SparseLinear(Bitmap.pack(weight))
+    x = torch.randn(3, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x.bfloat16())
+    assert torch.equal(found, layer(x.bfloat16().float()))
+
+
+def test_settings_tell_structures_apart():
+    full, spread = torch.zeros(64, 64), torch.zeros(64, 64)
+    full[:16] = 1
+    spread[:, ::4] = 1
+    first, second = Setting.of(full, 1), Setting.of(spread, 1)
+    assert (first.sparsity, first.blocks, first.slots) == (75, 30, 64)
+    assert (second.sparsity, second.blocks, second.slots) == (75, 100, 16)
+    assert first.key != second.key
+
+
+def test_tables_of_two_processes_are_merged(tmp_path):
+    first, second = (Table.open(tmp_path / "times.json") for _ in range(2))
+    first.keep("one", {"csr": 1.0})
+    second.keep("two", {"csr": 2.0})
+    assert Table.open(tmp_path / "times.json").times == {"one": {"csr": 1.0}, "two": {"csr": 2.0}}
+    assert [p.name for p in tmp_path.iterdir()] == ["times.json"]
+
+
+def test_a_user_without_a_home_has_no_table(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", none)
+    assert Table.usual().path is None

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForPreTraining,
+    ViTConfig,
+    ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError
@@ -192,3 +201,110 @@ def test_packed_weights_of_another_model_are_refused(packed, tmp_path):
     for opened in (gp.load, gp.runtime.model):
         with pytest.raises(LoadError, match="don't fit"):
             opened(other)
+
+
+def test_a_model_generates_as_its_checkpoint_says(packed, sparse_llama, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(sparse_llama, checkpoint)
+    told = {"eos_token_id": [7, 8], "max_new_tokens": 5, "do_sample": False}
+    (checkpoint / "generation_config.json").write_text(json.dumps(told))
+    pack(checkpoint, tmp_path / "out")
+    model = gp.runtime.model(tmp_path / "out", format="file")
+    assert model.generation_config.eos_token_id == [7, 8]
+    twin = AutoModelForCausalLM.from_pretrained(checkpoint)
+    prompt = torch.tensor([[3, 1, 4]])
+    assert torch.equal(model.generate(prompt), twin.generate(prompt))
+
+
+def test_a_model_with_sparse_layers_can_t_be_saved_as_nonsense(packed, tmp_path):
+    with pytest.raises(EmitError, match="can't be saved"):
+        gp.runtime.model(packed, format="file").save_pretrained(tmp_path / "saved")
+    gp.runtime.model(packed, format="dense").save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, gp.load(packed).module(input_ids=tokens).logits)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert", "whisper"])
+def test_other_models_are_packed_and_opened(kind, tmp_path):
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48}  # fmt: skip
+    model, inputs = {
+        "vit": lambda: (
+            ViTForImageClassification(ViTConfig(**small, image_size=16, patch_size=8)),
+            {"pixel_values": torch.randn(2, 3, 16, 16)},
+        ),
+        "bert": lambda: (
+            BertForPreTraining(BertConfig(**small, vocab_size=60)),
+            {"input_ids": torch.arange(10)[None]},
+        ),
+        "whisper": lambda: (
+            WhisperForConditionalGeneration(
+                WhisperConfig(
+                    vocab_size=60, num_mel_bins=8, d_model=32, encoder_layers=1, decoder_layers=1,
+                    encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+                    decoder_ffn_dim=48, max_source_positions=10, pad_token_id=0, bos_token_id=1,
+                    eos_token_id=2, decoder_start_token_id=1, suppress_tokens=[],
+                )
+            ),
+            {"input_features": torch.randn(1, 8, 20), "decoder_input_ids": torch.arange(5)[None]},
+        ),
+    }[kind]()  # fmt: skip
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data.masked_fill_(torch.rand(layer.weight.shape) < 0.6, 0)
+    model.eval().save_pretrained(tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    if kind == "bert":  # a file that has more than its class needs
+        config["architectures"] = ["BertForMaskedLM"]
+        (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+        model = AutoModelForMaskedLM.from_pretrained(tmp_path / "dense").eval()
+    found = pack(tmp_path / "dense", tmp_path / "packed")
+    assert sum(e.format == "bitmap" for e in found.layers) >= 12
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for path, format in (("packed", "file"), ("packed", "csr"), ("dense", "bitmap")):
+            opened = gp.runtime.model(tmp_path / path, format=format)
+            assert len(sparse_layers(opened)) >= 12
+            error = (opened(**inputs).logits - expected).abs().max()
+            assert error < 1e-5 * expected.abs().max(), (path, format)
+
+
+@pytest.mark.parametrize("key", ["intermediate_size", "vocab_size", "hidden_size"])
+def test_other_sizes_are_refused(packed, tmp_path, key):
+    other = tmp_path / "other"
+    shutil.copytree(packed, other)
+    config = json.loads((other / "config.json").read_text())
+    config[key] += 4
+    (other / "config.json").write_text(json.dumps(config))
+    for opened in (gp.load, gp.runtime.model):
+        with pytest.raises(LoadError, match="don't fit"):
+            opened(other)
+
+
+def test_directories_with_other_things_stay(sparse_llama, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(sparse_llama, home / "source")
+    (home / "thesis.txt").write_text("all my work")
+    for output in (home, home / "source" / "out"):
+        with pytest.raises(EmitError, match="lie in one another"):
+            pack(home / "source", output, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("all my work")
+    with pytest.raises(EmitError, match="something else in it"):
+        pack(sparse_llama, tmp_path / "other", overwrite=True)
+    assert (home / "thesis.txt").exists()
+
+
+def test_quantised_checkpoints_and_absent_devices_are_refused(sparse_llama, packed, tmp_path):
+    quantised = tmp_path / "quantised"
+    shutil.copytree(sparse_llama, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (quantised / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match="quantised checkpoint"):
+        pack(quantised, tmp_path / "out")
+    with pytest.raises(LoadError, match="no device"):
+        gp.runtime.model(packed, device="cuda:77")

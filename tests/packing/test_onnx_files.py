@@ -186,3 +186,34 @@ def test_large_files_keep_weights_beside_them(source, tmp_path, monkeypatch):
     (expected,) = plain_session(source).run(None, {"x": x})
     found = gp.runtime.session(tmp_path / "out" / "packed.onnx")(x=x)["y"]
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_packed_file_isn_t_packed_again(source, tmp_path):
+    pack(source, tmp_path / "packed.onnx")
+    with pytest.raises(EmitError, match="packed already"):
+        pack(tmp_path / "packed.onnx", tmp_path / "again.onnx")
+
+
+def test_names_that_are_taken(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["first.bitmask"]),
+        helper.make_node("Relu", ["first.bitmask"], ["b"]),
+        helper.make_node("Reshape", ["b", "size"], ["second.product"]),
+        helper.make_node("Gemm", ["second.product", "second", "second_bias"], ["y"], transB=1),
+    ]
+    weights = {**WEIGHTS, "first.shape": np.zeros(1, np.float32)}
+    source = build(tmp_path / "dense.onnx", nodes=nodes, weights=weights, shape=("m", 77))
+    assert len(pack(source, tmp_path / "packed.onnx").layers) == 2
+    x = np.ones((1, 2, 300), np.float32)
+    (expected,) = plain_session(source).run(None, {"x": x})
+    found = gp.runtime.session(tmp_path / "packed.onnx")(x=x)["y"]
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_old_files_get_the_version_that_has_functions(tmp_path):
+    source = build(tmp_path / "dense.onnx", 13)
+    model = onnx.load(source)
+    model.ir_version = 6
+    onnx.save(model, source)
+    pack(source, tmp_path / "packed.onnx")
+    assert onnx.load(tmp_path / "packed.onnx").ir_version == 8
