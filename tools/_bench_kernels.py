@@ -68,6 +68,10 @@ def main(parts: Sequence[str], model: str, write: Path | None) -> int:
     return 1 if missed else 0
 
 
+def _misses(row: Row) -> bool:
+    return row["ratio"] < row.get("bar", 0) or not row.get("same_tokens", True)
+
+
 def pruned(rows: int, columns: int, sparsity: float, dtype: torch.dtype) -> torch.Tensor:
     """A weight whose smallest entries are zero."""
     weight = torch.randn(rows, columns)
