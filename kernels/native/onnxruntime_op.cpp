@@ -13,8 +13,7 @@ namespace {
 
 std::atomic<int64_t> calls{0};
 
-// Another provider, such as CUDAExecutionProvider, is one more row. A provider that a runtime
-// doesn't have is ignored there.
+// A provider that a runtime doesn't have is ignored there.
 const Kind kKinds[] = {
     {"CPUExecutionProvider", ort::kFloat, GRAPHPRUNE_FLOAT32, ort::kMemoryDefault,
      create_cpu_kernel},
@@ -22,6 +21,12 @@ const Kind kKinds[] = {
      create_cpu_kernel},
     {"CPUExecutionProvider", ort::kBfloat16, GRAPHPRUNE_BFLOAT16, ort::kMemoryDefault,
      create_cpu_kernel},
+    {"CUDAExecutionProvider", ort::kFloat, GRAPHPRUNE_FLOAT32, ort::kMemoryCpuInput,
+     create_cuda_kernel},
+    {"CUDAExecutionProvider", ort::kFloat16, GRAPHPRUNE_FLOAT16, ort::kMemoryCpuInput,
+     create_cuda_kernel},
+    {"CUDAExecutionProvider", ort::kBfloat16, GRAPHPRUNE_BFLOAT16, ort::kMemoryCpuInput,
+     create_cuda_kernel},
 };
 constexpr size_t kCount = sizeof kKinds / sizeof *kKinds;
 

@@ -57,6 +57,8 @@ void count_call();
 
 Kernel* create_cpu_kernel(const Kind& kind, const OrtApi* api, const OrtKernelInfo* info,
                           OrtStatus** status);
+Kernel* create_cuda_kernel(const Kind& kind, const OrtApi* api, const OrtKernelInfo* info,
+                           OrtStatus** status);
 
 }  // namespace graphprune
 #endif
