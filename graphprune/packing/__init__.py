@@ -1,4 +1,4 @@
-"""Files whose weights take no space for zeros: `pack` writes them, `opened` runs a checkpoint.
+"""Files whose weights take no space for zeros.
 
     graphprune pack SPARSE -o PACKED          # SPARSE: a checkpoint or an ONNX file with zeros
     model = graphprune.runtime.model("PACKED")
