@@ -136,11 +136,11 @@ class Gathered:
         self.halves[self.turn % len(self.halves)].add(x, self.where)
 
     def wants_gap(self, parameter: str, in_stream: bool) -> bool:
-        """See `graphprune.streaming.run.GapObserver`."""
+        """See `graphprune.streaming.told_gaps.GapObserver`."""
         return len(self.halves) > 1 and (in_stream or not self.streams)
 
     def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
-        """See `graphprune.streaming.run.GapObserver`."""
+        """See `graphprune.streaming.told_gaps.GapObserver`."""
         self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing, stream)
 
     @property

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from . import native
 from .bitmap import Bitmap
 from .files import FORMATS
-from .operators import ACTIVATIONS, linear
+from .operators import linear
 from .packed import Packed
+from .reference import ACTIVATIONS, check_activation
 
 
 class SparseLinear(nn.Module):
@@ -37,7 +38,7 @@ class SparseLinear(nn.Module):
         Args:
             packed: [out_features, in_features].
             bias: [out_features].
-            activation: a name in `operators.ACTIVATIONS`.
+            activation: a name in `reference.ACTIVATIONS`.
 
         Raises:
             ValueError: There is no such activation, or the bias has another size.
@@ -45,8 +46,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         if bias is not None and bias.shape != (packed.shape[0],):
             raise ValueError(f"the bias has the shape {list(bias.shape)}, not [{packed.shape[0]}]")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"the activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        check_activation(activation)
         self.out_features, self.in_features = packed.shape
         self.format = packed.format
         self.activation = activation

@@ -23,16 +23,8 @@ from .block import Block
 from .csr import CSR
 from .files import FORMATS
 from .packed import Packed
+from .reference import ACTIVATIONS, check_activation
 from .strip import Strip
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-    "silu": functional.silu,
-}
-"""What an operator can do with its outputs, by name."""
 
 TOKENS = 64
 """More tokens than this are worth unpacking a weight for, but for the kernel in C++."""
@@ -49,7 +41,7 @@ def linear(
         x: [..., columns], of the dtype of the weight's values.
         packed: the weight, [rows, columns].
         bias: [rows].
-        activation: a name in `ACTIVATIONS`.
+        activation: a name in `reference.ACTIVATIONS`.
 
     Returns:
         [..., rows], of the dtype of x.
@@ -87,30 +79,27 @@ def _packed(format: str, x: Tensor, parts: list[Tensor], rows: int) -> Any:
 
 
 def _check(x: Tensor, packed: Any, values: Tensor, bias: Tensor | None, activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"the activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    check_activation(activation)
     if x.dtype != values.dtype:
         raise ValueError(f"the input is {x.dtype}, the weight {values.dtype}")
     if bias is not None and bias.shape != (packed.shape[0],):
         raise ValueError(f"the bias has the shape {list(bias.shape)}, not [{packed.shape[0]}]")
-    width = _width(packed)
-    if width is not None and width != packed.shape[1]:
-        raise ValueError(f"the input has {packed.shape[1]} columns, which don't fit the weight")
+    if not _fits(packed):
+        rows, columns = packed.shape
+        raise ValueError(f"{rows} outputs of {columns} inputs don't fit the parts of the weight")
 
 
-def _width(packed: Any) -> int | None:
-    """The columns of x that are wrong for the parts, as far as shapes tell; see `_check`."""
-    columns: int = packed.shape[1]
-    rows: int = packed.shape[0]
+def _fits(packed: Any) -> bool:
+    """Whether the parts are those of such a shape, as far as their own shapes tell."""
+    rows, columns = packed.shape
     if packed.format in ("bitmap", "nm24"):
-        fits = tuple(packed.bitmask.shape) == (rows, -(-columns // 8))
-    elif packed.format == "strip_u8":
-        fits = tuple(packed.values.shape[:2]) == (-(-rows // 64), -(-columns // 256))
-    elif packed.format == "block":
-        fits = len(packed.row_offsets) == rows // packed.side + 1 and columns % packed.side == 0
-    else:
-        fits = len(packed.row_offsets) == rows + 1
-    return columns if fits else -1
+        return tuple(packed.bitmask.shape) == (rows, -(-columns // 8))
+    if packed.format == "strip_u8":
+        return tuple(packed.values.shape[:2]) == (-(-rows // 64), -(-columns // 256))
+    if packed.format == "block":
+        side: int = packed.side
+        return columns % side == 0 and tuple(packed.row_offsets.shape) == (rows // side + 1,)
+    return tuple(packed.row_offsets.shape) == (rows + 1,)
 
 
 def _bitmap_cpu(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str) -> Tensor | None:

@@ -27,9 +27,10 @@ from graphprune.streaming.onnx_pieces import Piece, Values
 from graphprune.streaming.onnx_schedule import OnnxSchedule, Probe, Segment
 from graphprune.streaming.onnx_sums import Slot, summands
 from graphprune.streaming.padding import Padding
-from graphprune.streaming.run import GapObserver, Observer, Recording, Step, Treatment
+from graphprune.streaming.run import Observer, Recording, Step, Treatment
 from graphprune.streaming.sites import Group, Sites
 from graphprune.streaming.state import State
+from graphprune.streaming.told_gaps import GapObserver, tell_gap
 from graphprune.streaming.weights import TreatedWeights
 
 Sizes: TypeAlias = "tuple[tuple[int, ...], ...]"
@@ -311,15 +312,10 @@ class _Run:
                     parameter, in_stream
                 ):
                     continue
-                weight = matrices[part].to(rows.dtype)
-                missing, stream = (dense_rows - rows) @ weight.T, None
+                beside = None
                 if other is not None and dense is not None:
-                    wide, narrow = (
-                        self._wide(v).reshape(-1, missing.shape[1])[... if valid is None else valid]
-                        for v in (values[1][dense], values[0][other])
-                    )
-                    missing, stream = missing + (wide - narrow), dense_rows @ weight.T + wide
-                observer.gap(parameter, rows, missing, stream)
+                    beside = self._wide(values[0][other]), self._wide(values[1][dense])
+                tell_gap(observer, parameter, matrices[part], (rows, dense_rows), beside, valid)
 
     def _wide(self, x: Tensor) -> Tensor:
         """A value in the dtype of statistics, or its own if that is wider."""

@@ -39,6 +39,7 @@ from graphprune.streaming.runner import (
 from graphprune.streaming.schedule import Probe, Schedule, spans
 from graphprune.streaming.sites import Group, Sites
 from graphprune.streaming.state import State
+from graphprune.streaming.told_gaps import GapObserver, tell_gap
 from graphprune.streaming.weights import TreatedWeights
 
 
@@ -47,31 +48,6 @@ class Observer(Protocol):
 
     def add(self, x: Tensor) -> None:
         """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
-
-
-@runtime_checkable
-class GapObserver(Protocol):
-    """An observer that also wants to know how far the run has strayed from the dense model."""
-
-    def wants_gap(self, parameter: str, in_stream: bool) -> bool:
-        """Whether `gap` is to be called for a weight: two products for each of its inputs.
-
-        Args:
-            parameter: the weight.
-            in_stream: whether its product is added to a residual stream.
-        """
-
-    def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
-        """See what a weight's output lacks.
-
-        Args:
-            parameter: the weight.
-            x: rows ``[tokens, features]`` that it reads in the treated model.
-            missing: ``[tokens, out]``, to be added to its product with x: the difference to what
-                the dense model has for the same tokens. Where the product is added to a residual
-                stream, the gap of the sum; otherwise of the product.
-            stream: ``[tokens, out]``, the sum in the dense model, where there is one.
-        """
 
 
 @runtime_checkable
@@ -385,15 +361,8 @@ class _Run:
                     parameter, in_stream
                 ):
                     continue
-                weight = matrices[part].to(rows.dtype)
-                missing, stream = (dense_rows - rows) @ weight.T, None
-                if other is not None:
-                    wide, narrow = (
-                        v[other].reshape(-1, missing.shape[1])[... if valid is None else valid]
-                        for v in (dense, values)
-                    )
-                    missing, stream = missing + (wide - narrow), dense_rows @ weight.T + wide
-                observer.gap(parameter, rows, missing, stream)
+                beside = None if other is None else (values[other], dense[other])
+                tell_gap(observer, parameter, matrices[part], (rows, dense_rows), beside, valid)
 
     def _take(self, group: Group) -> None:
         """Take the new weights of a group from the files of an interrupted run."""
