@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphprune.solvers import SecondMoment
 from graphprune.solvers.gap import GapClosing, Sample
+from graphprune.solvers.statistic import STRIP
 from graphprune.streaming import Group
 
 
@@ -18,7 +19,7 @@ class GapSums:
     """Sums over tokens of what a weight reads and of its gap, each token with its weight.
 
     Attributes:
-        inputs: [in, in], sum of w x xᵀ of what it reads.
+        inputs: [in, in], sum of w x xᵀ of what it reads, of which only the lower triangle counts.
         means: [in], float64, sum of w x.
         products: [out, in], sum of w g xᵀ.
         gaps: [out], float64, sum of w g.
@@ -48,7 +49,9 @@ class GapSums:
         """Count rows; see `weights`."""
         counts = x.new_ones(len(x), 1) if stream is None else weights(stream)
         heavy = x * counts
-        self.inputs.addmm_(heavy.T, x)
+        for start in range(0, x.shape[1], STRIP):
+            end = min(start + STRIP, x.shape[1])
+            self.inputs[start:end, :end].addmm_(heavy[:, start:end].T, x[:, :end])
         self.means += heavy.sum(0, dtype=torch.float64)
         self.products.addmm_(missing.T, heavy)
         self.gaps += (missing * counts).sum(0, dtype=torch.float64)
@@ -180,7 +183,8 @@ class Gap:
         """From sums, about the mean if `centred`."""
         total = sums.total or 1.0
         mean, gap = sums.means / total, sums.gaps / total
-        hessian, cross = sums.inputs.double() / total, sums.products.double() / total
+        lower = sums.inputs.double() / total
+        hessian, cross = lower.tril() + lower.tril(-1).T, sums.products.double() / total
         square = sums.squares / total
         if centred:
             hessian -= torch.outer(mean, mean)
@@ -219,18 +223,19 @@ class Fit:
             return change @ self.mean
         return change @ self.gap.mean + self.gap.gap
 
-    def error(self, old: Tensor, new: Tensor) -> float:
-        """E|old x + g - new x|² / E|old x + g|²: the relative error of an output."""
-        gap = self.gap
+    def errors(self, old: Tensor, *new: Tensor) -> list[float]:
+        """E|old x + g - new x|² / E|old x + g|² for each: the relative error of an output."""
+        gap, wide = self.gap, old.double()
         hessian = self.moment.hessian.double() if gap is None else gap.hessian
-        change = new.double() - old.double()
-        square = 0.0 if gap is None else gap.square
-        lost = float(((change @ hessian) * change).sum()) + square
-        energy = float(((old.double() @ hessian) * old.double()).sum()) + square
-        if gap is not None:
-            lost -= 2 * float((change * gap.cross).sum())
-            energy += 2 * float((old.double() * gap.cross).sum())
-        return max(lost, 0.0) / energy if energy > 0 else 0.0
+        missing = 0.0 if gap is None else gap.square
+
+        def square(change: Tensor) -> float:
+            total = float(((change @ hessian) * change).sum()) + missing
+            return total if gap is None else total + 2 * float((change * gap.cross).sum())
+
+        energy = square(wide)
+        lost = (max(square(wide - one.double()), 0.0) for one in new)
+        return [one / energy if energy > 0 else 0.0 for one in lost]
 
     def sample(self) -> Sample:
         """It as `GapClosing` takes it."""

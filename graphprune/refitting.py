@@ -126,7 +126,8 @@ class Refit:
         layout, weight, bias = group.layout(name), weights[name], self.biases.get(name)
         matrices = layout.matrices(weight)
         kept = self._kept(group, name)
-        new, shifts, before, after = [], [], [], []
+        new, shifts = [], []
+        errors: list[list[float]] = []
         notes: list[str] = []
         for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
             mask = torch.from_numpy(kept[part].copy())
@@ -134,24 +135,23 @@ class Refit:
             cut = torch.where(mask, matrix.detach(), 0)
             found = cut
             if self.refit is not None:
-                solved = self.refit.solve(matrix, fits[0].moment, mask)
-                found = solved.weight
-                notes += solved.notes
+                found, told = self.refit.fit(matrix, fits[0].moment, mask)
+                notes += told
                 if fits[0].gap is not None:
                     found = self._closer(matrix, found, fits, mask)
             new.append(found)
             shifts.append(fits[0].shift(matrix, found))
             if not fits[0].moment.silent:
-                before.append(fits[0].error(matrix, cut))
-                after.append(fits[0].error(matrix, found))
-        if kept.all() and max(before, default=0.0) < _ROUNDING:
+                errors.append(fits[0].errors(matrix, cut, found))
+        before, after = zip(*errors, strict=True) if errors else ((1.0,), (1.0,))
+        if kept.all() and (not errors or max(before) < _ROUNDING):
             return  # nothing was removed before it
         self.layers.append(
             Refitted(
                 name,
                 int((~kept).sum()),
-                float(np.mean(before)) if before else 1.0,
-                float(np.mean(after)) if after else 1.0,
+                float(np.mean(before)),
+                float(np.mean(after)),
                 bias,
                 tuple(dict.fromkeys(notes)),
             )
@@ -167,7 +167,7 @@ class Refit:
         if len(halves) < 2 or any(h.moment.silent or h.gap is None for h in halves):
             return new
         index = mask.nonzero().squeeze(1)
-        base = [self.refit.solve(old, h.moment, mask).weight.double() - old for h in halves]
+        base = [self.refit.fit(old, h.moment, mask)[0].double() - old for h in halves]
         samples = [h.sample() for h in halves]
         result = new.double()
         result[:, index] += self.closing.change(samples, base, whole.sample(), index)

@@ -59,33 +59,56 @@ class GapClosing:
         Returns:
             [out, k], float64.
         """
-        first, second = halves
+        own = [_Ridge(half, kept) for half in halves]
         losses = torch.zeros(len(self.dampings) + 1, len(whole.cross), dtype=torch.float64)
-        for seen, unseen, moved in ((first, second, base[0]), (second, first, base[1])):
-            # E|g - (base + d) x|² on the unseen half, without what d doesn't change.
-            slope = (moved.double() @ unseen.hessian[:, kept]) - unseen.cross[:, kept]
-            within = unseen.hessian[kept][:, kept]
+        for seen, unseen in ((0, 1), (1, 0)):
+            judge = _Judge(halves[unseen], own[unseen], base[seen], kept)
             for i, damping in enumerate(self.dampings, start=1):
-                tried = _ridge(seen, kept, damping)
-                losses[i] += unseen.tokens * ((tried @ within + 2 * slope) * tried).sum(1)
+                losses[i] += judge.loss(own[seen].solve(damping))
+        del own
         best = losses.argmin(0)
         result = torch.zeros(len(whole.cross), len(kept), dtype=torch.float64)
+        last = _Ridge(whole, kept)
         for i, damping in enumerate(self.dampings, start=1):
-            if bool((best == i).any()):
-                result = torch.where((best == i)[:, None], _ridge(whole, kept, damping), result)
+            rows = (best == i).nonzero().squeeze(1)
+            if len(rows):
+                result[rows] = last.solve(damping, rows)
         return result
 
 
-def _ridge(sample: Sample, kept: Tensor, damping: float) -> Tensor:
-    """[out, k]: the coefficients of the gap on the kept inputs, each in units of its own size.
+class _Ridge:
+    """The coefficients of a gap on the kept inputs, each in units of its own size.
 
     A few inputs are thousands of times as large as the rest (massive activations): a damping in
     units of their mean would silence all others.
     """
-    hessian = sample.hessian[kept][:, kept]
-    roots = hessian.diagonal().sqrt()
-    roots = torch.where(roots > 0, roots, 1.0)
-    right = sample.cross[:, kept] / roots
-    scaled = (hessian / roots / roots[:, None]).contiguous()
-    found, _ = solve_damped(scaled, right.T.contiguous(), damping)
-    return found.T / roots
+
+    def __init__(self, sample: Sample, kept: Tensor) -> None:
+        hessian = sample.hessian[kept][:, kept]
+        roots = hessian.diagonal().sqrt()
+        self.roots = torch.where(roots > 0, roots, 1.0)
+        self.matrix = hessian / self.roots / self.roots[:, None]
+        self.right = (sample.cross[:, kept] / self.roots).T.contiguous()
+
+    def solve(self, damping: float, rows: Tensor | None = None) -> Tensor:
+        """[out, k] for some of the outputs or all."""
+        right = self.right if rows is None else self.right[:, rows]
+        found, _ = solve_damped(self.matrix.clone(), right, damping)
+        return found.T / self.roots
+
+
+class _Judge:
+    """How well samples that a regression hasn't seen are predicted."""
+
+    def __init__(self, sample: Sample, scaled: _Ridge, base: Tensor, kept: Tensor) -> None:
+        self.tokens, self.roots = sample.tokens, scaled.roots
+        # The quadratic form only decides between dampings a decade apart.
+        self.matrix = scaled.matrix.float()
+        slope = (base.double() @ sample.hessian[:, kept]) - sample.cross[:, kept]
+        self.slope = 2 * slope / self.roots
+
+    def loss(self, change: Tensor) -> Tensor:
+        """[out], float64: E|g - (base + change) x|² times tokens, less its value without change."""
+        change = change * self.roots
+        product = change.float() @ self.matrix
+        return self.tokens * ((product + self.slope) * change).sum(1)

@@ -44,14 +44,22 @@ class Reconstruct:
         Raises:
             CalibrationError: see `check` and `cholesky`; or `kept` does not select inputs.
         """
+        new, notes = self.fit(weight, statistic, kept)
+        mask = _columns(kept, weight.shape[1], weight.device).expand(weight.shape).clone()
+        error = None if statistic.silent else relative_error(weight, new, statistic)
+        return Solved(new, mask, error, notes)
+
+    def fit(
+        self, weight: Tensor, statistic: SecondMoment, kept: Tensor
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """The weight and the notes of `solve`, without the error."""
         check(weight, statistic)
         mask = _columns(kept, weight.shape[1], weight.device)
-        full = mask.expand(weight.shape)
         new = torch.where(mask, weight.detach(), 0)
         if statistic.silent:
-            return Solved(new, full.clone(), None, ("no input came: nothing to fit to",))
+            return new, ("no input came: nothing to fit to",)
         if mask.all() or not mask.any():
-            return Solved(new, full.clone(), relative_error(weight, new, statistic))
+            return new, ()
         hessian = statistic.hessian.double()
         index = mask.nonzero().squeeze(1)
         rows = hessian[index]  # [k, in]
@@ -60,10 +68,10 @@ class Reconstruct:
         # products. A dead input has a zero row here, and stays.
         right = rows[:, ~mask] @ gone.T
         if not bool(rows[:, index].diagonal().any()):
-            return Solved(new, full.clone(), relative_error(weight, new, statistic))
+            return new, ()
         change, damped = solve_damped(rows[:, index].contiguous(), right, self.damping)
         new[:, index] = (weight.detach().double()[:, index] + change.T).to(weight.dtype)
-        return Solved(new, full.clone(), relative_error(weight, new, statistic), damped.notes)
+        return new, damped.notes
 
 
 def _columns(kept: Tensor, count: int, device: torch.device) -> Tensor:
