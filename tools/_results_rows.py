@@ -56,7 +56,6 @@ _ORIGINAL = {
     ("ffn -25 %", "minitron"): 39.47,
     ("ffn -25 %", "element1"): 44.80,
     ("ffn -25 %", "element-mix"): 44.77,
-    ("ffn -25 %", "wanda-sp"): 38.95,
     ("ffn -50 %", "obs"): 45.52,
     ("ffn -50 %", "flap"): 81.7,
     ("ffn -50 %", "taylor"): 129.5,
@@ -80,7 +79,7 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = {
         "exclude": [f"model.layers.{i}.*" for i in (0, 1, 2, 3, 28, 29)],
     },
 }
-SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "wanda-sp", "flap", "obs")
+SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "flap", "obs")
 DEPTHS = ("block-influence", "loss-greedy", "span-influence")
 
 
@@ -90,14 +89,13 @@ def smollm2_rows() -> list[Row]:
     for target in PATTERNS:
         for method in SOLVERS:
             rows.append(_row(MASKED, target, method, pattern=target, solver=method))
+    for target in ("60 %", "70 %"):
         for method in ("sparsegpt", "alps"):
             both = f"{method} + reference"
             rows.append(_row(MASKED, target, both, pattern=target, solver=method, reference=True))
     for method in SOLVERS:
         rows.append(_row(MASKED, "70 %", f"{method} + owl", pattern="70 %", solver=method,
                          budget="owl"))  # fmt: skip
-    rows.append(_row(MASKED, "70 %", "alps + owl + reference", pattern="70 %", solver="alps",
-                     budget="owl", reference=True))  # fmt: skip
     for method in ("wanda", "sparsegpt", "alps"):
         rows.append(_row(MASKED, STRIPS, method, pattern=STRIPS, solver=method))
     for target in WIDTHS:
@@ -109,10 +107,9 @@ def smollm2_rows() -> list[Row]:
     for count in (2, 4):
         for score in DEPTHS:
             rows.append(_row(DEPTH, f"-{count} layers", score, score=score, count=count))
-            both = f"{score} + reconstruct"
-            rows.append(
-                _row(DEPTH, f"-{count} layers", both, score=score, count=count, repair=True)
-            )
+        both = "block-influence + reconstruct"
+        rows.append(_row(DEPTH, f"-{count} layers", both, score="block-influence", count=count,
+                         repair=True))  # fmt: skip
     return rows
 
 

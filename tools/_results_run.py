@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _results_rows import DEPTH, MASKED, STRIPS, WIDTH, WIDTHS, Row
 
 WINDOWS, LENGTH = 64, 512
+SEARCHED = 8  # windows: a search runs half of the model once for every layer
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Bench:
         plan = self.chosen.get(key) or select(
             self.program,
             shape={"layers": layers - row.options["count"]},
-            score=row.options["score"],
+            score=self._order(row.options["score"]),
             calibration=self.calibration,
         )
         self.chosen = {key: plan}
@@ -160,6 +162,16 @@ class Bench:
         (kept,) = plan.kept_units.values()
         gone = sorted(set(range(layers)) - {int(i) for i in kept})  # type: ignore[call-overload]
         return self._written(program, plan.kept_units), {"removed": gone}
+
+    def _order(self, name: str) -> Any:
+        """How layers are chosen; a search that goes on where the last row's has ended."""
+        if name != "loss-greedy":
+            return name
+        if name not in self.scores:
+            from graphprune.passes.loss_greedy import LossGreedy
+
+            self.scores[name] = Continued(LossGreedy(windows=SEARCHED), {})
+        return self.scores[name]
 
     def _written(self, program: Any, kept: Any) -> Any:
         import graphprune
@@ -189,6 +201,25 @@ class Remembered:
             every = [s for s in program.structures if s.prunable and s.role in roles]
             self.known.update(self.score_.score(program, every, inputs))
         return {s.name: self.known[s.name] for s in structures}
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A search for layers, one for all numbers of layers that go."""
+
+    search: Any
+    known: dict[str, Any]
+
+    def score(self, program: Any, structures: Sequence[Any], inputs: Any) -> dict[str, Any]:
+        """See `graphprune.passes.score.Score`: only sets are asked for."""
+        return {s.name: np.zeros((1, s.size)) for s in structures}
+
+    def choose(self, program: Any, structure: Any, removable: Any, inputs: Any) -> Any:
+        """See `graphprune.passes.choice.Chooser`."""
+        if structure.name not in self.known:
+            found = self.search.choose(program, structure, removable, inputs)
+            self.known[structure.name] = found
+        return self.known[structure.name]
 
 
 def _count(units: Any) -> int:
