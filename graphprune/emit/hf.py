@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers import PretrainedConfig
 from graphprune.emit import pruned, reload
 from graphprune.emit.builds import build_on_meta, quiet
 from graphprune.emit.checkpoint import write_weights
+from graphprune.emit.companions import copy_companions
 from graphprune.emit.compare import Example, deviation, evaluating, probe, rounding, run
 from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
@@ -34,25 +34,6 @@ from graphprune.errors import EmitError
 from graphprune.files import replacing
 
 PLAN = "graphprune_plan.json"
-
-COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "*.tiktoken",
-    "spiece.model",
-    "sentencepiece*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "normalizer.json",
-    "chat_template*",
-    "*preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
-"""Files of a checkpoint that don't depend on the size of its model."""
 
 
 @quiet()
@@ -87,7 +68,7 @@ def save(slim: Any, path: str | Path) -> None:
         job = _Job(slim, solved, directory, inputs, _expected(slim.module, inputs))
         _write(job)
         if slim.program.source.path is not None:
-            _copy_files(Path(slim.program.source.path), directory)
+            copy_companions(Path(slim.program.source.path), directory)
         (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
 
 
@@ -301,10 +282,3 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
         ]
         wrong = deviation(load_file(found), job.expected, job.tolerance)
     return trouble + ([wrong] if wrong else [])
-
-
-def _copy_files(source: Path, directory: Path) -> None:
-    """Copy what a checkpoint holds beside its model: tokenizer, processor, licence."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in COPIED):
-            shutil.copyfile(file, directory / file.name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from graphprune.emit import pruned
-from graphprune.emit.hf import COPIED, PLAN
+from graphprune.emit.companions import copy_companions
+from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
 from graphprune.files import replacing
 from graphprune.frontends.hf import (
@@ -36,7 +36,7 @@ from graphprune.kernels.packed import FormatError, Packed
 from graphprune.packing.report import Packing
 from graphprune.packing.weights import AUTO, check_format, packed_weight
 
-_COPIED = ("config.json", f"{pruned.FILE}.py", PLAN, *COPIED)
+_COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
 
 def pack_checkpoint(
@@ -81,9 +81,10 @@ def pack_checkpoint(
     progress("writing")
     with replacing(output) as directory:
         directory.mkdir()
-        for file in sorted(source.iterdir()):
-            if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _COPIED):
-                shutil.copyfile(file, directory / file.name)
+        for name in _COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+        copy_companions(source, directory)
         save(directory / PACKED, weights)
     return Packing(str(source), str(output), tuple(layers), before, after)
 

@@ -1,0 +1,102 @@
+"""What a Hugging Face checkpoint holds beside its model: tokenizer, processor, pooling, licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "chat_template*",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+_MODULES = "modules.json"
+_SENTENCES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
+_WIDTH = "word_embedding_dimension"
+
+
+def copy_companions(source: Path, directory: Path) -> None:
+    """Copy what stands beside a model.
+
+    The modules of sentence-transformers (pooling, normalisation) follow the width of the model:
+    a pooling is told the new one. Modules with weights of their own, such as a dense layer, only
+    fit the old one; if it has changed, the checkpoint is left a plain one of transformers.
+
+    Args:
+        source: the dense checkpoint.
+        directory: the new one, whose configuration is written.
+    """
+    _copy(source, directory, COPIED)
+    modules = _modules(source)
+    if modules is None:
+        return
+    before, after = _width(source), _width(directory)
+    files = [f for module in modules for f in sorted(module.rglob("*")) if f.is_file()]
+    if before != after and any(f.suffix != ".json" for f in files):
+        return
+    _copy(source, directory, _SENTENCES)
+    for module in modules:
+        (directory / module.relative_to(source)).mkdir(parents=True, exist_ok=True)
+    for file in files:
+        new = directory / file.relative_to(source)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        settings = _read(file) if file.suffix == ".json" else None
+        if isinstance(settings, dict) and settings.get(_WIDTH, after) != after:
+            new.write_text(json.dumps({**settings, _WIDTH: after}, indent=2), encoding="utf-8")
+        else:
+            shutil.copyfile(file, new)
+
+
+def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
+    for file in sorted(source.iterdir()):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns):
+            shutil.copyfile(file, directory / file.name)
+
+
+def _modules(source: Path) -> list[Path] | None:
+    """The directories of the modules after the model; None where it isn't alone in the root."""
+    listed = _read(source / _MODULES)
+    if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
+        return None
+    paths = [str(m.get("path", "")) for m in listed]
+    if "" not in paths:  # the model is in a directory of its own: not the one that was compressed
+        return None
+    return list(_inside(source, [p for p in paths if p]))
+
+
+def _inside(source: Path, paths: list[str]) -> Iterator[Path]:
+    """Directories below a checkpoint; what a file lists elsewhere is none of its parts."""
+    root = source.resolve()
+    for path in paths:
+        found = source / path
+        if found.is_dir() and root in found.resolve().parents:
+            yield found
+
+
+def _width(checkpoint: Path) -> Any:
+    config = _read(checkpoint / "config.json")
+    return config.get("hidden_size") if isinstance(config, dict) else None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
