@@ -364,7 +364,7 @@ def interrupt(*_, **__):
         (checkpoint._Shard, "add", full_disk, EmitError),
         (checkpoint._Shard, "finish", full_disk, EmitError),
         (subprocess, "run", interrupt, KeyboardInterrupt),
-        (hf, "_copy_files", full_disk, EmitError),
+        (hf, "copy_companions", full_disk, EmitError),
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
