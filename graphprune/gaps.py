@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.solvers import SecondMoment
 from graphprune.solvers.gap import GapClosing, Sample
-from graphprune.solvers.statistic import STRIP
+from graphprune.solvers.statistic import add_lower, mirrored
 from graphprune.streaming import Group
 
 
@@ -49,9 +49,7 @@ class GapSums:
         """Count rows; see `weights`."""
         counts = x.new_ones(len(x), 1) if stream is None else weights(stream)
         heavy = x * counts
-        for start in range(0, x.shape[1], STRIP):
-            end = min(start + STRIP, x.shape[1])
-            self.inputs[start:end, :end].addmm_(heavy[:, start:end].T, x[:, :end])
+        add_lower(self.inputs, heavy, x)
         self.means += heavy.sum(0, dtype=torch.float64)
         self.products.addmm_(missing.T, heavy)
         self.gaps += (missing * counts).sum(0, dtype=torch.float64)
@@ -183,8 +181,8 @@ class Gap:
         """From sums, about the mean if `centred`."""
         total = sums.total or 1.0
         mean, gap = sums.means / total, sums.gaps / total
-        lower = sums.inputs.double() / total
-        hessian, cross = lower.tril() + lower.tril(-1).T, sums.products.double() / total
+        hessian = mirrored(sums.inputs.double()).div_(total)
+        cross = sums.products.double() / total
         square = sums.squares / total
         if centred:
             hessian -= torch.outer(mean, mean)

@@ -80,6 +80,7 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 SCORES = ("magnitude", "taylor", "element1", "element-mix", "minitron", "flap", "obs")
+SEARCHED = 8  # windows: a search for a layer runs half of the model once for every layer
 DEPTHS = ("block-influence", "loss-greedy", "span-influence")
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results_rows import DEPTH, MASKED, STRIPS, WIDTH, WIDTHS, Row
+from _results_rows import DEPTH, MASKED, SEARCHED, STRIPS, WIDTH, WIDTHS, Row
 
 WINDOWS, LENGTH = 64, 512
-SEARCHED = 8  # windows: a search runs half of the model once for every layer
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _results_rows import DEPTH, MASKED, METRICS, TASK_WIDTHS, WIDTH, Row
+from _results_rows import DEPTH, MASKED, METRICS, SEARCHED, TASK_WIDTHS, WIDTH, Row
 from _tables import table
 
 HEAD = """# Results
@@ -31,7 +31,11 @@ SECTIONS = {
         "Equal counts in every layer. `reconstruct` refits what reads the pruned axes.",
         ("removed", "method", "perplexity", "original", "parameters", "passes"),
     ),
-    DEPTH: ("Depth", "", ("removed", "method", "perplexity", "original", "layers", "passes")),
+    DEPTH: (
+        "Depth",
+        f"*loss-greedy* searches on the first {SEARCHED} windows.",
+        ("removed", "method", "perplexity", "original", "layers", "passes"),
+    ),
 }
 
 TASKS = {

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-COPIED = (
+_COPIED = (
     "generation_config.json",
     "tokenizer*",
     "vocab*",
@@ -26,42 +26,30 @@ COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
+"""Files that don't depend on the size of a model."""
 
 _MODULES = "modules.json"
 _SENTENCES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
-_WIDTH = "word_embedding_dimension"
 
 
 def copy_companions(source: Path, directory: Path) -> None:
     """Copy what stands beside a model.
 
-    The modules of sentence-transformers (pooling, normalisation) follow the width of the model:
-    a pooling is told the new one. Modules with weights of their own, such as a dense layer, only
-    fit the old one; if it has changed, the checkpoint is left a plain one of transformers.
+    The modules of sentence-transformers (pooling, normalisation, dense layers) read the outputs of
+    the model, whose widths never change: they are copied as they are.
 
     Args:
         source: the dense checkpoint.
-        directory: the new one, whose configuration is written.
+        directory: the new one.
     """
-    _copy(source, directory, COPIED)
+    _copy(source, directory, _COPIED)
     modules = _modules(source)
     if modules is None:
         return
-    before, after = _width(source), _width(directory)
-    files = [f for module in modules for f in sorted(module.rglob("*")) if f.is_file()]
-    if before != after and any(f.suffix != ".json" for f in files):
-        return
     _copy(source, directory, _SENTENCES)
     for module in modules:
-        (directory / module.relative_to(source)).mkdir(parents=True, exist_ok=True)
-    for file in files:
-        new = directory / file.relative_to(source)
-        new.parent.mkdir(parents=True, exist_ok=True)
-        settings = _read(file) if file.suffix == ".json" else None
-        if isinstance(settings, dict) and settings.get(_WIDTH, after) != after:
-            new.write_text(json.dumps({**settings, _WIDTH: after}, indent=2), encoding="utf-8")
-        else:
-            shutil.copyfile(file, new)
+        new = directory / module.relative_to(source)
+        shutil.copytree(module, new, dirs_exist_ok=True)
 
 
 def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
@@ -88,11 +76,6 @@ def _inside(source: Path, paths: list[str]) -> Iterator[Path]:
         found = source / path
         if found.is_dir() and root in found.resolve().parents:
             yield found
-
-
-def _width(checkpoint: Path) -> Any:
-    config = _read(checkpoint / "config.json")
-    return config.get("hidden_size") if isinstance(config, dict) else None
 
 
 def _read(file: Path) -> Any:

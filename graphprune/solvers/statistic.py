@@ -118,9 +118,7 @@ class SecondMoment:
         """Count the vectors of x; see `Norms.add`."""
         rows = _rows(x, self.features, self.dtype, where).to(self.device)
         with exact():
-            for start in range(0, self.features, STRIP):
-                end = min(start + STRIP, self.features)
-                self.products[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end])
+            add_lower(self.products, rows, rows)
         self.sums += rows.sum(0)
         self.tokens += rows.shape[0]
         self._derived.clear()
@@ -141,9 +139,7 @@ class SecondMoment:
     @property
     def hessian(self) -> Tensor:
         """[features, features], a new tensor: sum of x xᵀ over tokens, divided by their number."""
-        full = self.products.tril()
-        full += full.tril(-1).T
-        return full.div_(max(self.tokens, 1))
+        return mirrored(self.products).div_(max(self.tokens, 1))
 
     @property
     def norms(self) -> Tensor:
@@ -180,6 +176,26 @@ class SecondMoment:
 
 
 Statistic = Norms | SecondMoment
+
+
+def add_lower(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right, which is symmetric, to the lower triangle of `sums` (and to some of above).
+
+    Args:
+        sums: [features, features].
+        left: [tokens, features].
+        right: [tokens, features].
+    """
+    for start in range(0, len(sums), STRIP):
+        end = min(start + STRIP, len(sums))
+        sums[start:end, :end].addmm_(left[:, start:end].T, right[:, :end])
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """A new symmetric matrix from the lower triangle of one."""
+    full = lower.tril()
+    full += full.tril(-1).T
+    return full
 
 
 def _rows(x: Tensor, features: int, dtype: torch.dtype, where: str) -> Tensor:
