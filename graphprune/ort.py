@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,3 +182,26 @@ def _providers(wanted: Sequence[Provider] | None, available: Sequence[str]) -> l
     if not found:
         raise LoadError("a session needs at least one provider", why="providers is empty")
     return found
+
+
+@cache
+def saturates() -> bool:
+    """Whether products of unsigned and signed bytes are wrong on this processor.
+
+    Without VNNI, ONNX Runtime adds them two by two in int16, where large ones don't fit.
+    """
+    import numpy as np
+    import onnxruntime
+    from onnx import parser
+    from onnx.numpy_helper import from_array
+
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        "g (uint8[1,2] x) => (int32[1,1] y) { y = MatMulInteger(x, w) }"
+    )
+    model.graph.initializer.append(from_array(np.full((2, 1), 127, np.int8), "w"))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"x": np.full((1, 2), 255, np.uint8)})
+    return int(found[0, 0]) != 2 * 255 * 127

@@ -74,6 +74,7 @@ class Certificate:
             masked model's numbers. See `graphprune.verification_steps`.
         drift: of quantised models, the largest difference of outputs where the slim model goes on
             with its own numbers, so that rounding adds up. It isn't judged.
+        hint: what to do where not all passed.
     """
 
     passed: bool
@@ -88,6 +89,7 @@ class Certificate:
     problem: str | None = None
     steps: int = 0
     drift: float = 0.0
+    hint: str | None = None
 
     @classmethod
     def of(cls, differences: Sequence[Difference], **facts: Any) -> Certificate:
@@ -114,8 +116,9 @@ class Certificate:
             "the slim model does not compute what the masked model computes",
             where=f"output {self.failed_output} ({self.dtype}, {self.inputs})",
             why=self.problem,
-            hint="nothing should be written; report it with the plan file, and leave structures "
-            "out of the plan (exclude=) to find the one that is handled wrongly",
+            hint=self.hint
+            or "nothing should be written; report it with the plan file, and leave structures out "
+            "of the plan (exclude=) to find the one that is handled wrongly",
         )
 
 

@@ -20,11 +20,20 @@ from graphprune.frontends.onnx import read_onnx
 from graphprune.masked_onnx import mask_onnx
 from graphprune.onnx_program import STREAMED_ABOVE, OnnxProgram, SlimOnnx, temporary_file
 from graphprune.onnx_tensors import weight_bytes
+from graphprune.ort import saturates
 from graphprune.plan import Plan
 from graphprune.verification import Certificate, compare, spoilt
 from graphprune.verification_steps import Steps, compare_steps, has_steps
 
 TOLERANCE = 1e-4
+_SATURATED = (
+    "ONNX Runtime's products of unsigned and signed bytes overflow on this processor, which has no "
+    "VNNI, in the dense model too: quantise with reduce_range=True, or prune on another machine"
+)
+_OF_BYTES = {
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+    "QLinearConv", "QLinearMatMul",
+}  # fmt: skip
 Feeds = Mapping[str, NDArray[Any]]
 
 # Operators that hand indices on as they are, on their way to a table.
@@ -95,6 +104,7 @@ def verify_onnx(
             problem = "pruning makes it NaN or infinite"
             differences[i] = replace(differences[i], problem=problem)
     effects = compare(names, dense, expected, np.inf)
+    wrong = any(d.problem is not None for d in differences)
     return Certificate.of(
         differences,
         dense_difference=max((d.error for d in effects), default=0.0),
@@ -104,6 +114,7 @@ def verify_onnx(
         inputs="inputs that were given" if inputs is not None else f"random inputs, seed {seed}",
         steps=pieces.number,
         drift=pieces.drift,
+        hint=_SATURATED if wrong and _multiplies_bytes(program.model) and saturates() else None,
     )
 
 
@@ -181,6 +192,10 @@ def _run(file: Path, feeds: Feeds, *, mapped: bool) -> list[torch.Tensor]:
             "ONNX Runtime can't run the model", where=file.name, why=why.strip()[:500]
         ) from error
     return [_numbers(x) for x in found]
+
+
+def _multiplies_bytes(model: ir.Model) -> bool:
+    return any(node.op_type in _OF_BYTES for node in model.graph)
 
 
 def _numbers(value: Any) -> torch.Tensor:

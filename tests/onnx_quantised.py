@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from math import ceil, prod
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from graphprune.onnx_program import OnnxProgram
+from graphprune.ort import saturates
 from onnx_graphs import graph, weights, written
 
 RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators
@@ -116,24 +116,11 @@ def static(build, folder: Path, **options) -> Path:
     return file
 
 
-@cache
-def saturates() -> bool:
-    """Whether ONNX Runtime's products of uint8 and int8 are wrong here, where both are large.
-
-    Without VNNI it adds two of them in int16: weights then may have 7 bits. Other units than in the
-    dense model would meet in a slim one, and overflow differently.
-    """
-    model = graph("g (uint8[1,2] x) => (int32[1,1] y) { y = MatMulInteger(x, w) }",
-                  w=np.full((2, 1), 127, np.int8))  # fmt: skip
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    (found,) = session.run(None, {"x": np.full((1, 2), 255, np.uint8)})
-    return int(found[0, 0]) != 2 * 255 * 127
-
-
 def dynamic(build, folder: Path, **options) -> Path:
-    """A model after quantize_dynamic, of as many bits as this processor multiplies exactly."""
+    """A model after quantize_dynamic, of as many bits as this processor multiplies exactly.
+
+    Products that saturate do so elsewhere in a slim model than in the dense one.
+    """
     source, file = written(build(), folder, "float.onnx"), folder / "dense.onnx"
     with quiet():
         quantize_dynamic(source, file, reduce_range=saturates(), **options)

@@ -34,7 +34,7 @@ class Row:
         return f"{self.table}/{self.target}/{self.method}"
 
 
-METRICS = ("perplexity", "spearman", "top1", "loss")
+METRICS = ("perplexity", "spearman", "cosine", "top1", "loss")
 """What rows may have been measured by."""
 
 MASKED = "masks"

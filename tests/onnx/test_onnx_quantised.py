@@ -14,6 +14,7 @@ from graphprune.compiler import compile
 from graphprune.inspection import explained
 from graphprune.masked_onnx import mask_onnx
 from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.ort import saturates
 from graphprune.passes.magnitude import Magnitude
 from graphprune.passes.score import Inputs
 from graphprune.verification_onnx import verify_onnx
@@ -29,7 +30,6 @@ from onnx_quantised import (
     embedded,
     exactly,
     packed,
-    saturates,
     static,
     stored_bytes,
     transformer,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
+from graphprune.errors import VerifyError
 from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.ort import saturates
 from graphprune.verification_onnx import verify_onnx
 from onnx_graphs import graph, initialisers, planned, weights, written
-from onnx_quantised import static, transformer
+from onnx_quantised import dynamic, static, transformer
 
 KEEP = [0, 1, 4, 6, 7]  # of 8
 
@@ -86,6 +92,32 @@ def test_the_smallest_change_fails(tmp_path, name):
     certificate = verify_onnx(program, plan, slim)
     assert not certificate.passed
     assert "quantises" in certificate.failed_output
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+@pytest.mark.parametrize(("quantised", "of_bytes"), [(static, False), (dynamic, True)])
+def test_a_processor_without_vnni_is_named(tmp_path, monkeypatch, quantised, of_bytes, saturates):
+    file = quantised(transformer, tmp_path)
+    program, plan, slim = slim_of(file, {("wu_quantized", 1): list(range(64))}, tmp_path)
+    monkeypatch.setattr("graphprune.verification_onnx.saturates", lambda: saturates)
+    verify_onnx(program, plan, slim).raise_if_failed()
+
+    def change(values):
+        values += 40
+
+    changed(slim, "wd_quantized", change)
+    with pytest.raises(VerifyError) as error:
+        verify_onnx(program, plan, slim).raise_if_failed()
+    assert ("reduce_range" in error.value.hint) == (of_bytes and saturates)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="other processors multiply otherwise",
+)
+def test_what_a_processor_has():
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert saturates() == ("vnni" not in flags)
 
 
 def test_a_model_cut_at_other_places_fails(tmp_path):
