@@ -200,8 +200,8 @@ def below_threshold(read: Callable[[], Iterable[Tensor]], sparsity: float) -> li
 def in_whole(shares: Sequence[float], sizes: Sequence[int], grains: Sequence[int]) -> list[float]:
     """A budget whose every layer loses a whole number of weights, or of columns.
 
-    What rounding adds to a layer or takes from it, the next one makes up for: the sum of all is
-    right to half a grain of the last.
+    What rounding adds to a layer or takes from it, the next one makes up for, as far as it has
+    room: then the sum of all is right to half a grain of the last.
 
     Args:
         shares: the sparsity of each layer, from 0 to 1.

@@ -103,6 +103,7 @@ def masked(
     updated: Tensor | None = None,
     permutation: Tensor | None = None,
     grid: Grid | None = None,
+    lost: float | None = None,
 ) -> Solved:
     """Put a result together.
 
@@ -115,6 +116,7 @@ def masked(
         updated: [out, in], new values of the kept weights; those of `weight` if None.
         permutation: see `Solved`.
         grid: see `Solved`.
+        lost: see `relative_error`; of `updated`, which the type of `weight` may round.
     """
     source = weight.detach() if updated is None else updated
     mask = mask.contiguous()
@@ -123,24 +125,29 @@ def masked(
         notes += (f"the last {tail} of {weight.shape[1]} columns stay dense: no whole group",)
     error = None
     if isinstance(statistic, SecondMoment) and not statistic.silent:
-        error = relative_error(weight, new, statistic)
+        rounded = new.dtype != source.dtype
+        error = relative_error(weight, new, statistic, None if rounded else lost)
     return Solved(new, mask, error, notes, permutation, grid)
 
 
-def relative_error(weight: Tensor, new: Tensor, statistic: SecondMoment) -> float:
+def relative_error(
+    weight: Tensor, new: Tensor, statistic: SecondMoment, lost: float | None = None
+) -> float:
     """``tr((W - W') H (W - W')ᵀ) / tr(W H Wᵀ)``; 0 where the dense layer's output is zero.
 
     Args:
         weight: [out, in], dense.
         new: [out, in].
         statistic: the second moment of the inputs; not silent.
+        lost: the numerator, where it is known.
     """
     # Without an intermediate: with L the strict lower triangle, x H xᵀ = 2 x L xᵀ + x diag(H) xᵀ.
     scale = max(statistic.tokens, 1)
     lower = statistic.derived("lower", lambda: _halved(statistic.products))
-    dense, change = widened(weight).to(lower.dtype), widened(new).to(lower.dtype)
-    change = dense - change
-    energy, lost = (2 * _quadratic(x, lower) / scale for x in (dense, change))
+    dense = widened(weight).to(lower.dtype)
+    energy = 2 * _quadratic(dense, lower) / scale
+    if lost is None:
+        lost = 2 * _quadratic(dense - widened(new).to(lower.dtype), lower) / scale
     return max(lost, 0.0) / energy if energy > 0 else 0.0
 
 

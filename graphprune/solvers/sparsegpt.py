@@ -83,11 +83,14 @@ class SparseGPT:
         )
         choose = _Choice(pattern, weight, diagonal.masked_fill(damped.dead, 0), self.mask_block)
         with exact():
-            new, kept = self._sweep(columns, factor, choose, lattice)
+            new, kept, missed = self._sweep(columns, factor, choose, lattice)
         notes = damped.notes
         if statistic.tokens < weight.shape[1]:
             notes += (f"{statistic.tokens} tokens for {weight.shape[1]} inputs",)
-        return masked(weight, kept.T, statistic, pattern, notes, updated=new.T, grid=lattice)
+        lost = _lost(missed, columns - new, diagonal, damped)
+        return masked(
+            weight, kept.T, statistic, pattern, notes, updated=new.T, grid=lattice, lost=lost
+        )
 
     def _factorise(self, statistic: SecondMoment, dtype: torch.dtype) -> Factored:
         """T of H = Tᵀ T, with its rows divided by their diagonal."""
@@ -107,11 +110,17 @@ class SparseGPT:
 
     def _sweep(
         self, dense: Tensor, factor: Tensor, choose: _Choice, lattice: Grid | None
-    ) -> tuple[Tensor, Tensor]:
-        """Settle the columns in order. Everything is transposed: a column is a row of memory."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Settle the columns in order. Everything is transposed: a column is a row of memory.
+
+        Returns:
+            [in, out] settled values and, bool, which are kept; [in], float64, for every column the
+            sum of squares of what it would have been without its own loss, less what it is.
+        """
         count = len(dense)
         new, lost = torch.empty_like(dense), torch.empty_like(dense)
         kept = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)
+        missed = torch.empty(count, dtype=torch.float64, device=dense.device)
         for start in range(0, count, step := self._outer(choose.pattern)):
             end = min(start + step, count)
             block = factor[start:end, start:end]
@@ -132,7 +141,9 @@ class SparseGPT:
                 _settle(
                     dense[here], owed[a:b], block[a:b, a:b], left, new[here], lost[here], lattice
                 )
-        return new, kept
+                miss = owed[a:b].addmm_(block[a:b, a:b], lost[here]).sub_(dense[here])
+                missed[here] = miss.square_().sum(1)
+        return new, kept, missed
 
     def _outer(self, pattern: Pattern) -> int:
         if isinstance(pattern, Given):
@@ -184,6 +195,20 @@ def _settle(
             value = lattice.round_column(value)
         torch.mul(value, left, out=settled)
         torch.sub(full, settled, out=gone)
+
+
+def _lost(missed: Tensor, gone: Tensor, diagonal: Tensor, damped: Damped) -> float:
+    """tr(D H Dᵀ) of D = W - W', from what the sweep knows of that of the damped H.
+
+    Args:
+        missed: [in], see `SparseGPT._sweep`.
+        gone: [in, out], D transposed.
+        diagonal: [in], T_jj.
+        damped: what was factorised.
+    """
+    added = (damped.dead.double() + damped.damping) * damped.mean
+    squares = gone.square().sum(1, dtype=torch.float64)
+    return float(missed @ diagonal.double().square() - squares @ added)
 
 
 def _forward(factor: Tensor, owed: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from graphprune.errors import RecipeError
 from graphprune.solvers import NM, Given, Magnitude, SparseGPT, Unstructured, Wanda
 from graphprune.solvers.quantise import grid
-from solvers.oracle import damped, error_on, layer, lost, moment, rows_smallest, smallest, surgery
+from solvers.oracle import damped, error_on, inputs, layer, lost, moment, rows_smallest, smallest, surgery
 
 
 def close(found: torch.Tensor, wanted: np.ndarray) -> None:
@@ -127,6 +127,21 @@ def test_error_and_order_of_methods() -> None:
         errors.append(lost(solved))
         assert solved.error == pytest.approx(error_on(x, weight, solved.weight), rel=1e-9)
     assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4), Unstructured(0.02)])
+@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"damping": 0.5}, {"mask_block": 8}])
+def test_the_error_is_that_of_the_outputs(dtype: torch.dtype, pattern, options: dict) -> None:
+    """Without the damping, and with inputs that are always zero."""
+    x = inputs(300, 37)
+    x[:, [0, 5, 36]] = 0
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    weight = layer(20, 37)[0].to(dtype)
+    solved = SparseGPT(**options).solve(weight, moment(x), pattern)
+    wanted = error_on(x, weight, solved.weight)
+    rel, of_energy = (1e-9, 1e-15) if dtype == torch.float64 else (1e-4, 1e-8)
+    assert lost(solved) == pytest.approx(wanted, rel=rel, abs=of_energy)
 
 
 def test_bf16_weights_are_solved_in_float32_and_cast_once() -> None:
