@@ -9,7 +9,17 @@ import torch
 from graphprune.errors import RecipeError
 from graphprune.solvers import NM, Given, Magnitude, SparseGPT, Unstructured, Wanda
 from graphprune.solvers.quantise import grid
-from solvers.oracle import damped, error_on, inputs, layer, lost, moment, rows_smallest, smallest, surgery
+from solvers.oracle import (
+    damped,
+    error_on,
+    inputs,
+    layer,
+    lost,
+    moment,
+    rows_smallest,
+    smallest,
+    surgery,
+)
 
 
 def close(found: torch.Tensor, wanted: np.ndarray) -> None:
