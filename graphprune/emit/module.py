@@ -20,6 +20,7 @@ from graphprune.emit.compare import (
     deviation,
     in_float64,
     probe,
+    rounded_off,
     rounding,
     run,
 )
@@ -83,6 +84,7 @@ def _resized(slim: Any) -> nn.Module:
     inputs = probe(program.example)
     expected = run(slim.exported.module(), inputs)
     exact = _exact_outputs(slim, inputs, expected)
+    lost = 0.0 if exact is None else rounded_off(expected, exact)
 
     def filled(candidate: nn.Module) -> nn.Module:
         if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
@@ -90,13 +92,13 @@ def _resized(slim: Any) -> nn.Module:
         return candidate
 
     def check(candidate: nn.Module) -> bool:
-        tolerance = rounding(candidate)
+        tolerance = max(rounding(candidate), lost)
         if deviation(run(filled(candidate), inputs), expected, tolerance) is not None:
             return False
-        return exact is None or _is_exact(candidate, inputs, exact)
+        return exact is None or _is_exact(candidate, inputs, exact, max(EXACT, lost))
 
     def strict(candidate: nn.Module) -> bool:
-        return check(candidate) and _plainly(candidate, inputs, expected)
+        return check(candidate) and _plainly(candidate, inputs, expected, lost)
 
     module: nn.Module | None = None
     failure: EmitError | None = None
@@ -107,7 +109,7 @@ def _resized(slim: Any) -> nn.Module:
         except EmitError as error:
             failure = failure or error
             continue
-        if not _plainly(module, inputs, expected):
+        if not _plainly(module, inputs, expected, lost):
             # Some size that fused attention doesn't read is wrong.
             with suppress(EmitError):
                 module = _native_sizes(_applied(blank, find(strict)), native, strict)
@@ -137,13 +139,13 @@ def _exact_outputs(slim: Any, inputs: Example, expected: Outputs) -> Outputs | N
     return dict(zip(expected, floats, strict=True)) if len(floats) == len(expected) else None
 
 
-def _is_exact(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
+def _is_exact(module: nn.Module, inputs: Example, expected: Outputs, tolerance: float) -> bool:
     wide, wide_inputs = in_float64(module, inputs)
     try:
         found = run(wide, wide_inputs)
     except RuntimeError:  # its code names a dtype: the comparison in its own has to do
         return True
-    return deviation(found, expected, EXACT) is None
+    return deviation(found, expected, tolerance) is None
 
 
 def _applied(blank: nn.Module, patch: Patch) -> nn.Module:
@@ -170,7 +172,7 @@ def _native_sizes(module: nn.Module, native: nn.Module | None, check: Check) -> 
         return module
 
 
-def _plainly(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
+def _plainly(module: nn.Module, inputs: Example, expected: Outputs, lost: float) -> bool:
     """Whether the outputs are right as well where attention isn't a fused operator.
 
     Decoding with a mask and exporting take that way through the code. True for models without it.
@@ -183,7 +185,8 @@ def _plainly(module: nn.Module, inputs: Example, expected: Outputs) -> bool:
     for config in found.values():
         config._attn_implementation = "eager"
     try:
-        return not found or deviation(run(module, inputs), expected, rounding(module)) is None
+        tolerance = max(rounding(module), lost)
+        return not found or deviation(run(module, inputs), expected, tolerance) is None
     except Exception:  # anything that a model's code raises on wrong sizes
         return False
     finally:

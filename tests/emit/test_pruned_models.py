@@ -130,3 +130,27 @@ def test_code_that_names_a_dtype_keeps_its_class():
     slim = gp.apply(program, gp.select(program, remove={"ffn": 0.5}))
     assert type(slim.module) is Named
     assert slim.module.outer.weight.shape == (4, 12)
+
+
+def test_weights_that_make_much_of_rounding():
+    """Differences of nearly equal units: the module is right, and as inexact as its graph."""
+
+    class Differences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.outer = nn.Linear(12, 32, bias=False)
+            self.inner = nn.Linear(32, 4, bias=False)
+
+        def forward(self, x):
+            return self.inner(torch.relu(self.outer(x)).to(torch.float32).to(x.dtype))
+
+    torch.manual_seed(0)
+    model = Differences().eval()
+    with torch.no_grad():
+        model.outer.weight[16:] = model.outer.weight[:16] + 1e-3 * torch.randn(16, 12)
+        model.inner.weight[:, 16:] = -model.inner.weight[:, :16]
+    program = gp.trace(model, (torch.randn(2, 12),))
+    (structure,) = [s for s in program.structures if s.prunable]
+    kept = tuple(i for i in range(32) if i % 16 < 8)
+    slim = gp.apply(program, gp.Plan(program.fingerprint, {structure.name: kept}))
+    assert type(slim.module) is Differences
