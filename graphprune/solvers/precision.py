@@ -33,8 +33,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def finite(x: Tensor) -> bool:
-    """Whether no element of a floating-point tensor is NaN or infinite.
-
-    NaN counts as the least and as the largest element: finding both is one pass, without a mask.
-    """
-    return x.numel() == 0 or all(math.isfinite(float(v)) for v in torch.aminmax(x))
+    """Whether no element of a floating-point tensor is NaN or infinite."""
+    if x.numel() == 0 or math.isfinite(float(x.sum())):  # what isn't makes the sum so
+        return True
+    return all(math.isfinite(float(v)) for v in torch.aminmax(x))  # finite ones may do so as well

@@ -141,8 +141,7 @@ class SparseGPT:
                 _settle(
                     dense[here], owed[a:b], block[a:b, a:b], left, new[here], lost[here], lattice
                 )
-                miss = owed[a:b].addmm_(block[a:b, a:b], lost[here]).sub_(dense[here])
-                missed[here] = miss.square_().sum(1)
+                missed[here] = (owed[a:b] - new[here]).square_().sum(1)
         return new, kept, missed
 
     def _outer(self, pattern: Pattern) -> int:
@@ -178,7 +177,8 @@ def _settle(
 
     Args:
         dense: [k, out], their dense values.
-        base: [k, out], their values after the losses of all columns before these.
+        base: [k, out], their values after the losses of all columns before these; then those
+            that they were settled from.
         factor: [k, k], their part of the factor.
         kept: [k, out], 1 for kept weights and 0 for others.
         new: [k, out], filled with the settled values.
@@ -190,11 +190,14 @@ def _settle(
     columns = zip(*(x.unbind() for x in (dense, base, factor, kept, new, lost)), strict=True)
     for j, (full, value, row, left, settled, gone) in enumerate(columns):
         if j:
-            value = torch.addmv(value, before[:, :j], row[:j])
-        if lattice is not None:
-            value = lattice.round_column(value)
-        torch.mul(value, left, out=settled)
-        torch.sub(full, settled, out=gone)
+            value.addmv_(before[:, :j], row[:j])
+        if lattice is None:
+            torch.addcmul(full, value, left, value=-1, out=gone)
+        else:
+            torch.mul(lattice.round_column(value), left, out=settled)
+            torch.sub(full, settled, out=gone)
+    if lattice is None:
+        torch.mul(base, kept, out=new)
 
 
 def _lost(missed: Tensor, gone: Tensor, diagonal: Tensor, damped: Damped) -> float:
