@@ -135,10 +135,8 @@ class Refit:
             cut = torch.where(mask, matrix.detach(), 0)
             found = cut
             if self.refit is not None:
-                found, told = self.refit.fit(matrix, fits[0].moment, mask)
+                found, told = self._fitted(matrix, fits, mask)
                 notes += told
-                if fits[0].gap is not None:
-                    found = self._closer(matrix, found, fits, mask)
             new.append(found)
             shifts.append(fits[0].shift(matrix, found))
             if not fits[0].moment.silent:
@@ -160,18 +158,26 @@ class Refit:
         if bias is not None:
             yield bias, (weights[bias].double() + torch.cat(shifts)).to(weights[bias].dtype)
 
-    def _closer(self, old: Tensor, new: Tensor, fits: Sequence[Fit], mask: Tensor) -> Tensor:
-        """`new`, refitted for what goes, with the gap to the dense model closed as well."""
+    def _fitted(
+        self, old: Tensor, fits: Sequence[Fit], mask: Tensor
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """The weights refitted for what goes, the gap to the dense model closed as well, notes."""
         assert self.refit is not None
         whole, *halves = fits
-        if len(halves) < 2 or any(h.moment.silent or h.gap is None for h in halves):
-            return new
+        if len(halves) < 2 or any(h.moment.silent for h in halves):
+            return self.refit.fit(old, whole.moment, mask)
+        refit, base = self.refit.tuned(old, [h.moment for h in halves], mask)
+        new, notes = refit.fit(old, whole.moment, mask)
+        if refit is not self.refit:
+            notes += (f"damped by {refit.damping:g}: few tokens",)
+        if any(one.gap is None for one in fits):
+            return new, notes
         index = mask.nonzero().squeeze(1)
-        base = [self.refit.fit(old, h.moment, mask)[0].double() - old for h in halves]
         samples = [h.sample() for h in halves]
+        learnt = [one.double() - old for one in base]
         result = new.double()
-        result[:, index] += self.closing.change(samples, base, whole.sample(), index)
-        return result.to(new.dtype)
+        result[:, index] += self.closing.change(samples, learnt, whole.sample(), index)
+        return result.to(new.dtype), notes
 
 
 @dataclass

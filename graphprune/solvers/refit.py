@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from graphprune.errors import CalibrationError
 from graphprune.solvers.factor import solve_damped
 from graphprune.solvers.solved import Solved, check, relative_error
 from graphprune.solvers.statistic import SecondMoment
+
+_STRONGER = (1e-2, 1e-1, 1.0, 10.0)
+_OVERFITTED = 1.5
+"""Error on samples that a fit hasn't seen, over that on those it has, from which on it damps."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,41 @@ class Reconstruct:
         change, damped = solve_damped(rows[:, index].contiguous(), right, self.damping)
         new[:, index] = (weight.detach().double()[:, index] + change.T).to(weight.dtype)
         return new, damped.notes
+
+    def tuned(
+        self, weight: Tensor, halves: Sequence[SecondMoment], kept: Tensor
+    ) -> tuple[Reconstruct, list[Tensor]]:
+        """The same with more damping, where few samples ask for that.
+
+        With few tokens a fit learns what these have by chance. Where a fit to one half of them errs
+        much more on the other half, it gets the damping that errs least there.
+
+        Args:
+            weight: [out, in], dense.
+            halves: statistics of two disjoint sets of samples, not silent.
+            kept: see `solve`.
+
+        Returns:
+            It, and the weight as fitted to each half.
+        """
+
+        def fitted(refit: Reconstruct) -> list[Tensor]:
+            return [refit.fit(weight, half, kept)[0] for half in halves]
+
+        def error(found: Sequence[Tensor], on: Sequence[SecondMoment]) -> float:
+            return sum(relative_error(weight, f, half) for f, half in zip(found, on, strict=True))
+
+        best, result = self, fitted(self)
+        least = error(result, halves[::-1])
+        if least <= _OVERFITTED * error(result, halves):
+            return best, result
+        for damping in _STRONGER:
+            if damping > self.damping:
+                other = replace(self, damping=damping)
+                found = fitted(other)
+                if (lost := error(found, halves[::-1])) < least:
+                    best, result, least = other, found, lost
+        return best, result
 
 
 def _columns(kept: Tensor, count: int, device: torch.device) -> Tensor:

@@ -101,3 +101,37 @@ def test_a_statistic_of_another_width_is_told() -> None:
         Reconstruct().solve(weight, SecondMoment(9), torch.arange(4))
     with pytest.raises(CalibrationError, match="takes a floating-point matrix"):
         Reconstruct().solve(weight[None], SecondMoment(8), torch.arange(4))
+
+
+def halves(tokens: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A weight of 24 inputs, half of which follow from others, and two sets of samples."""
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(2 * tokens, 24, generator=g, dtype=torch.float64)
+    x[:, ::2] += x[:, 1::2]
+    weight = torch.randn(6, 24, generator=g, dtype=torch.float64)
+    return weight, [x[:tokens], x[tokens:]]
+
+
+def test_few_tokens_damp() -> None:
+    """As many as inputs stay: least squares then learns chance, and errs on other samples."""
+    weight, (first, second) = halves(20)
+    kept = torch.arange(18)
+    plain = Reconstruct()
+    found, learnt = plain.tuned(weight, [moment(first), moment(second)], kept)
+    assert found.damping in (1e-2, 1e-1, 1.0, 10.0)
+    for seen, x, new in ((first, second, learnt[0]), (second, first, learnt[1])):
+        statistic = moment(seen)
+        torch.testing.assert_close(new, found.fit(weight, statistic, kept)[0])
+        assert error_on(x, weight, new) < error_on(x, weight, plain.fit(weight, statistic, kept)[0])
+
+
+def test_many_tokens_do_not() -> None:
+    weight, (first, second) = halves(2000)
+    kept = torch.arange(18)
+    plain = Reconstruct()
+    found, learnt = plain.tuned(weight, [moment(first), moment(second)], kept)
+    assert found is plain
+    assert torch.equal(learnt[0], plain.fit(weight, moment(first), kept)[0])
+    everything, same = plain.tuned(weight, [moment(first), moment(second)], torch.arange(24))
+    assert everything is plain
+    assert torch.equal(same[1], weight)
