@@ -181,6 +181,39 @@ class Refit:
 
 
 @dataclass
+class Compensation(Refit):
+    """Finds what biases have to add on the inputs of the dense model: no weight changes on the way.
+
+    Attributes:
+        found: new biases by parameter.
+    """
+
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    def treat(
+        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
+    ) -> Iterable[tuple[str, Tensor]]:
+        """See `graphprune.streaming.Treatment`."""
+        added = set(self.biases.values())
+        self.found.update(
+            (n, new) for n, new in super().treat(group, observers, weights) if n in added
+        )
+        return ()
+
+    def record(self, group: Group) -> Any:
+        """See `graphprune.streaming.run.Recording`."""
+        own = {self.biases.get(name) for name in group.parameters}
+        biases = {n: new.tolist() for n, new in self.found.items() if n in own}
+        return {**super().record(group), "biases": biases}
+
+    def recall(self, group: Group, record: Any) -> None:
+        """See `graphprune.streaming.run.Recording`."""
+        super().recall(group, record)
+        for name, values in record["biases"].items():
+            self.found[name] = torch.tensor(values, dtype=self.program.weights[name].dtype)
+
+
+@dataclass
 class Survey:
     """Changes nothing; gathers the layers that read each structure, with dense statistics.
 

@@ -20,7 +20,7 @@ from graphprune.consumers import Consumer, consumers
 from graphprune.errors import PlanError
 from graphprune.plan import Plan, Selection, Units
 from graphprune.program import BaseProgram, Structure
-from graphprune.refitting import Refit, Survey, choose
+from graphprune.refitting import Compensation, Refit, Survey, choose
 from graphprune.report_masks import Refitted
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Problem, Surgeon
@@ -43,7 +43,8 @@ class Repaired:
     """A dense program whose weights suit a plan.
 
     Attributes:
-        program: at full size, with zeros in the columns that the plan removes.
+        program: at full size; where a weight was refitted, it has zeros in the columns that the
+            plan removes.
         plan: to be applied to it.
         layers: one entry per refitted consumer, in the order of treatment.
         untouched: structures of the plan that no refit could help, to the reason.
@@ -197,7 +198,8 @@ def compensate(
 ) -> Repaired:
     """Add to the biases of the consumers what the removed units contribute on average.
 
-    The bias compensation of FLAP (An et al., 2024, arXiv:2312.11983): ``b += W_gone E[x_gone]``.
+    The bias compensation of FLAP (An et al., 2024, arXiv:2312.11983): ``b += W_gone E[x_gone]``,
+    with the mean of the dense model. Weights stay as they are.
     `graphprune.frontends.biases.with_biases` gives biases to a model that has none.
 
     Args:
@@ -227,8 +229,9 @@ def compensate(
         s.name: "no weight multiplies by its units" for s in structures if not found[s.name]
     }
     units = dict(plan.kept_units)
-    treatment = Refit(program, found, units, {}, Surgeon(), None, False, known)
-    return _streamed(program, samples, sites, treatment, held, progress, state, untouched)
+    treatment = Compensation(program, found, units, {}, Surgeon(), None, False, known)
+    result = _streamed(program, samples, sites, treatment, held, progress, state, untouched)
+    return replace(result, program=apply_weights(program, treatment.found))
 
 
 def _streamed(

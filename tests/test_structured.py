@@ -407,6 +407,23 @@ def test_compensation_keeps_the_mean_of_the_output(biased: Any) -> None:
     torch.testing.assert_close(slim.module(x).mean((0, 1)), module(x).mean((0, 1)))
 
 
+def test_compensation_is_that_of_the_dense_model() -> None:
+    """What the second layer reads once the first is pruned doesn't matter."""
+    torch.manual_seed(5)
+    module = torch.nn.Sequential(Biased(), Biased()).eval()
+    x = torch.randn(3, 40, 6)
+    program = gp.trace(module, (x,))
+    found = compensate(program, x, plan_for(program))
+    gone = [1, 4, 6, 9]
+    for layer in range(2):
+        mean = reads(module, f"{layer}.down", [x])[:, gone].mean(0)
+        down = module.get_submodule(f"{layer}.down")
+        wanted = down.bias.detach().double() + down.weight.detach().double()[:, gone] @ mean
+        torch.testing.assert_close(found.program.weights[f"{layer}.down.bias"].double(), wanted)
+        assert torch.equal(found.program.weights[f"{layer}.down.weight"], down.weight.detach())
+    assert [entry.bias for entry in found.layers] == ["0.down.bias", "1.down.bias"]
+
+
 def test_compensation_needs_biases(net: Any) -> None:
     _, program, samples = net
     with pytest.raises(PlanError, match="no bias"):
