@@ -17,6 +17,7 @@ from graphprune.passes.obs import Obs
 from graphprune.passes.select import select
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State
+from graphprune.streaming import State
 from graphprune.structured import compensate, obs, reconstruct
 
 
@@ -422,6 +423,27 @@ def test_compensation_is_that_of_the_dense_model() -> None:
         torch.testing.assert_close(found.program.weights[f"{layer}.down.bias"].double(), wanted)
         assert torch.equal(found.program.weights[f"{layer}.down.weight"], down.weight.detach())
     assert [entry.bias for entry in found.layers] == ["0.down.bias", "1.down.bias"]
+
+
+def test_compensation_is_resumed(tmp_path: Any) -> None:
+    torch.manual_seed(6)
+    program = gp.trace(torch.nn.Sequential(Biased(), Biased()).eval(), (torch.randn(3, 40, 6),))
+    x, plan = torch.randn(3, 40, 6), plan_for(program)
+    whole = compensate(program, x, plan)
+
+    def stop(step: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compensate(program, x, plan, progress=stop, state=State(tmp_path, every=1))
+    seen: list[Any] = []
+    state = State(tmp_path, every=1, resume=True)
+    again = compensate(program, x, plan, progress=seen.append, state=state)
+    assert len(seen) == 1  # the second layer; of the first there is a record
+    for layer in range(2):
+        name = f"{layer}.down.bias"
+        assert torch.equal(again.program.weights[name], whole.program.weights[name])
+    assert again.layers == whole.layers
 
 
 def test_compensation_needs_biases(net: Any) -> None:
