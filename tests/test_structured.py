@@ -17,7 +17,6 @@ from graphprune.passes.obs import Obs
 from graphprune.passes.select import select
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State
-from graphprune.streaming import State
 from graphprune.structured import compensate, obs, reconstruct
 
 
