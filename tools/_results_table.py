@@ -23,12 +23,14 @@ SECTIONS = {
         "Masks",
         "All weights of the decoder layers; each reads what the layers before it, pruned, compute. "
         "*Error* is the mean relative error of a weight's output. *Reference*: the dense model "
-        "runs along, and later layers make up for what earlier ones lost.",
+        "runs along, and later layers make up for what earlier ones lost. "
+        "OWL was made for *wanda*: here *sparsegpt* loses by it, in error as in perplexity.",
         ("mask", "method", "perplexity", "original", "error", "passes"),
     ),
     WIDTH: (
         "Width",
-        "Equal counts in every layer. `reconstruct` refits what reads the pruned axes.",
+        "Equal counts in every layer. `reconstruct` refits what reads the pruned axes; *flap* adds "
+        "biases.",
         ("removed", "method", "perplexity", "original", "parameters", "passes"),
     ),
     DEPTH: (
@@ -42,8 +44,9 @@ TASKS = {
     "minilm": (
         "all-MiniLM-L6-v2",
         "*Spearman*, times 100, on the 1,379 pairs of STS-B's test set (mean pooling, cosine); "
-        "*cosine*, times 100, between these sentences' embeddings and those of the dense model; "
-        "calibration on the first 1,024 sentences of its development set.",
+        "*cosine*, times 100, between these sentences' embeddings and those of the dense model: "
+        "people may agree with a pruned model more, but it isn't nearer. Calibration on the first "
+        "1,024 sentences of its development set.",
     ),
     "whisper": (
         "Whisper-base",
@@ -152,7 +155,7 @@ def _task_line(row: Row, facts: Mapping[str, Any], shown: Iterable[str]) -> tupl
     return (
         row.target,
         row.method,
-        *(f"{facts[m]:.3f}" if m == "loss" else f"{facts[m]:.2f}" for m in shown),
+        *(f"{facts[m]:.{3 if m == 'loss' else 2}f}" if m in facts else "" for m in shown),
         "" if count is None else f"{count / 1e6:.2f} M",
     )
 
