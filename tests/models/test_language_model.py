@@ -74,7 +74,9 @@ def test_float32(program: gp.Program, text: torch.Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_by_magnitude(program: gp.Program, name: str) -> None:
-    """Slim and masked differ by 1e-4 at most, or by as much as rounding does to slim alone.
+    """Slim and masked differ by 1e-4 at most, or by as much as rounding does to both.
+
+    Both round, each in its own order; neither by more than twice what the module does.
 
     Without what magnitude takes for unimportant the model amplifies rounding errors: logits of
     the slim model, of a size of 40, are 5e-4 from its own in float64.
@@ -88,7 +90,7 @@ def test_float32_by_magnitude(program: gp.Program, name: str) -> None:
         single = slim.module(*args, **kwargs).logits
         double = copy.deepcopy(slim.module).double()(*args, **kwargs).logits
     rounding = float((single - double).abs().max())
-    assert found.max_abs_error < max(1e-4, 2 * rounding)
+    assert found.max_abs_error < max(1e-4, 2 * 2 * rounding)
     assert rounding < 2e-3
 
 
