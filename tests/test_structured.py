@@ -417,10 +417,11 @@ def test_compensation_is_that_of_the_dense_model() -> None:
     gone = [1, 4, 6, 9]
     for layer in range(2):
         mean = reads(module, f"{layer}.down", [x])[:, gone].mean(0)
-        down = module.get_submodule(f"{layer}.down")
-        wanted = down.bias.detach().double() + down.weight.detach().double()[:, gone] @ mean
+        weight = module.get_parameter(f"{layer}.down.weight").detach()
+        bias = module.get_parameter(f"{layer}.down.bias").detach()
+        wanted = bias.double() + weight.double()[:, gone] @ mean
         torch.testing.assert_close(found.program.weights[f"{layer}.down.bias"].double(), wanted)
-        assert torch.equal(found.program.weights[f"{layer}.down.weight"], down.weight.detach())
+        assert torch.equal(found.program.weights[f"{layer}.down.weight"], weight)
     assert [entry.bias for entry in found.layers] == ["0.down.bias", "1.down.bias"]
 
 
