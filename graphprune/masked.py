@@ -128,6 +128,7 @@ class GraphRunner(fx.Interpreter):
             if spec.kind != InputKind.USER_INPUT and spec.target is not None
         }
         self._needed: set[fx.Node] = set()
+        self._bound: dict[fx.Node, dict[str, Any]] = {}
         self.garbage_collect_values = True
         self.user_to_last_uses = self._last_uses()
 
@@ -186,7 +187,9 @@ class GraphRunner(fx.Interpreter):
 
     def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
         """Bind the arguments of an operator by name, put dtypes right and compute it."""
-        bound = _bind(target, node)
+        bound = self._bound.get(node)
+        if bound is None:
+            bound = self._bound[node] = _bind(target, node)
         arguments = map_aggregate(self.map_nodes_to_values(bound, node), self._retyped)
         if "half_to_float" in arguments:  # only defined on half precision
             arguments = {**arguments, "half_to_float": False}

@@ -200,7 +200,7 @@ class _OneShot:
             Layer(
                 name,
                 weight.numel(),
-                sum(int((~s.mask).sum()) for s in found),
+                sum(s.mask.numel() - int(s.mask.count_nonzero()) for s in found),
                 sum(errors) / len(errors) if errors else None,
                 tuple(_counted(note for s in found for note in s.notes)),
                 zeros=_zeros(new),
@@ -321,7 +321,7 @@ def _few(statistic: Statistic, solved: Solved) -> Iterator[str]:
 
 
 def _zeros(weight: Tensor) -> int:
-    return int((weight == 0).sum())
+    return weight.numel() - int(weight.count_nonzero())
 
 
 def _words(pattern: Pattern | Mapping[str, Pattern]) -> str:

@@ -10,7 +10,7 @@ from torch.linalg import solve_triangular
 from torch.nn.functional import hardshrink
 
 from graphprune.errors import RecipeError
-from graphprune.solvers.factor import Damped, damp
+from graphprune.solvers.factor import Damped, damp, lower_factor
 from graphprune.solvers.magnitude import without_data
 from graphprune.solvers.pattern import SCATTER, Given, Pattern, Unstructured
 from graphprune.solvers.precision import exact, inner
@@ -215,7 +215,8 @@ class _Resolvent:
         # The least eigenvalue is rho or more, and the trace is the number of features.
         wide = matrix.double() if rho < 1e-3 else matrix.clone()
         wide.diagonal().add_(rho)
-        factor = torch.linalg.cholesky(wide)
+        factor, failed = lower_factor(wide)
+        assert not failed
         # For a few rows, two triangular systems cost less than the inverse.
         self.inverse = rows >= len(matrix)
         self.matrix = (torch.cholesky_inverse(factor) if self.inverse else factor).to(matrix.dtype)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import CalibrationError
+from graphprune.solvers.precision import exact
 
 FIRST = 1e-6  # what an undamped matrix that can't be factorised gets
+PANEL = 128  # columns
 LIMIT = 1.0  # damping beyond the mean of the diagonal: no longer the same problem
 
 
@@ -72,10 +74,10 @@ def cholesky(damped: Damped) -> tuple[Tensor, Damped]:
     matrix, damping = damped.matrix, damped.damping
     noise = 4 * torch.finfo(matrix.dtype).eps * len(matrix) ** 0.5
     while True:
-        factor, info = torch.linalg.cholesky_ex(matrix)
+        factor, failed = lower_factor(matrix)
         # A pivot is what the features before it don't explain of the diagonal entry.
         left = factor.diagonal().square() / matrix.diagonal()
-        if not int(info) and float(left.min()) > noise:
+        if not failed and float(left.min()) > noise:
             return factor, Damped(matrix, damped.dead, damped.mean, damping, damped.wanted)
         if damping >= LIMIT:
             raise CalibrationError(
@@ -87,6 +89,29 @@ def cholesky(damped: Damped) -> tuple[Tensor, Damped]:
         matrix = matrix.clone()
         matrix.diagonal().add_((more - damping) * damped.mean)
         damping = more
+
+
+def lower_factor(matrix: Tensor) -> tuple[Tensor, bool]:
+    """Lower Cholesky factor [n, n] of a matrix, and whether there is none.
+
+    Panels of a large matrix are products, which keep a processor busier than LAPACK does.
+    """
+    if matrix.device.type != "cpu" or len(matrix) < 8 * PANEL:
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor, bool(info)
+    lower = matrix.clone()
+    for start in range(0, len(matrix), PANEL):
+        panel = lower[start:, start : start + PANEL]
+        before = lower[start:, :start]
+        with exact():
+            panel.addmm_(before, before[: panel.shape[1]].T, alpha=-1)
+        block, info = torch.linalg.cholesky_ex(panel[: panel.shape[1]])
+        if bool(info):
+            return lower, True
+        panel[: len(block)] = block
+        rest = panel[len(block) :]
+        rest.copy_(torch.linalg.solve_triangular(block.T, rest, upper=True, left=False))
+    return lower.tril_(), False
 
 
 def solve_damped(hessian: Tensor, right: Tensor, damping: float) -> tuple[Tensor, Damped]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -250,27 +251,19 @@ def _in_groups(scores: Tensor, count: int) -> Tensor:
 
 def _in_rows(scores: Tensor, count: int) -> Tensor:
     """`lowest` for many columns: below the count-th value, and as many of its equals as fit."""
-    if len(scores) == 1:
-        threshold = _nth(scores[0], count).reshape(1, 1)
-    else:
-        threshold = scores.kthvalue(count, dim=1, keepdim=True).values
-    marked, equal = scores < threshold, scores == threshold
-    missing = count - marked.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) > missing).any()):
-        equal &= equal.cumsum(1) <= missing
-    return marked.logical_or_(equal)
+    threshold = _nth(scores, count)
+    marked = scores <= threshold
+    if bool((marked.count_nonzero(1) == count).all()):
+        return marked
+    below, equal = scores < threshold, scores == threshold
+    equal &= equal.cumsum(1) <= count - below.sum(1, keepdim=True)
+    return below.logical_or_(equal)
 
 
-def _nth(values: Tensor, count: int) -> Tensor:
-    """The count-th lowest value. A sample brackets it, so that few values have to be ordered."""
-    total = len(values)
-    if total > 2**16:
-        sample = values[torch.arange(2**13, device=values.device) * SCATTER % total]
-        at = round(count / total * len(sample))
-        first, last = (min(max(at + d, 1), len(sample)) for d in (-200, 200))
-        low, high = sample.kthvalue(first).values, sample.kthvalue(last).values
-        below = int((values < low).sum())
-        inside = values[(values >= low) & (values <= high)]
-        if below < count <= below + len(inside):
-            return inside.kthvalue(count - below).values
-    return values.kthvalue(count).values
+def _nth(scores: Tensor, count: int) -> Tensor:
+    """[rows, 1], the count-th lowest value of every row."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # NumPy selects with vector instructions, in a tenth of torch's time.
+        ordered = np.partition(scores.detach().numpy(), count - 1, axis=1)
+        return torch.from_numpy(ordered[:, count - 1 : count].copy())
+    return scores.kthvalue(count, dim=1, keepdim=True).values

@@ -119,8 +119,8 @@ def masked(
         lost: see `relative_error`; of `updated`, which the type of `weight` may round.
     """
     source = weight.detach() if updated is None else updated
+    new = torch.where(mask, source, 0).to(weight.dtype).contiguous()  # before: both transposed
     mask = mask.contiguous()
-    new = torch.where(mask, source, 0).to(weight.dtype).contiguous()
     if isinstance(pattern, NM) and (tail := pattern.tail(weight.shape[1])):
         notes += (f"the last {tail} of {weight.shape[1]} columns stay dense: no whole group",)
     error = None

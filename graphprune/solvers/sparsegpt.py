@@ -210,7 +210,7 @@ def _lost(missed: Tensor, gone: Tensor, diagonal: Tensor, damped: Damped) -> flo
         damped: what was factorised.
     """
     added = (damped.dead.double() + damped.damping) * damped.mean
-    squares = gone.square().sum(1, dtype=torch.float64)
+    squares = gone.square().sum(1).double()
     return float(missed @ diagonal.double().square() - squares @ added)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
@@ -15,7 +16,7 @@ from graphprune.solvers.precision import exact
 T = TypeVar("T")
 
 # Half of a product x.T @ x is enough. Strips this wide still run at the speed of a large product.
-STRIP = 128
+STRIP, WIDE = 128, 192
 
 
 @dataclass(eq=False)
@@ -186,9 +187,11 @@ def add_lower(sums: Tensor, left: Tensor, right: Tensor) -> None:
         left: [tokens, features].
         right: [tokens, features].
     """
-    for start in range(0, len(sums), STRIP):
-        end = min(start + STRIP, len(sums))
-        sums[start:end, :end].addmm_(left[:, start:end].T, right[:, :end])
+    strip = STRIP if len(sums) < 1024 else WIDE
+    end = 0
+    for part, x in zip(torch.split(sums, strip), torch.split(left, strip, 1), strict=True):
+        end += len(part)
+        part[:, :end].addmm_(x.T, right[:, :end])
 
 
 def mirrored(lower: Tensor) -> Tensor:
@@ -209,6 +212,9 @@ def _rows(x: Tensor, features: int, dtype: torch.dtype, where: str) -> Tensor:
     if rows.numel() == 0:
         return rows.to(dtype)
     rows = rows.to(torch.promote_types(rows.dtype, dtype))
+    flat = rows.reshape(-1)
+    if rows.dtype == dtype and math.isfinite(float(flat.dot(flat))):
+        return rows  # a sum of squares, of which each column has a part
     low, high = (float(v) for v in torch.aminmax(rows))  # NaN if there is one
     peak = max(abs(low), abs(high)) if low == low else low
     if not peak * peak * rows.shape[0] < torch.finfo(dtype).max:

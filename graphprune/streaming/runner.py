@@ -13,6 +13,7 @@ from graphprune.masked import GraphRunner, Masking, stand_ins
 from graphprune.masked_ops import Masks
 from graphprune.plan import Selection
 from graphprune.program import Program
+from graphprune.streaming.attention import ATTENTION, Attention
 from graphprune.streaming.schedule import Schedule
 
 Values = dict[fx.Node, Any]
@@ -49,6 +50,7 @@ class Runner(GraphRunner):
         self._opened: dict[str, Tensor] = {}
         self._converted: dict[str, Tensor] = {}
         self._needed = schedule.needed
+        self._attention = Attention()
 
     def forget(self) -> None:
         """Let go of weights, which may have changed."""
@@ -116,6 +118,16 @@ class Runner(GraphRunner):
             places = self.env[node.args[1]]  # type: ignore[index]
             return self._cast(_EMBEDDING(self.stored(table), places))
         return super()._call(node, target)
+
+    def _compute(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        arguments: dict[str, Any],
+        nodes: Mapping[str, Any],
+    ) -> Any:
+        if target is ATTENTION and (found := self._attention.attend(arguments)) is not None:
+            return found
+        return super()._compute(target, arguments, nodes)
 
 
 class MaskedRunner(Masking, Runner):
