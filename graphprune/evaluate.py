@@ -39,12 +39,15 @@ class Perplexity:
         length: Tokens in a window; its first token is context only.
         windows: Number of windows.
         vocabulary: Number of classes; a model that knows nothing has this perplexity.
+        losses: Mean negative log-likelihood (nats) of a token, of each window: what two models
+            are compared by in pairs.
     """
 
     value: float
     length: int
     windows: int
     vocabulary: int
+    losses: tuple[float, ...]
 
     @property
     def meaningful(self) -> bool:
@@ -71,7 +74,7 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
         raise EvaluationError(
             "perplexity needs at least one window of two tokens", why=f"got {count} x {length}"
         )
-    total = 0.0
+    losses: list[float] = []
     with torch.inference_mode():
         vocabulary = _check_causal(model, windows)
         for batch in torch.split(windows, max(1, _BATCH_TOKENS // length)):
@@ -79,8 +82,8 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
             )
-            total += loss.double().sum().item()
-    mean = total / (count * (length - 1))
+            losses += loss.double().view(len(batch), -1).mean(1).tolist()
+    mean = math.fsum(losses) / count
     if not math.isfinite(mean):
         raise EvaluationError(
             "the perplexity is not a number",
@@ -88,7 +91,8 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
             hint="check the weights, or evaluate in float32",
         )
     # Past this the value does not fit in a float; the model is broken in any case.
-    return Perplexity(math.exp(min(mean, 700.0)), length, count, vocabulary)
+    value = math.exp(min(mean, 700.0))
+    return Perplexity(value, length, count, vocabulary, tuple(losses))
 
 
 def torch_latencies(

@@ -34,7 +34,7 @@ class Row:
         return f"{self.table}/{self.target}/{self.method}"
 
 
-METRICS = ("perplexity", "spearman", "cosine", "top1", "loss")
+METRICS = ("perplexity", "spearman", "cosine", "top1", "loss", "rescaled")
 """What rows may have been measured by."""
 
 MASKED = "masks"

@@ -49,7 +49,8 @@ class Bench:
         from graphprune.evaluate import parameters, perplexity
 
         start = time.process_time()
-        facts["perplexity"] = perplexity(model, self.test).value
+        found = perplexity(model, self.test)
+        facts["perplexity"], facts["losses"] = found.value, kept_losses(found.losses)
         facts["pass_seconds"] = round(time.process_time() - start, 1)
         facts["parameters"] = parameters(model)
         return facts
@@ -219,6 +220,11 @@ class Continued:
             found = self.search.choose(program, structure, removable, inputs)
             self.known[structure.name] = found
         return self.known[structure.name]
+
+
+def kept_losses(losses: Sequence[float]) -> list[float]:
+    """As they are written down, for comparisons in pairs."""
+    return [round(loss, 5) for loss in losses]
 
 
 def _count(units: Any) -> int:

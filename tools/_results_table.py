@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from _results_doubts import doubts
 from _results_rows import DEPTH, MASKED, METRICS, SEARCHED, TASK_WIDTHS, WIDTH, Row
 from _tables import table
 
@@ -56,7 +57,10 @@ TASKS = {
     "efflite0": (
         "EfficientNet-Lite0",
         "200 photos of ImageNet, one of a class: calibration on every other one, *top-1* in "
-        "percent and mean *loss* on the rest. *Expansions* are the wide channels of the blocks.",
+        "percent and mean *loss* on the rest; *rescaled loss*: after logits are multiplied by the "
+        "number that makes it least. *Expansions* are the wide channels of the blocks. Least "
+        "squares shrinks what it can't explain: `reconstruct` ranks classes better, by smaller "
+        "logits.",
     ),
     "mgm": (
         "MGM",
@@ -70,6 +74,7 @@ NAMES = {
     "cosine": "cosine",
     "top1": "top-1",
     "loss": "loss",
+    "rescaled": "rescaled loss",
 }
 
 
@@ -96,6 +101,7 @@ def page(
         ]
         if lines:
             parts += [f"## {title}\n", *([text + "\n"] if text else []), table(titles, lines)]
+            parts += doubts([row for row in rows if row.table == kind], found)
     rest = [row for row in rows if row.table in TASK_WIDTHS and row.key in found]
     if rest:
         parts.append(
@@ -108,7 +114,7 @@ def page(
             shown = [m for m in METRICS if m in found[own[0].key]]
             titles = ("removed", "method", *(NAMES[m] for m in shown), "parameters")
             lines = [_task_line(row, found[row.key], shown) for row in own]
-            parts += [f"### {title}\n", text + "\n", table(titles, lines)]
+            parts += [f"### {title}\n", text + "\n", table(titles, lines), *doubts(own, found)]
     return "\n".join([*parts, *_kernels(kernels)])
 
 
@@ -155,7 +161,7 @@ def _task_line(row: Row, facts: Mapping[str, Any], shown: Iterable[str]) -> tupl
     return (
         row.target,
         row.method,
-        *(f"{facts[m]:.{3 if m == 'loss' else 2}f}" if m in facts else "" for m in shown),
+        *(f"{facts[m]:.{3 if 'loss' in NAMES[m] else 2}f}" if m in facts else "" for m in shown),
         "" if count is None else f"{count / 1e6:.2f} M",
     )
 

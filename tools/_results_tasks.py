@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _results_run import kept_losses
 from torch import Tensor
 
 
@@ -52,7 +53,7 @@ class Task(ABC):
         """Write the calibration data; the rest of the recipe's section."""
 
     @abstractmethod
-    def measure(self, output: Path) -> Mapping[str, float]:
+    def measure(self, output: Path) -> Mapping[str, Any]:
         """What the table shows of a written model, or of `folder`."""
 
 
@@ -73,7 +74,7 @@ class Sentences(Task):
         np.savez(file, **{name: given[name] for name in ("input_ids", "attention_mask")})
         return {"data": str(file)}
 
-    def measure(self, output: Path) -> Mapping[str, float]:
+    def measure(self, output: Path) -> Mapping[str, Any]:
         """On the test set, times 100: Spearman's correlation, and how near the dense model is."""
         pairs = _pairs(self.data / "stsb/stsb-en-test.csv")
         sides = [[p[i] for p in pairs] for i in (0, 1)]
@@ -125,15 +126,15 @@ class Speech(Task):
             (folder / f"{i}.txt").write_text(text, encoding="utf-8")
         return {"data": str(folder)}
 
-    def measure(self, output: Path) -> Mapping[str, float]:
+    def measure(self, output: Path) -> Mapping[str, Any]:
         """Perplexity of the dense model's transcript of the second half."""
         model = self._opened(output)
         ids = torch.tensor([self._transcript(True)])
         with torch.inference_mode():
             logits = model(self._features(True), decoder_input_ids=ids[:, :-1]).logits[0]
         own = len(self.start)  # tokens that are given
-        loss = torch.nn.functional.cross_entropy(logits[own - 1 :], ids[0, own:])
-        return {"perplexity": float(loss.exp())}
+        losses = _losses(logits[own - 1 :], ids[0, own:])
+        return {"perplexity": float(losses.mean().exp()), "losses": kept_losses(losses.tolist())}
 
     def _halves(self) -> tuple[Any, Any]:
         with wave.open(str(self.data / "jfk.wav"), "rb") as file:
@@ -204,8 +205,8 @@ class Photos(Task):
             shutil.copyfile(photo, folder / photo.name)
         return {"data": str(folder)}
 
-    def measure(self, output: Path) -> Mapping[str, float]:
-        """Top-1 in percent and mean loss on the other photos."""
+    def measure(self, output: Path) -> Mapping[str, Any]:
+        """On the other photos: top-1 in percent, loss, and loss of logits scaled as is best."""
         if output == self.folder:
             from models.efficientnet_lite import pretrained
 
@@ -216,8 +217,14 @@ class Photos(Task):
         labels = torch.tensor([int(photo.name[:3]) for photo in photos])
         with torch.inference_mode():
             logits = torch.cat([model(_pixels(part)) for part in _chunks(photos, 20)])
-        loss = float(torch.nn.functional.cross_entropy(logits, labels))
-        return {"top1": 100 * float((logits.argmax(1) == labels).float().mean()), "loss": loss}
+        losses = _losses(logits, labels)
+        scales = torch.logspace(-1, 1, 201)
+        return {
+            "top1": 100 * float((logits.argmax(1) == labels).float().mean()),
+            "loss": float(losses.mean()),
+            "rescaled": min(float(_losses(scale * logits, labels).mean()) for scale in scales),
+            "losses": kept_losses(losses.tolist()),
+        }
 
     def _photos(self) -> list[Path]:
         return sorted((self.data / "imagenet-sample").glob("*.JPEG"))
@@ -235,14 +242,15 @@ class Genera(Task):
         np.save(file, self._sequences()[:96].numpy())
         return {"data": str(file)}
 
-    def measure(self, output: Path) -> Mapping[str, float]:
+    def measure(self, output: Path) -> Mapping[str, Any]:
         """Perplexity on other sequences."""
         from transformers import AutoModelForCausalLM
 
         from graphprune.evaluate import perplexity
 
         model = AutoModelForCausalLM.from_pretrained(output).eval()
-        return {"perplexity": perplexity(model, self._sequences()[96:192]).value}
+        found = perplexity(model, self._sequences()[96:192])
+        return {"perplexity": found.value, "losses": kept_losses(found.losses)}
 
     @cache  # noqa: B019
     def _sequences(self) -> Tensor:
@@ -326,6 +334,10 @@ def _ranks(x: Any) -> Any:
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def _pixels(photos: Sequence[Path]) -> Tensor:
