@@ -290,7 +290,7 @@ class _Run:
                                      calibration)  # fmt: skip
                 plan = composed(slim, current, found) if slim else found
                 if number < self.recipe.rounds:
-                    slim = _traced(apply(program, plan))
+                    slim = apply(program, plan)
                     current = named(retrace(slim), self.recipe.names)
         return plan
 
@@ -420,16 +420,6 @@ def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
         return SlimOnnx(program, plan)
     assert isinstance(program, Program)
     return Slim(program, plan, plan.bind(program))
-
-
-def _traced(slim: Slim | SlimOnnx) -> Slim:
-    """A slim model that another round can trace."""
-    if not isinstance(slim, Slim):
-        raise RecipeError(
-            "an ONNX model is pruned in one round",
-            hint="leave rounds out, or prune the PyTorch model and export it",
-        )
-    return slim
 
 
 def _open(

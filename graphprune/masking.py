@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from graphprune.errors import LoadError, RecipeError
+from graphprune.errors import LoadError
 from graphprune.inputs import inputs_of
 from graphprune.oneshot import Sparse, sparsify
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
@@ -48,17 +48,10 @@ def check_masks(program: BaseProgram, recipe: Recipe) -> None:
     """See that the masks of a recipe are possible, before anything is computed.
 
     Raises:
-        RecipeError: a slim ONNX model can't be looked at again.
         PlanError: there is nothing to treat, or a glob means nothing.
     """
-    if recipe.sparsify is None:
-        return
-    if recipe.removes and not isinstance(program, Program):
-        raise RecipeError(
-            "an ONNX model is cut and masked in two runs",
-            hint="remove structures first, then give the result to a recipe with sparsify alone",
-        )
-    find_sites(program, recipe.sparsify.include, recipe.sparsify.exclude)
+    if recipe.sparsify is not None:
+        find_sites(program, recipe.sparsify.include, recipe.sparsify.exclude)
 
 
 def mask(
@@ -88,7 +81,6 @@ def mask(
     current, include, exclude = program, section.include, section.exclude
     reasons: Mapping[str, str] = {}
     if slim.plan.kept_units:
-        assert isinstance(slim, Slim)
         sites = find_sites(program, include, exclude)
         current, renamed = retrace(slim), slim.renamed
         include = tuple(renamed[n] for n in sites.parameters if n in renamed)
@@ -127,13 +119,12 @@ def planned(program: BaseProgram, slim: Slim | SlimOnnx, recipe: Recipe) -> Mask
     assert section is not None
     sites = find_sites(program, section.include, section.exclude)
     renamed = slim_names(slim)
-    shapes = slim.shapes if isinstance(slim, Slim) else program.parameters
     target = section.sparsity if section.budget.name == "uniform" else None
     if section.pattern is not None:
         kept, of = map(int, section.pattern.split(":"))
         target = 1 - kept / of
     layers = tuple(
-        MaskedLayer(renamed[name], tuple(shapes[renamed[name]]), target)
+        MaskedLayer(renamed[name], tuple(slim.shapes[renamed[name]]), target)
         for name in sites.parameters
         if name in renamed
     )
@@ -227,9 +218,7 @@ def counted(report: Report, path: Path, form: str, slim: Slim | SlimOnnx, masked
 
 def slim_names(slim: Slim | SlimOnnx) -> Mapping[str, str]:
     """Canonical dense names to the names of the slim model's canonical tensors."""
-    if isinstance(slim, Slim):
-        return {n: s for n, s in slim.renamed.items() if n not in slim.program.aliases}
-    return {name: name for name in slim.program.parameters}
+    return {n: s for n, s in slim.renamed.items() if n not in slim.program.aliases}
 
 
 class _Steps:

@@ -291,6 +291,27 @@ class SlimOnnx:
         self.selection: Selection = plan.bind(program)
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every initialiser that is left, by its name."""
+        kept = self.plan.kept(self.program)
+        left = {name: tuple(map(len, dims)) for name, dims in kept.items()}
+        return {name: shape for name, shape in left.items() if all(shape)}
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Dense names to slim ones, which are the same; removed initialisers are absent."""
+        return {name: name for name in self.shapes}
+
+    def retraced(self) -> OnnxProgram:
+        """The slim model as a program of its own, in memory.
+
+        Raises:
+            LoadError: see `adopt`.
+        """
+        known = self.program.known
+        return adopt(self.rewritten(), {n: known[n].shapes[0] for n in self.program.inputs})
+
+    @cached_property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
         blocks = [b for cut in self.selection.cuts.values() for b in cut]

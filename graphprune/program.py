@@ -166,7 +166,7 @@ class BaseProgram(ABC):
     def operator_of(self, value: str) -> tuple[str, str] | None:
         """Name of the operator that computes a value, and its module, as far as it is known."""
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, buffer and constant, tied names included."""
         return {n: tuple(d.size for d in dims) for n, dims in self.typing.parameters.items()}

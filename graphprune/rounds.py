@@ -11,7 +11,7 @@ import statistics
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes.expr import IntArray
 from graphprune.errors import EmitError, PlanError, RecipeError
 from graphprune.frontends.module import assemble, trace
+from graphprune.onnx_program import SlimOnnx
 from graphprune.passes.budget import RESOURCES
 from graphprune.passes.units import pair_sums, unit_sums
 from graphprune.plan import Plan, Units, rows_of
@@ -75,16 +76,22 @@ def interim_goal(
     return {"shape": shape}
 
 
-def retrace(slim: Slim, dtype: torch.dtype | None = None) -> Program:
+@overload
+def retrace(slim: Slim, dtype: torch.dtype | None = None) -> Program: ...
+@overload
+def retrace(slim: Slim | SlimOnnx, dtype: None = None) -> BaseProgram: ...
+def retrace(slim: Slim | SlimOnnx, dtype: torch.dtype | None = None) -> BaseProgram:
     """The slim model as a program of its own.
 
     Args:
         slim: the slim model.
-        dtype: of its weights and inputs, if they are to be others.
+        dtype: of its weights and inputs, if they are to be others; not for ONNX.
 
     Raises:
         EmitError: another dtype, for a model that has no form but its graph.
     """
+    if not isinstance(slim, Slim):
+        return slim.retraced()
     args, kwargs = slim.program.example
     with warnings.catch_warnings():  # nobody asked for the module
         warnings.filterwarnings("ignore", message="the slim module is the exported graph")
@@ -112,7 +119,7 @@ def retrace(slim: Slim, dtype: torch.dtype | None = None) -> Program:
         return trace(module.eval(), args, kwargs)
 
 
-def composed(slim: Slim, current: BaseProgram, later: Plan) -> Plan:
+def composed(slim: Slim | SlimOnnx, current: BaseProgram, later: Plan) -> Plan:
     """The plan of `slim`, then `later`; made for the program of the former.
 
     Structures of the slim model may lie elsewhere in their dimensions (a single head is no factor
@@ -158,7 +165,7 @@ def composed(slim: Slim, current: BaseProgram, later: Plan) -> Plan:
     return plan
 
 
-def _layers_left(slim: Slim, later: Plan, stack: Structure) -> Units | None:
+def _layers_left(slim: Slim | SlimOnnx, later: Plan, stack: Structure) -> Units | None:
     (units,) = rows_of(slim.plan.kept_units.get(stack.name, tuple(range(stack.size))))
     (chosen,) = rows_of(later.kept_units.get(stack.name, tuple(range(len(units)))))
     return tuple(units[i] for i in chosen)

@@ -83,6 +83,8 @@ def _runnable(slim: Slim) -> tuple[ExportedProgram, tuple[Any, Any]]:
 def placed(path: Path) -> Iterator[Path]:
     """A file in a temporary sibling that takes its place at `path`, with its data, at the end.
 
+    The data of a model that was there goes with it.
+
     Raises:
         EmitError: the file system refused. Nothing is left behind then, nor after other errors.
     """
@@ -90,12 +92,29 @@ def placed(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
             yield Path(holder) / path.name
-            for written in sorted(Path(holder).iterdir(), reverse=True):  # the data file first
+            files = sorted(Path(holder).iterdir(), reverse=True)  # the data file first
+            old = _own_data(path)
+            for written in files:
                 os.replace(written, path.parent / written.name)
+            if old is not None and old.name not in [file.name for file in files]:
+                old.unlink()
     except OSError as error:
         raise EmitError(
             "can't write the ONNX file", where=str(path), why=error.strerror or str(error)
         ) from error
+
+
+def _own_data(path: Path) -> Path | None:
+    """The second file of a model, if it has one under the name that we give it."""
+    data = path.with_name(f"{path.name}.data")
+    if not (path.is_file() and data.is_file()):
+        return None
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # no model: whatever lies beside it isn't ours
+        return None
+    places = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
+    return data if data.name in places else None
 
 
 def _run(

@@ -94,10 +94,24 @@ def test_what_an_onnx_file_cannot_be(
     assert tree(tmp_path) == before
 
 
-def test_rounds_need_a_module(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(gp.RecipeError, match="one round"):
-        gp.compile(source, {"remove": {"ffn": 0.5}, "rounds": 2}, tmp_path / "o.onnx")
-    assert not (tmp_path / "o.onnx").exists()
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def test_rounds(run: Callable[..., Result], source: Path, tmp_path: Path) -> None:
+    """As if the model had been written out in between."""
+    both, first, then = (tmp_path / f"{n}.onnx" for n in ("both", "first", "then"))
+    gp.compile(source, {"remove": {"ffn": 0.5}, "rounds": 2}, both)
+    gp.compile(source, {"remove": {"ffn": 0.25}}, first)  # of 12 units 8.5 are to stay: 9
+    gp.compile(first, {"shape": {"ffn": 6}}, then)
+    found, wanted = tensors(both), tensors(then)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+    kept = json.loads(Path(f"{both}.graphprune_plan.json").read_text())["structures"]
+    ((units,),) = [list(entry.values())[-1:] for entry in kept.values()]
+    np.testing.assert_array_equal(found["w1"], tensors(source)["w1"][units])
+    assert run("verify", both).code == 0
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

@@ -273,8 +273,45 @@ def test_onnx_models_are_masked_on_arrays(run: Callable[..., Result], tmp_path: 
     (found,) = session.run(None, feed)
     np.testing.assert_allclose(found, expected[:2].detach(), rtol=1e-4, atol=1e-5)
     assert run("verify", output).code == 0
-    both = run("compile", source, recipe, "-o", tmp_path / "x.onnx", "--remove", "*=0.5")
-    check_failure(both, "an ONNX model is cut and masked in two runs")
+
+
+def test_onnx_models_are_cut_and_masked(run: Callable[..., Result], tmp_path: Path) -> None:
+    """In one run as in two."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    source, data = tmp_path / "dense.onnx", torch.randn(64, 12)
+    torch.onnx.export(module.eval(), (data[:2],), source, dynamo=True, verbose=False)
+    np.savez(tmp_path / "data.npz", data.numpy())
+    whole, half, recipe = (tmp_path / f"{n}.yaml" for n in ("whole", "half", "recipe"))
+    both, first, then = (tmp_path / f"{n}.onnx" for n in ("both", "first", "then"))
+    masks = (
+        "sparsify: {method: sparsegpt, sparsity: 0.5, exclude: [4.*]}\n"
+        f"calibration: {{data: {tmp_path / 'data.npz'}, windows: 64, draw: first}}\n"
+    )
+    whole.write_text(masks + "remove: {'*': 0.25}\nscore: magnitude\nrepair: none\n")
+    half.write_text(masks)
+    recipe.write_text("remove: {'*': 0.25}\nscore: magnitude\n")
+    done = run("compile", source, whole, "-o", both, "--json")
+    assert done.code == 0, done.err
+    assert run("compile", source, recipe, "-o", first).code == 0
+    assert run("compile", first, half, "-o", then).code == 0
+    found, wanted = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer}
+        for p in (both, then)
+    )
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+    layers = {e["parameter"]: e for e in json.loads(done.out)["masks"]["layers"]}
+    shapes = {"0.weight": [12, 12], "2.weight": [6, 12]}
+    assert {name: e["shape"] for name, e in layers.items()} == shapes
+    for name in shapes:
+        assert int((found[name] == 0).sum()) == layers[name]["zeros"] == found[name].size // 2
+    assert run("verify", both).code == 0
+    dry = json.loads(run("compile", source, whole, "--dry-run", "--json").out)["masks"]["layers"]
+    assert {e["parameter"]: e["shape"] for e in dry} == shapes
 
 
 def test_a_dry_run_lists_what_would_be_treated(

@@ -188,6 +188,25 @@ def test_large_files_keep_weights_beside_them(source, tmp_path, monkeypatch):
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_in_place_the_old_weights_go(source, tmp_path):
+    """Only those of the model: what else has such a name stays."""
+    proto = onnx.load(source)
+    place, others = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    location = "model.onnx.data"
+    onnx.save(proto, place, save_as_external_data=True, location=location, size_threshold=0)
+    assert (tmp_path / location).is_file()
+    onnx.save(onnx.load(source), others)
+    (tmp_path / "other.onnx.data").write_text("notes")
+    x = np.ones((1, 1, 300), np.float32)
+    (expected,) = plain_session(source).run(None, {"x": x})
+    for path in (place, others):
+        pack(path, path, overwrite=True)
+        found = gp.runtime.session(path)(x=x)["y"]
+        assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert not (tmp_path / location).exists()
+    assert (tmp_path / "other.onnx.data").read_text() == "notes"
+
+
 def test_a_packed_file_isn_t_packed_again(source, tmp_path):
     pack(source, tmp_path / "packed.onnx")
     with pytest.raises(EmitError, match="packed already"):
