@@ -167,6 +167,7 @@ def _with_written(
         slim = Slim(dense, plan, plan.bind(dense))
     try:
         zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks.get("layers", ())}
+        moved = [str(name) for name in masks.get("reordered", ())]
         refitted = [(e["parameter"], e["bias"]) for e in refits.get("layers", ())]
         tables = [dict(part["places"]) for part in (refits, masks) if part]
     except (KeyError, TypeError, ValueError) as error:
@@ -175,7 +176,7 @@ def _with_written(
         ) from None
     names = slim_names(slim)
     changed = [name for pair in refitted for name in pair if name in names]
-    wanted = dict.fromkeys([*(names[name] for name in changed), *zeros])
+    wanted = dict.fromkeys([*(names[name] for name in changed), *zeros, *moved])
     if not wanted:
         return dense
     if path.suffix == ".onnx":

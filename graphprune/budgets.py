@@ -85,7 +85,7 @@ class OWL:
         def look(group: Group, seen: list[Statistic | None], _: Mapping[str, Tensor]) -> None:
             norms.update(dict.fromkeys(group.parameters, seen))
 
-        watch(_Watching(Norms, look))
+        watch(Watching(Norms, look))
         layers = (
             layers_of(program, sites) if self.per == "layer" else [[p] for p in sites.parameters]
         )
@@ -145,7 +145,7 @@ class Sensitivity:
                 if curve is not None:
                     curves[name] = curve
 
-        watch(_Watching(SecondMoment, look, even=self.error == "relative"))
+        watch(Watching(SecondMoment, look, even=self.error == "relative"))
         dealt = dict.fromkeys(sites.parameters, sparsity)
         if curves:
             sizes = [_size(program, [name]) for name in curves]
@@ -266,7 +266,7 @@ def layers_of(program: BaseProgram, sites: Sites) -> list[list[str]]:
 
 
 @dataclass
-class _Watching:
+class Watching:
     """A treatment that looks at each group's statistics and changes nothing."""
 
     kind: type[Norms] | type[SecondMoment]
@@ -274,12 +274,14 @@ class _Watching:
     even: bool = False
 
     def observer(self, group: Group, part: int) -> Collector:
+        """See `graphprune.streaming.Treatment`."""
         made = _Even if self.even else Collector
         return made(self.kind, f"{group.name}, part {part}")
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
+        """See `graphprune.streaming.Treatment`."""
         self.look(group, collected(observers), weights)
         return ()
 

@@ -69,7 +69,7 @@ def _of(
         columns = input_positions(layout, program.parameters[parameter], dim)
         if columns is None:
             continue
-        units = _units(program.axis(parameter, dim), structure)
+        units = owning_units(program.axis(parameter, dim), structure)
         if units is None:
             return ()
         found.append(Consumer(parameter, group, units[columns]))
@@ -91,7 +91,7 @@ def input_positions(layout: Layout, shape: tuple[int, ...], dim: int) -> IntArra
     return np.asarray(columns[:, 0].numpy(), dtype=np.int64)
 
 
-def _units(e: Expr, structure: Structure) -> IntArray | None:
+def owning_units(e: Expr, structure: Structure) -> IntArray | None:
     """The unit of each position of an axis; None where some have several."""
     atom, outer = structure.atom, structure.within
     assert atom is not None

@@ -102,7 +102,8 @@ def mask(
         progress=_Steps(progress, section.budget.name),
         state=state,
     )
-    weights = {e.parameter: found.program.weights[e.parameter].detach() for e in found.layers}
+    changed = (*(e.parameter for e in found.layers), *found.reordered)
+    weights = {name: found.program.weights[name].detach() for name in changed}
     result: BaseProgram = found.program
     if slim.plan.kept_units:
         result = written_back(slim, weights)
@@ -212,7 +213,9 @@ def counted(report: Report, path: Path, form: str, slim: Slim | SlimOnnx, masked
     found = check_written(path, form, masked.weights, names)
     masks = report.masks or masked.masks
     places = {**masks.places, **({form: found.places} if found.places else {})}
-    checked = {**(masks.checked or {}), form: found.zeros}
+    others = (masked.weights[name] for name in masks.reordered)
+    zeros = found.zeros - sum(w.numel() - int(w.count_nonzero()) for w in others)
+    checked = {**(masks.checked or {}), form: zeros}
     return replace(report, masks=replace(masks, checked=checked, places=places))
 
 
@@ -265,6 +268,7 @@ def _masks(section: Sparsify, found: Sparse, skipped: Mapping[str, str], samples
         sparsity_of_model=found.sparsity_of_model,
         bits=section.bits,
         samples=samples.described() if section.needs_data else None,
+        reordered=found.reordered,
     )
 
 

@@ -19,8 +19,10 @@ from graphprune.collect import Collector, collected, statistic_of
 from graphprune.errors import CalibrationError, RecipeError
 from graphprune.gaps import Gathered, closed, gathered
 from graphprune.program import BaseProgram
+from graphprune.reordering import reordered
 from graphprune.solvers import (
     NM,
+    RIA,
     DSnoT,
     Given,
     Norms,
@@ -94,14 +96,14 @@ def sparsify(
 
     Raises:
         RecipeError: the mapping has no pattern for a parameter; the pattern has no sparsity that a
-            budget could deal; or the solver would permute columns of n:m.
+            budget could deal; or a solver that isn't one of ours would permute columns of n:m.
         PlanError: see `stream`.
         CalibrationError: see `Solver`.
+        VerifyError: see `graphprune.reordering.reordered`.
     """
     sites = find_sites(program, include=include, exclude=exclude)
     dealt = budget_of(budget)
     _check_patterns(pattern, sites)
-    _check_permutation(solver, pattern)
     data = batches(program, samples)
 
     def run(treatment: Treatment, saved: State | None = None) -> Mapping[str, Tensor]:
@@ -111,6 +113,11 @@ def sparsify(
             state=saved,
         )  # fmt: skip
 
+    moved = None
+    if (permuting := _permuting(solver)) is not None:
+        choose = pattern.__getitem__ if isinstance(pattern, Mapping) else lambda name: pattern
+        moved = reordered(program, sites, permuting, choose, run)
+        program, solver = moved.program, _in_place(solver)
     if dealt is None:
         choice = _as_given(pattern)
     else:
@@ -124,7 +131,15 @@ def sparsify(
         )
         state = replace(state, recipe=f"{state.recipe}; {how}")
     new = run(treatment, state)
-    return Sparse(apply_weights(program, new), tuple(treatment.layers), sites.skipped)
+    layers = treatment.layers
+    if moved is not None:
+        notes = moved.notes
+        layers = [
+            replace(e, notes=(*e.notes, notes[e.parameter])) if e.parameter in notes else e
+            for e in layers
+        ]
+    others = tuple(n for n in moved.changed if n not in new) if moved is not None else ()
+    return Sparse(apply_weights(program, new), tuple(layers), sites.skipped, others)
 
 
 @dataclass
@@ -271,28 +286,27 @@ def _sparsity_of(pattern: Pattern | Mapping[str, Pattern]) -> float:
     )
 
 
-def _check_permutation(solver: Solver, pattern: Pattern | Mapping[str, Pattern]) -> None:
-    """Refuse what would only be n:m after its inputs have been reordered.
-
-    The columns of a weight are those of a value that others read and write: the residual stream
-    would need one order for all layers, and a head's values one within the head.
-    """
-    patterns = pattern.values() if isinstance(pattern, Mapping) else [pattern]
-    inner = solver
-    while isinstance(inner, DSnoT):
-        inner = inner.first
-    if getattr(inner, "permute", False) and any(isinstance(p, NM) for p in patterns):
-        raise _permuted(None)
+def _permuting(solver: Solver) -> RIA | None:
+    """The RIA that wants another order of inputs, if there is one."""
+    while isinstance(solver, DSnoT):
+        solver = solver.first
+    return solver if isinstance(solver, RIA) and solver.permute else None
 
 
-def _permuted(where: str | None) -> RecipeError:
+def _in_place(solver: Solver) -> Solver:
+    """A solver that takes the order of inputs as it is."""
+    if isinstance(solver, DSnoT):
+        return replace(solver, first=_in_place(solver.first))
+    return replace(solver, permute=False) if isinstance(solver, RIA) else solver
+
+
+def _permuted(where: str) -> RecipeError:
     return RecipeError(
         "the solver would permute the inputs of a weight",
         where=where,
-        why="the weight as it is stored would not be n:m, and no order of the model's values is "
-        "that of every layer that reads them",
-        hint="leave permute off; for one layer whose inputs you permute yourself, call the "
-        "solver's solve and take Solved.permutation",
+        why="the weight as it is stored would not be n:m",
+        hint="RIA(permute=True) reorders what can be; of another solver take Solved.permutation "
+        "and permute the inputs yourself",
     )
 
 

@@ -110,6 +110,7 @@ class Masks:
         samples: what they were calibrated on; None where no data was looked at.
         checked: format to the number of zeros found in the treated weights of what was written.
         places: ONNX format to parameter to where its file has it; see `graphprune.written.Found`.
+        reordered: further parameters that have another order of channels.
     """
 
     method: str
@@ -122,6 +123,7 @@ class Masks:
     samples: str | None = None
     checked: Mapping[str, int] | None = None
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reordered: tuple[str, ...] = ()
 
     def render(self) -> RenderableType:
         """Returns the table of layers with the totals, for a rich console."""

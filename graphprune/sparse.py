@@ -46,11 +46,13 @@ class Sparse:
         program: saves in every format by `graphprune.apply` with an empty plan.
         layers: one entry per treated parameter, in the order of treatment.
         skipped: parameter to the reason why it was left alone.
+        reordered: further parameters whose channels have other places; see `RIA.permute`.
     """
 
     program: BaseProgram
     layers: tuple[Layer, ...]
     skipped: Mapping[str, str]
+    reordered: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from graphprune.errors import LoadError, RecipeError
+from graphprune.frontends.hf import trace_model
 from graphprune.oneshot import OWL, Sensitivity, sparsify
 from graphprune.solvers import (
     ALPS,
@@ -281,20 +283,111 @@ def test_a_given_mask_keeps_zeros_too():
         assert e.target == pytest.approx(1 - float(masks[e.parameter].kept.float().mean()))
 
 
-def test_permuted_groups_are_refused():
-    """A file with a weight that is n:m in another order of its columns is not n:m."""
+def read_by_down(model, x):
+    """What each down projection reads."""
+    found = []
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda module, args: found.append(args[0].flatten(0, -2))
+        )
+        for layer in model.model.layers
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def two_of_four(weight):
+    groups = (weight != 0).reshape(len(weight), -1, 4).sum(-1)
+    return bool((groups <= 2).all())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["ria", "dsnot"])
+def test_channels_are_reordered_where_they_can_be(again):
+    """As if the model had been reordered by hand before."""
+    program, model = traced(decoders.llama_gqa_4)
+    model = model.float()
+    solver = DSnoT(first=RIA(permute=True)) if again else RIA(permute=True)
+    found = sparsify(program, tokens(), solver, NM(2, 4))
+    seen = read_by_down(model, tokens())
+    by_hand = copy.deepcopy(model)
+    gained = 0
+    for i, layer in enumerate(by_hand.model.layers):
+        name = f"model.layers.{i}.mlp.down_proj"
+        rows = seen[i]
+        order = RIA(permute=True).solve(layer.mlp.down_proj.weight, moment(rows), NM(2, 4))
+        (entry,) = [e for e in found.layers if e.parameter == f"{name}.weight"]
+        assert any("reordered" in note for note in entry.notes) == (order.permutation is not None)
+        if (order := order.permutation) is None:
+            continue
+        gained += 1
+        with torch.no_grad():
+            for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                part.weight.copy_(part.weight[order])
+            layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, order])
+    assert gained
+    torch.testing.assert_close(by_hand(tokens()).logits, model(tokens()).logits)
+    plain = DSnoT(first=RIA()) if again else RIA()
+    wanted = sparsify(trace_model(by_hand), tokens(), plain, NM(2, 4))
+    assert [e.parameter for e in wanted.layers] == [e.parameter for e in found.layers]
+    for e in found.layers:
+        new = found.program.weights[e.parameter]
+        assert torch.equal(new, wanted.program.weights[e.parameter])
+        assert two_of_four(new)
+    assert found.reordered == ()
+
+
+class Wide(nn.Module):
+    """A block with biases, one tensor for both of its gates, and a scale per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused = nn.Linear(8, 2 * 16)
+        self.scale = nn.Parameter(torch.rand(16) + 0.5)
+        self.down = nn.Linear(16, 8)
+
+    def forward(self, x):
+        gate, up = self.fused(x).chunk(2, -1)
+        return x + self.down(self.scale * torch.relu(gate) * up)
+
+
+def test_all_that_carries_channels_is_reordered():
+    torch.manual_seed(3)
+    module, x = Wide().eval(), torch.randn(40, 8)
+    found = sparsify(
+        gp.trace(module, (x,)), [(x,)], RIA(permute=True), NM(2, 4), exclude=["fused.weight"]
+    )
+    new = found.program.weights
+    gate, up = module.fused(x).chunk(2, -1)
+    rows = module.scale * torch.relu(gate) * up
+    order = RIA(permute=True).solve(module.down.weight, moment(rows), NM(2, 4)).permutation
+    both = torch.cat([order, 16 + order])
+    assert set(found.reordered) == {"fused.weight", "fused.bias", "scale"}
+    assert torch.equal(new["fused.weight"], module.fused.weight[both])
+    assert torch.equal(new["fused.bias"], module.fused.bias[both])
+    assert torch.equal(new["scale"], module.scale[order])
+    plain = RIA().solve(module.down.weight[:, order], moment(rows[:, order]), NM(2, 4))
+    assert torch.equal(new["down.weight"], plain.weight)
+    assert two_of_four(new["down.weight"])
+
+
+def test_other_patterns_reorder_nothing():
     program, _ = traced(decoders.llama_gqa_4)
-    for solver in (RIA(permute=True), DSnoT(first=RIA(permute=True))):
-        with pytest.raises(RecipeError, match="would permute the inputs") as caught:
-            sparsify(program, tokens(), solver, NM(2, 4))
-        assert "leave permute off" in str(caught.value)
-        plain = sparsify(program, tokens(), solver, HALF)  # nothing to permute
-        assert plain.sparsity == 0.5
+    found = sparsify(program, tokens(), RIA(permute=True), HALF)
+    plain = sparsify(program, tokens(), RIA(), HALF)
+    for e in found.layers:
+        assert torch.equal(found.program.weights[e.parameter], plain.program.weights[e.parameter])
+
+
+def test_an_order_that_is_nobodys_business_is_refused():
+    """A file with a weight that is n:m in another order of its columns is not n:m."""
 
     class Permuting:
         def solve(self, weight, statistic, pattern):
             return RIA(permute=True).solve(weight, statistic, pattern)
 
+    program, _ = traced(decoders.llama_gqa_4)
     with pytest.raises(RecipeError, match="would permute the inputs") as caught:
         sparsify(program, tokens(), Permuting(), NM(2, 4))
     assert caught.value.where.startswith("model.layers.0.self_attn")

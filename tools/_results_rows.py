@@ -90,6 +90,7 @@ def smollm2_rows() -> list[Row]:
     for target in PATTERNS:
         for method in SOLVERS:
             rows.append(_row(MASKED, target, method, pattern=target, solver=method))
+    rows.append(_row(MASKED, "2:4", "ria + permute", pattern="2:4", solver="ria", permute=True))
     for target in ("60 %", "70 %"):
         for method in ("sparsegpt", "alps"):
             both = f"{method} + reference"

@@ -89,7 +89,8 @@ class Bench:
 
         kinds = {"magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA",
                  "sparsegpt": "SparseGPT", "alps": "ALPS"}  # fmt: skip
-        solver = getattr(solvers, kinds[row.options["solver"]])()
+        settings = {n: row.options[n] for n in ("permute",) if n in row.options}
+        solver = getattr(solvers, kinds[row.options["solver"]])(**settings)
         target = row.options["pattern"]
         if ":" in target:
             kept, of = map(int, target.split(":"))

@@ -34,6 +34,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 def finite(x: Tensor) -> bool:
     """Whether no element of a floating-point tensor is NaN or infinite."""
+    x = x.detach()
     if x.numel() == 0 or math.isfinite(float(x.sum())):  # what isn't makes the sum so
         return True
     return all(math.isfinite(float(v)) for v in torch.aminmax(x))  # finite ones may do so as well

@@ -29,7 +29,8 @@ class RIA:
         permute: for n:m, order the input columns first so that groups lose less: columns are dealt
             to groups by their importance, then exchanged by linear assignment. The mask has the
             pattern only in that order, which `Solved.permutation` is: the caller has to permute
-            the layer's inputs.
+            the layer's inputs. `graphprune.sparsify` reorders the channels of the model where
+            that is possible, and leaves the others; see `graphprune.reordering`.
     """
 
     power: float = 0.5
@@ -61,24 +62,40 @@ class RIA:
     def _permuted(
         self, weight: Tensor, scores: Tensor, statistic: Statistic, pattern: NM
     ) -> Solved:
-        """The best of the columns as they stand, dealt, and exchanged."""
-        if pattern.preserve:
-            scores = scores.masked_fill(weight == 0, 0)
-        dealt = deal(scores, pattern.m)
-        orders = [
-            torch.arange(weight.shape[1], device=weight.device),
-            dealt,
-            exchange(scores, dealt, pattern.n, pattern.m),
-        ]
-        masks = [pattern.mask(scores[:, o], weight[:, o]) for o in orders]
-        kept = [float((scores[:, o] * m).sum()) for o, m in zip(orders, masks, strict=True)]
-        best = max(range(3), key=kept.__getitem__)
-        mask = torch.empty_like(masks[best])
-        mask[:, orders[best]] = masks[best]
+        order, gain = best_order(scores, weight, pattern)
+        if order is None:
+            return masked(weight, pattern.mask(scores, weight), statistic, pattern)
+        mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+        mask[:, order] = pattern.mask(scores[:, order], weight[:, order])
         solved = masked(weight, mask, statistic, pattern)
-        note = f"permuted columns keep {kept[best] / max(kept[0], 1e-300) - 1:.1%} more score"
-        notes = (*solved.notes, note) if best else solved.notes
-        return replace(solved, permutation=orders[best] if best else None, notes=notes)
+        notes = (*solved.notes, f"permuted columns keep {gain:.1%} more score")
+        return replace(solved, permutation=order, notes=notes)
+
+
+def best_order(scores: Tensor, weight: Tensor, pattern: NM) -> tuple[Tensor | None, float]:
+    """The order of columns under which a mask keeps the most: as they stand, dealt, or exchanged.
+
+    Args:
+        scores: [out, in].
+        weight: [out, in].
+        pattern: of the mask.
+
+    Returns:
+        [in], int64, or None for the order that they have; the share of score that it adds.
+    """
+    if pattern.preserve:
+        scores = scores.masked_fill(weight == 0, 0)
+    dealt = deal(scores, pattern.m)
+    orders = [
+        torch.arange(weight.shape[1], device=weight.device),
+        dealt,
+        exchange(scores, dealt, pattern.n, pattern.m),
+    ]
+    masks = [pattern.mask(scores[:, o], weight[:, o]) for o in orders]
+    kept = [float((scores[:, o] * m).sum()) for o, m in zip(orders, masks, strict=True)]
+    best = max(range(3), key=kept.__getitem__)
+    gain = kept[best] / max(kept[0], 1e-300) - 1
+    return (orders[best] if best else None), gain
 
 
 def ria_scores(weight: Tensor, statistic: Statistic, power: float = 0.5) -> Tensor:

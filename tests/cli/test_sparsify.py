@@ -314,6 +314,54 @@ def test_onnx_models_are_cut_and_masked(run: Callable[..., Result], tmp_path: Pa
     assert {e["parameter"]: e["shape"] for e in dry} == shapes
 
 
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("narrower", [False, True])
+def test_reordered_channels_are_written_and_verified(
+    run: Callable[..., Result], tmp_path: Path, narrower: bool
+) -> None:
+    torch.manual_seed(1)
+    module, data = nn.Sequential(Wide(), Wide(), nn.Linear(8, 3)).eval(), torch.randn(64, 8)
+    source, output, recipe = tmp_path / "dense.pt2", tmp_path / "out", tmp_path / "recipe.yaml"
+    batch = torch.export.Dim.DYNAMIC
+    torch.export.save(torch.export.export(module, (data,), dynamic_shapes=({0: batch},)), source)
+    np.savez(tmp_path / "data.npz", data.numpy())
+    recipe.write_text(
+        "sparsify: {method: ria, pattern: '2:4', permute: true, exclude: ['*.up.weight']}\n"
+        f"calibration: {{data: {tmp_path / 'data.npz'}, windows: 64, draw: first}}\n"
+        + ("remove: {ffn: 0.25}\nscore: magnitude\nrepair: none\n" if narrower else "")
+    )
+    formats = ["--format", "pt2", "--format", "onnx"]
+    result = run("compile", source, recipe, "-o", output, *formats, "--json")
+    assert result.code == 0, result.err
+    masks = json.loads(result.out)["masks"]
+    assert masks["reordered"] == [f"{i}.up.{part}" for i in range(2) for part in ("weight", "bias")]
+    layers = {e["parameter"]: e for e in masks["layers"]}
+    assert masks["checked"] == dict.fromkeys(
+        ("pt2", "onnx"), sum(e["zeros"] for e in layers.values())
+    )
+    state = torch.export.load(output / "model.pt2").state_dict
+    width = 12 if narrower else 16
+    for i in range(2):
+        assert any("reordered" in note for note in layers[f"{i}.down.weight"]["notes"])
+        down = state[f"{i}.down.weight"]
+        assert down.shape == (8, width)
+        assert bool(((down != 0).reshape(8, -1, 4).sum(-1) == 2).all())
+        dense = {n: p.detach() for n, p in module.get_submodule(str(i)).named_parameters()}
+        rows = [int((dense["up.bias"] == value).nonzero()) for value in state[f"{i}.up.bias"]]
+        assert torch.equal(state[f"{i}.up.weight"], dense["up.weight"][rows])
+        assert torch.equal(down, torch.where(down != 0, dense["down.weight"][:, rows], 0))
+        assert rows != sorted(rows)
+    assert run("verify", output).code == 0
+
+
 def test_a_dry_run_lists_what_would_be_treated(
     run: Callable[..., Result], taught: Path, tmp_path: Path
 ) -> None:
