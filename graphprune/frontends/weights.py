@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PACKED = "packed.safetensors"
 """What `graphprune.packing` writes."""
+TURNED = "graphprune.turned"
+"""Where its metadata has the names of matrices ``[inputs, outputs]``, as JSON."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A matrix ``[inputs, outputs]`` that is packed as ``[outputs, inputs]``."""
+
+    packed: Packed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Inputs and outputs."""
+        outputs, inputs = self.packed.shape
+        return inputs, outputs
+
+    def unpack(self) -> torch.Tensor:
+        """[inputs, outputs]."""
+        return self.packed.unpack().T.contiguous()
 
 
 def has_weights(directory: Path) -> bool:
@@ -50,7 +70,7 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed]:
+def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed | Turned]:
     """The dense and packed weights of a directory that `graphprune.packing` wrote.
 
     Raises:
@@ -58,8 +78,17 @@ def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed]:
     """
     file = directory / PACKED
     try:
-        return dict(load(file))
-    except (SafetensorError, OSError, FormatError, TypeError, RuntimeError) as error:
+        with safe_open(file, framework="pt") as opened:
+            turned = frozenset(json.loads((opened.metadata() or {}).get(TURNED, "[]")))
+        return {
+            name: weight
+            if isinstance(weight, torch.Tensor) or name not in turned
+            else Turned(weight)
+            for name, weight in load(file)
+        }
+    except (
+        SafetensorError, OSError, FormatError, TypeError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
         raise LoadError(
             "can't read the packed weights",
             where=str(file),

@@ -7,6 +7,7 @@ layers that it doesn't find for new ones, and fill them with random numbers.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from graphprune.emit import pruned
 from graphprune.emit.companions import copy_companions
@@ -28,7 +30,7 @@ from graphprune.frontends.hf import (
     parameters_on_meta,
     tied_names,
 )
-from graphprune.frontends.weights import PACKED, has_weights, read_packed
+from graphprune.frontends.weights import PACKED, TURNED, Turned, has_weights, read_packed
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS, save
 from graphprune.kernels.linear import SparseLinear
@@ -55,6 +57,7 @@ def pack_checkpoint(
         )
     model = build(source, config, model_class)
     linears = linear_weights(model)
+    across = {n for n, m in linears.items() if isinstance(model.get_submodule(m), Conv1D)}
     table = Table.usual() if format == AUTO else None
     layers, weights, before, after = [], {}, 0, 0
     state = _state(model)
@@ -64,7 +67,8 @@ def pack_checkpoint(
         packed = None
         if name in linears:
             progress(f"packing {name} ({count + 1}/{len(state)})")
-            layer, packed = packed_weight(name, tensor, format, tokens, table)
+            matrix = tensor.T if name in across else tensor
+            layer, packed = packed_weight(name, matrix, format, tokens, table)
             layers.append(layer)
             size = layer.bytes
         after += size
@@ -74,8 +78,8 @@ def pack_checkpoint(
             "no weight becomes smaller",
             where=str(source),
             why="; ".join(sorted({f"{e.why}: {e.name}" for e in layers})[:3])
-            or "no weight belongs to one torch.nn.Linear alone (layers of other classes, such as "
-            "transformers' Conv1D, and tied weights stay dense)",
+            or "no weight belongs to one linear layer alone (other layers and tied weights stay "
+            "dense)",
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     progress("writing")
@@ -85,19 +89,23 @@ def pack_checkpoint(
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
         copy_companions(source, directory)
-        save(directory / PACKED, weights)
+        turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
+        save(directory / PACKED, weights, {TURNED: json.dumps(turned)} if turned else None)
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 
 def linear_weights(model: nn.Module) -> dict[str, str]:
-    """Weights of linear layers that belong to one layer only, to the names of the layers."""
+    """Weights of linear layers that belong to one layer only, to the names of the layers.
+
+    transformers' Conv1D is one whose weight is ``[inputs, outputs]``.
+    """
     uses: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     return {
         f"{name}.weight": name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and uses[id(module.weight)] == 1
+        if type(module) in (nn.Linear, Conv1D) and uses[id(module.weight)] == 1
     }
 
 
@@ -109,7 +117,7 @@ def open_packed(
     check_device(device)
     config, model_class = checkpoint_class(path)
     _check_plain(config, path)
-    state: Mapping[str, Tensor | Packed]
+    state: Mapping[str, Tensor | Packed | Turned]
     if (path / PACKED).is_file():
         with parameters_on_meta():
             model = construct(model_class, config, path)
@@ -126,12 +134,18 @@ def open_packed(
             continue
         progress(f"opening {name} ({count + 1}/{len(state)})")
         layer = model.get_submodule(linears[name])
-        assert isinstance(layer, nn.Linear)
-        if tuple(weight.shape) != (layer.out_features, layer.in_features):
+        assert isinstance(layer, nn.Linear | Conv1D)
+        if tuple(weight.shape) != tuple(layer.weight.shape):
             raise _another(name, f"its shape is {tuple(weight.shape)}", path)
-        chosen = _layout(weight, format, tokens, table, device)
+        across = isinstance(layer, Conv1D)
+        if not isinstance(weight, Tensor) and across is not isinstance(weight, Turned):
+            raise _another(name, "its rows are the model's columns", path)
+        matrix = weight.packed if isinstance(weight, Turned) else weight
+        if isinstance(matrix, Tensor) and across:
+            matrix = matrix.T
+        chosen = _layout(matrix, format, tokens, table, device)
         if isinstance(chosen, Tensor):
-            rest[name] = chosen
+            rest[name] = chosen.T.contiguous() if across else chosen
         else:
             _set(model, linears[name], SparseLinear(chosen, layer.bias))
     _fill(model, rest, path)

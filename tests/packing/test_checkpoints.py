@@ -12,14 +12,18 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     BertForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
     ViTConfig,
     ViTForImageClassification,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
+from transformers.pytorch_utils import Conv1D
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError
+from graphprune.kernels.files import load, save
 from graphprune.kernels.linear import SparseLinear
 from graphprune.packing import pack
 
@@ -226,7 +230,7 @@ def test_a_model_with_sparse_layers_can_t_be_saved_as_nonsense(packed, tmp_path)
         assert torch.equal(again(tokens).logits, gp.load(packed).module(input_ids=tokens).logits)
 
 
-@pytest.mark.parametrize("kind", ["vit", "bert", "whisper"])
+@pytest.mark.parametrize("kind", ["vit", "bert", "whisper", "gpt2"])
 def test_other_models_are_packed_and_opened(kind, tmp_path):
     torch.manual_seed(0)
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -251,9 +255,15 @@ def test_other_models_are_packed_and_opened(kind, tmp_path):
             ),
             {"input_features": torch.randn(1, 8, 20), "decoder_input_ids": torch.arange(5)[None]},
         ),
+        "gpt2": lambda: (  # its layers are Conv1D: [inputs, outputs], some of them square
+            GPT2LMHeadModel(
+                GPT2Config(vocab_size=60, n_embd=32, n_layer=4, n_head=4, n_positions=20)
+            ),
+            {"input_ids": torch.arange(10)[None]},
+        ),
     }[kind]()  # fmt: skip
     for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
+        if isinstance(layer, torch.nn.Linear | Conv1D):
             layer.weight.data.masked_fill_(torch.rand(layer.weight.shape) < 0.6, 0)
     model.eval().save_pretrained(tmp_path / "dense")
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
@@ -270,6 +280,27 @@ def test_other_models_are_packed_and_opened(kind, tmp_path):
             assert len(sparse_layers(opened)) >= 12
             error = (opened(**inputs).logits - expected).abs().max()
             assert error < 1e-5 * expected.abs().max(), (path, format)
+        whole = gp.runtime.model(tmp_path / "packed", format="dense")
+        assert not sparse_layers(whole)
+        for name, weight in model.state_dict().items():
+            assert torch.equal(whole.state_dict()[name], weight)
+        if kind == "gpt2":
+            assert torch.equal(gp.load(tmp_path / "packed").module(**inputs).logits, expected)
+
+
+def test_a_matrix_the_wrong_way_round_is_refused(tmp_path):
+    """A square one would fit."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4))
+    weight = model.transformer.h[0].attn.c_proj.weight.data
+    weight.masked_fill_(torch.rand(weight.shape) < 0.6, 0)
+    model.save_pretrained(tmp_path / "dense")
+    pack(tmp_path / "dense", tmp_path / "packed")
+    file = tmp_path / "packed" / "packed.safetensors"
+    save(file, dict(load(file)))  # without the metadata that says which are turned
+    with pytest.raises(LoadError, match="don't fit") as caught:
+        gp.runtime.model(tmp_path / "packed")
+    assert caught.value.why == "its rows are the model's columns"
 
 
 @pytest.mark.parametrize("key", ["intermediate_size", "vocab_size", "hidden_size"])
