@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from . import native
 from .bitmap import Bitmap
@@ -73,8 +74,12 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[out_features, in_features]: the weight, unpacked anew."""
-        return self.packed.unpack()
+        """[out_features, in_features]: the weight, unpacked anew by each operator that reads it.
+
+        Models ask for its type, its shape or its device at every call.
+        """
+        packed = self.packed
+        return packed.unpack() if torch.compiler.is_compiling() else Unpacked(packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply.
@@ -117,6 +122,33 @@ class SparseLinear(nn.Module):
         return (
             f"{self.in_features}, {self.out_features}, {self.format}, bias={self.bias is not None}"
         )
+
+
+class Unpacked(Tensor):
+    """A packed weight as a dense one, of which there are no numbers until an operator reads it."""
+
+    packed: Packed
+
+    @staticmethod
+    def __new__(cls: type[Self], packed: Packed) -> Self:
+        """A tensor without memory."""
+        values = next(t for t in packed.tensors().values() if t.is_floating_point())
+        made: Self = Tensor._make_wrapper_subclass(
+            cls, packed.shape, dtype=values.dtype, device=values.device
+        )
+        made.packed = packed
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Any operator, on the numbers."""
+
+        def numbers(x: Any) -> Any:
+            return x.packed.unpack() if isinstance(x, Unpacked) else x
+
+        return func(*tree_map(numbers, args), **tree_map(numbers, kwargs or {}))
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -109,6 +109,31 @@ def test_state_dicts_move_between_layers(format):
     assert torch.equal(other.weight, weight)
 
 
+def test_a_weight_is_unpacked_only_where_numbers_are_read(monkeypatch):
+    weight = two_of_four(32, 64).bfloat16()
+    layer = SparseLinear(Bitmap.pack(weight))
+    unpack, calls = Bitmap.unpack, []
+    monkeypatch.setattr(Bitmap, "unpack", lambda self: calls.append(1) or unpack(self))
+    found = layer.weight
+    assert isinstance(found, torch.Tensor)
+    assert (found.dtype, found.device.type, found.shape) == (torch.bfloat16, "cpu", (32, 64))
+    assert (found.dim(), found.numel(), found.element_size()) == (2, 32 * 64, 2)
+    assert not found.requires_grad
+    assert not calls
+    assert torch.equal(found, weight)
+    assert len(calls) == 1
+    x = torch.randn(3, 64).bfloat16()
+    for result, wanted in (
+        (torch.nn.functional.linear(x, found), torch.nn.functional.linear(x, weight)),
+        (found.float().sum(1), weight.float().sum(1)),
+        (torch.cat([found, weight]), torch.cat([weight, weight])),
+        (found[3:5], weight[3:5]),
+    ):
+        assert type(result) is torch.Tensor
+        assert torch.equal(result, wanted)
+    assert repr(found.sum()) == repr(weight.sum())
+
+
 @pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
 def test_a_layer_calls_the_kernel_as_the_operator_does():
     layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)), torch.randn(32), "silu")
