@@ -362,6 +362,33 @@ def test_reordered_channels_are_written_and_verified(
     assert run("verify", output).code == 0
 
 
+def test_channels_of_onnx_models_are_reordered(run: Callable[..., Result], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module, data = nn.Sequential(Wide(), nn.Linear(8, 3)).eval(), torch.randn(64, 8)
+    source, output, recipe = (tmp_path / n for n in ("dense.onnx", "sparse.onnx", "recipe.yaml"))
+    torch.onnx.export(module, (data[:2],), source, dynamo=True, verbose=False)
+    np.savez(tmp_path / "data.npz", data.numpy())
+    recipe.write_text(
+        "sparsify: {method: ria, pattern: '2:4', permute: true, include: ['*.down.weight']}\n"
+        f"calibration: {{data: {tmp_path / 'data.npz'}, windows: 64, draw: first}}\n"
+    )
+    result = run("compile", source, recipe, "-o", output, "--json")
+    assert result.code == 0, result.err
+    masks = json.loads(result.out)["masks"]
+    assert masks["reordered"] == ["0.up.weight", "0.up.bias"]
+    before, after = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer}
+        for p in (source, output)
+    )
+    rows = [int(np.flatnonzero(before["0.up.bias"] == v)[0]) for v in after["0.up.bias"]]
+    assert rows != sorted(rows)
+    np.testing.assert_array_equal(after["0.up.weight"], before["0.up.weight"][rows])
+    down = after["0.down.weight"]
+    assert ((down != 0).reshape(8, -1, 4).sum(-1) == 2).all()
+    np.testing.assert_array_equal(down, np.where(down != 0, before["0.down.weight"][:, rows], 0))
+    assert run("verify", output).code == 0
+
+
 def test_a_dry_run_lists_what_would_be_treated(
     run: Callable[..., Result], taught: Path, tmp_path: Path
 ) -> None:
