@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from graphprune.report_masks import MaskedLayer, Masks
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import retrace
 from graphprune.samples import Samples, calibration_samples
-from graphprune.streaming import Batch, State, Step, apply_weights, batches, find_sites
+from graphprune.streaming import Batch, Held, State, Step, apply_weights, batches, find_sites
 from graphprune.verification_onnx import random_feeds
 from graphprune.written import check_written
 
@@ -86,7 +87,10 @@ def mask(
         include = tuple(renamed[n] for n in sites.parameters if n in renamed)
         exclude = ()
         reasons = {renamed[n]: why for n, why in sites.skipped.items() if n in renamed}
-    held = getattr(torch, section.held)
+    dtype = getattr(torch, section.held)
+    folder = None
+    if section.offload:
+        folder = Path(tempfile.gettempdir()) if state is None else Path(state.directory)
     found = sparsify(
         cast("Program", current),
         samples.data,
@@ -98,7 +102,7 @@ def mask(
         errors=section.errors and section.needs_data,
         include=include,
         exclude=exclude,
-        held=None if held is torch.float32 else held,
+        held=Held(None if dtype is torch.float32 else dtype, folder),
         progress=_Steps(progress, section.budget.name),
         state=state,
     )

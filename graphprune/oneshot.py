@@ -38,6 +38,7 @@ from graphprune.solvers.solved import relative_error
 from graphprune.sparse import Layer, Sparse
 from graphprune.streaming import (
     Group,
+    Held,
     Observer,
     Sites,
     State,
@@ -67,7 +68,7 @@ def sparsify(
     errors: bool = False,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
 ) -> Sparse:

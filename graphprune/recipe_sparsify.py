@@ -102,6 +102,7 @@ class Sparsify(Data):
         errors: Tell the error of every layer also where the method doesn't need what that takes:
             for wanda and ria the second moments of what layers read.
         held: dtype in which activations wait for the next layer.
+        offload: whether they wait in files beside the output instead of in memory.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -117,6 +118,7 @@ class Sparsify(Data):
     reference: bool = False
     errors: bool = True
     held: Literal["float32", "bfloat16", "float16"] = "float32"
+    offload: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -25,6 +25,7 @@ from graphprune.report_masks import Refitted
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Problem, Surgeon
 from graphprune.streaming import (
+    Held,
     Sites,
     State,
     Step,
@@ -70,7 +71,7 @@ def obs(
     given: Plan | None = None,
     surgeon: Surgeon | None = None,
     damping: float = 1e-4,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
 ) -> Repaired:
@@ -136,7 +137,7 @@ def reconstruct(
     *,
     damping: float = 1e-4,
     reference: bool = True,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
 ) -> Repaired:
@@ -192,7 +193,7 @@ def compensate(
     samples: Any,
     plan: Plan,
     *,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
 ) -> Repaired:
@@ -239,7 +240,7 @@ def _streamed(
     samples: Any,
     sites: Sites,
     treatment: Refit,
-    held: torch.dtype | None,
+    held: torch.dtype | Held | None,
     progress: Callable[[Step], None] | None,
     state: State | None,
     untouched: Mapping[str, str],
@@ -320,7 +321,7 @@ def _chosen_together(
     keep: Mapping[str, int],
     surgeon: Surgeon,
     damping: float,
-    held: torch.dtype | None,
+    held: torch.dtype | Held | None,
 ) -> dict[str, Units]:
     """Units of structures whose consumers stand at several places, by the dense model.
 

@@ -8,6 +8,7 @@ pruned = apply_weights(program, new)
 """
 
 from graphprune.streaming.data import Batch, default_window, text_windows
+from graphprune.streaming.held import Held
 from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
 from graphprune.streaming.programs import apply_weights, batches, find_sites, in_streams, stream
 from graphprune.streaming.run import Observer, Step, Treatment
@@ -21,6 +22,7 @@ __all__ = [
     "Convolution",
     "Experts",
     "Group",
+    "Held",
     "Layout",
     "Matrix",
     "Observer",

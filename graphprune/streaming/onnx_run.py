@@ -21,6 +21,7 @@ from graphprune.plan import Selection
 from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
+from graphprune.streaming.held import Held
 from graphprune.streaming.onnx_finite import not_finite
 from graphprune.streaming.onnx_masked import masked_groups, masked_model, others
 from graphprune.streaming.onnx_pieces import Piece, Values
@@ -43,7 +44,7 @@ def stream_onnx(
     treatment: Treatment,
     *,
     dtype: torch.dtype = torch.float32,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     reference: bool = False,
     selection: Selection | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -57,7 +58,7 @@ def stream_onnx(
         batches: as there.
         treatment: as there.
         dtype: of the rows that observers see, at least.
-        held: of float32 values that wait for the next segment.
+        held: as there; the dtype is that of float32 values.
         reference: as there.
         selection: as there; samples must have one size then.
         progress: as there.
@@ -68,7 +69,8 @@ def stream_onnx(
         LoadError: as there.
     """
     with torch.no_grad():
-        run = _Run(program, sites, batches, treatment, dtype, held, state, reference, selection)
+        how = Held.of(held)
+        run = _Run(program, sites, batches, treatment, dtype, how, state, reference, selection)
         return run.treat(progress or (lambda step: None))
 
 
@@ -102,7 +104,7 @@ class _Run:
     batches: Sequence[Batch]
     treatment: Treatment
     dtype: torch.dtype
-    packed: torch.dtype | None
+    how: Held
     state: State | None
     reference: bool
     selection: Selection | None
@@ -123,7 +125,7 @@ class _Run:
         if self.state is not None:
             settings = {
                 "dtype": str(self.dtype),
-                "held": str(self.packed),
+                "held": str(self.how.dtype),
                 "reference": str(self.reference),
                 "masked": str(self.selection is not None),
             }
@@ -236,7 +238,7 @@ class _Run:
         known = self.program.known.get(name)
         if known is not None:
             return known.dtype
-        return ir.DataType.FLOAT if value.dtype == self.packed else from_torch_dtype(value.dtype)
+        return ir.DataType.FLOAT if value.dtype == self.how.dtype else from_torch_dtype(value.dtype)
 
     def _given(self, number: int) -> dict[str, Any]:
         return self.batches[number].kwargs
@@ -257,9 +259,9 @@ class _Run:
 
     def _packed(self, value: Tensor) -> Tensor:
         """A value as it is held."""
-        if self.packed is None or value.dtype != torch.float32:
-            return value
-        return value.to(self.packed)
+        if self.how.dtype is not None and value.dtype == torch.float32:
+            value = value.to(self.how.dtype)
+        return self.how.away(value)
 
     def _observe(
         self,

@@ -18,6 +18,7 @@ from graphprune.streaming import run as torch_run
 from graphprune.streaming import sites as torch_sites
 from graphprune.streaming import weights as torch_weights
 from graphprune.streaming.data import Batch
+from graphprune.streaming.held import Held
 from graphprune.streaming.onnx_data import onnx_batches
 from graphprune.streaming.onnx_run import stream_onnx
 from graphprune.streaming.onnx_sites import find_onnx_sites
@@ -100,7 +101,7 @@ def stream(
     treatment: Treatment,
     *,
     dtype: torch.dtype = torch.float32,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     reference: bool = False,
     selection: Selection | None = None,
     progress: Callable[[Step], None] | None = None,

@@ -26,6 +26,7 @@ from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.finite import not_finite
+from graphprune.streaming.held import Held
 from graphprune.streaming.memory import page_out
 from graphprune.streaming.padding import Padding
 from graphprune.streaming.runner import (
@@ -129,7 +130,7 @@ def stream(
     treatment: Treatment,
     *,
     dtype: torch.dtype = torch.float32,
-    held: torch.dtype | None = None,
+    held: torch.dtype | Held | None = None,
     reference: bool = False,
     selection: Selection | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -143,7 +144,8 @@ def stream(
         batches: the samples; see `graphprune.streaming.data`.
         treatment: what to do to the weights.
         dtype: of all floating computation.
-        held: the dtype in which activations wait for the next segment; None for `dtype`.
+        held: the dtype in which activations wait for the next segment, None for `dtype`; or how,
+            with `Held`.
         reference: run the dense model along, and tell observers the gap (see `GapObserver`). It
             costs a second pass, the memory of its activations, and two products for each weight.
         selection: what a plan leaves: the treated model runs as if it had been applied.
@@ -178,7 +180,7 @@ class _Run:
         batches: Sequence[Batch],
         treatment: Treatment,
         dtype: torch.dtype,
-        held: torch.dtype | None,
+        held: torch.dtype | Held | None,
         state: State | None,
         reference: bool,
         selection: Selection | None,
@@ -199,8 +201,9 @@ class _Run:
             else MaskedRunner(program, self.schedule, dtype, current, selection)
         )
         self.dense = _dense_runner(program, self.schedule, dtype) if reference else None
-        self.holder = Holder(dtype, held)
-        self.whole = Holder(dtype, None)
+        how = Held.of(held)
+        self.holder = Holder(dtype, how)
+        self.whole = Holder(dtype, Held())
         self.padding = Padding(program)
         self.biases = biases(program, sites.all.values())
         self.samples = [_sample(program, self.runner, batch) for batch in batches]
@@ -213,7 +216,7 @@ class _Run:
         if state is not None:
             settings = {
                 "dtype": str(dtype),
-                "held": str(held),
+                "held": str(how.dtype),
                 "reference": str(reference),
                 "masked": str(selection is not None),
             }

@@ -14,6 +14,7 @@ from graphprune.masked_ops import Masks
 from graphprune.plan import Selection
 from graphprune.program import Program
 from graphprune.streaming.attention import ATTENTION, Attention
+from graphprune.streaming.held import Held
 from graphprune.streaming.schedule import Schedule
 
 Values = dict[fx.Node, Any]
@@ -193,33 +194,51 @@ class Holder:
     the last bit, whatever kernels make of strides. Values that share memory go on sharing it.
     """
 
-    def __init__(self, dtype: torch.dtype, held: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype, how: Held) -> None:
         """A holder.
 
         Args:
             dtype: of the computation.
-            held: floating tensors are held in it; None for `dtype`.
+            how: the type that floating tensors are held in, and where.
         """
         self.dtype = dtype
-        self.held = held or dtype
+        self.held = how.dtype or dtype
+        self.how = how
+        self._device: torch.device | None = None
 
     def pack(self, values: Mapping[fx.Node, Any]) -> Values:
         """The values as they are held."""
         known: _Known = {}
-        return {n: mapped(v, lambda t: self._packed(t, known)) for n, v in values.items()}
+        away: _Known = {}
+        return {n: mapped(v, lambda t: self._packed(t, known, away)) for n, v in values.items()}
 
     def unpack(self, values: Mapping[fx.Node, Any]) -> Values:
         """The values as they are computed with."""
         known: _Known = {}
         return {
-            n: mapped(v, lambda t: self._shared(t, self.dtype, known)) for n, v in values.items()
+            n: mapped(v, lambda t: self._shared(self._back(t), self.dtype, known))
+            for n, v in values.items()
         }
 
-    def _packed(self, x: Tensor, known: _Known) -> Tensor:
+    def _packed(self, x: Tensor, known: _Known, away: _Known) -> Tensor:
         base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
         if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
             base = base.clone(memory_format=torch.contiguous_format)
-        return self._shared(base, self.held, known).expand(x.shape)
+        return self._away(self._shared(base, self.held, known), away).expand(x.shape)
+
+    def _away(self, x: Tensor, away: _Known) -> Tensor:
+        """`x` where it is held; once for all values that share its memory."""
+        if self.how.folder is None:
+            return x
+        self._device = x.device
+        key = (x.untyped_storage().data_ptr(), x.dtype)
+        if key not in away:
+            away[key] = (x, self.how.away(x.flatten()))
+        return away[key][1].view(x.shape)
+
+    def _back(self, x: Tensor) -> Tensor:
+        """`x` where it is computed with."""
+        return x if self._device in (None, x.device) else x.to(self._device)
 
     def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
         """`x` in another dtype; converted once for all values that share its memory."""
