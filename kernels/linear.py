@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from . import native
 from .bitmap import Bitmap
 from .files import FORMATS
+from .nm24 import NM24
 from .operators import linear
 from .packed import Packed
 from .reference import ACTIVATIONS, check_activation
@@ -106,10 +107,12 @@ class SparseLinear(nn.Module):
         parts = [buffers[name] for name in self._parts]
         seen = tuple((p.data_ptr(), p.numel()) for p in parts if p is not None)
         if known != seen:
-            packed = self.packed
-            usable = isinstance(packed, Bitmap) and packed.values.is_cpu and native.available()
-            fits = usable and packed.tensors()["compressed"].dtype in native.TYPES
-            prepared = native.Prepared(packed) if isinstance(packed, Bitmap) and fits else None
+            packed: Any = self.packed
+            bitmap = packed.as_bitmap() if isinstance(packed, NM24) else packed
+            prepared = None
+            if isinstance(bitmap, Bitmap) and bitmap.values.is_cpu and native.available():
+                usable = bitmap.values.dtype in native.TYPES
+                prepared = native.Prepared(bitmap) if usable else None
             self._kernel = seen, prepared
         return prepared
 

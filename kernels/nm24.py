@@ -19,7 +19,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .bitmap import bits_of, bytes_of
+from .bitmap import Bitmap, bits_of, bytes_of
 from .packed import FormatError, check_matrix, check_shape, check_tensor, first
 
 KEPT, GROUP = 2, 4
@@ -67,6 +67,18 @@ class NM24:
     def tensors(self) -> dict[str, Tensor]:
         """See `Packed.tensors`; the names are those of compressed-tensors."""
         return {"compressed": self.values, "bitmask": self.bitmask}
+
+    def as_bitmap(self) -> Bitmap | None:
+        """The same parts as a bitmap some of whose values are zero; nothing is copied.
+
+        None where the last eight columns aren't whole: bits of columns that aren't there are set.
+        """
+        rows, columns = self.shape
+        if columns % 8:
+            return None
+        width = self.values.shape[1]
+        offsets = torch.arange(0, rows * width, width, device=self.values.device)
+        return Bitmap(self.shape, self.values.flatten(), self.bitmask, offsets)
 
     def unpack(self) -> Tensor:
         """See `Packed.unpack`."""

@@ -22,6 +22,7 @@ from .bitmap import Bitmap
 from .block import Block
 from .csr import CSR
 from .files import FORMATS
+from .nm24 import NM24
 from .packed import Packed
 from .reference import ACTIVATIONS, check_activation
 from .strip import Strip
@@ -62,7 +63,8 @@ def _compute(
     flat = x.reshape(-1, x.shape[-1])
     kernel = _KERNELS.get((format, x.device.type))
     y = None
-    many = (format, x.device.type) != ("bitmap", "cpu") and len(flat) > TOKENS
+    slow = format not in ("bitmap", "nm24") or x.device.type != "cpu"
+    many = slow and len(flat) > TOKENS
     if kernel is not None and len(flat) and not many:
         y = kernel(flat, packed, bias, activation)
     if y is None:
@@ -106,6 +108,16 @@ def _bitmap_cpu(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str)
     if not native.available() or x.dtype not in native.TYPES:
         return None
     return ACTIVATIONS[activation](native.bitmap_linear(x.contiguous(), packed, bias))
+
+
+def _nm24_cpu(x: Tensor, packed: NM24, bias: Tensor | None, activation: str) -> Tensor | None:
+    bitmap = packed.as_bitmap()
+    return None if bitmap is None else _bitmap_cpu(x, bitmap, bias, activation)
+
+
+def _nm24_cuda(x: Tensor, packed: NM24, bias: Tensor | None, activation: str) -> Tensor | None:
+    bitmap = packed.as_bitmap()
+    return None if bitmap is None else _bitmap_cuda(x, bitmap, bias, activation)
 
 
 def _csr_cpu(x: Tensor, packed: CSR, bias: Tensor | None, activation: str) -> Tensor | None:
@@ -163,6 +175,8 @@ def _strip_cuda(x: Tensor, packed: Strip, bias: Tensor | None, activation: str) 
 _KERNELS: Mapping[tuple[str, str], Callable[..., Tensor | None]] = {
     ("bitmap", "cpu"): _bitmap_cpu,
     ("bitmap", "cuda"): _bitmap_cuda,
+    ("nm24", "cpu"): _nm24_cpu,
+    ("nm24", "cuda"): _nm24_cuda,
     ("strip_u8", "cuda"): _strip_cuda,
     ("csr", "cpu"): _csr_cpu,
     ("block", "cpu"): _block_any,

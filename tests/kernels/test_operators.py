@@ -64,6 +64,30 @@ def test_activations_equal_float64(format, activation, biased):
     assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("columns", [64, 68], ids=["whole", "padded"])
+@pytest.mark.parametrize("tokens", [1, TOKENS + 1])
+def test_two_of_four_runs_as_a_bitmap(columns, tokens, monkeypatch):
+    """Some groups have fewer than two values."""
+    weight = two_of_four(32, columns)
+    weight[3] = 0
+    weight[:, 5] = 0
+    packed = FORMATS["nm24"].pack(weight)
+    unpacked = []
+    unpack = type(packed).unpack
+    monkeypatch.setattr(type(packed), "unpack", lambda self: unpacked.append(1) or unpack(self))
+    bitmap = packed.as_bitmap()
+    assert (bitmap is None) == (columns % 8 != 0)
+    x, bias = torch.randn(tokens, columns), torch.randn(32)
+    expected = exact(x, weight, bias, "none")
+    for found in (linear(x, packed, bias), SparseLinear(packed, bias)(x)):
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    if bitmap is not None:
+        assert bitmap.values.data_ptr() == packed.values.data_ptr()
+        bitmap.validate()
+        assert torch.equal(bitmap.unpack(), weight)
+        assert bool(unpacked) != native.available()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_inputs_needn_t_be_contiguous(format):
     weight = two_of_four(32, 64)
