@@ -15,7 +15,8 @@ from graphprune.solvers.precision import exact
 
 T = TypeVar("T")
 
-# Half of a product x.T @ x is enough. Strips this wide still run at the speed of a large product.
+# Half of a product x.T @ x is enough. Strips this wide still run at the speed of a large product;
+# in wide layers narrower ones would read the activations too often.
 STRIP, WIDE = 128, 192
 
 
