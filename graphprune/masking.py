@@ -91,6 +91,7 @@ def mask(
     folder = None
     if section.offload:
         folder = Path(tempfile.gettempdir()) if state is None else Path(state.directory)
+        folder.mkdir(parents=True, exist_ok=True)  # a layer budget's pass comes before the state's
     found = sparsify(
         cast("Program", current),
         samples.data,

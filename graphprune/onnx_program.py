@@ -297,7 +297,7 @@ class SlimOnnx:
         left = {name: tuple(map(len, dims)) for name, dims in kept.items()}
         return {name: shape for name, shape in left.items() if all(shape)}
 
-    @property
+    @cached_property
     def renamed(self) -> dict[str, str]:
         """Dense names to slim ones, which are the same; removed initialisers are absent."""
         return {name: name for name in self.shapes}

@@ -98,7 +98,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recipes_ask_for_it(counted: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", ["uniform", "sensitivity"])
+def test_recipes_ask_for_it(counted: list[int], tmp_path: Path, budget: str) -> None:
     torch.manual_seed(0)
     dense, x = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3))), torch.randn(40, 8)
     data = tmp_path / "data.npy"
@@ -106,7 +107,12 @@ def test_recipes_ask_for_it(counted: list[int], tmp_path: Path) -> None:
     states = []
     for offload in (False, True):
         recipe = {
-            "sparsify": {"method": "sparsegpt", "sparsity": 0.5, "offload": offload},
+            "sparsify": {
+                "method": "sparsegpt",
+                "sparsity": 0.5,
+                "budget": budget,
+                "offload": offload,
+            },
             "calibration": {"data": str(data), "windows": 40, "draw": "first"},
         }
         out = tmp_path / f"{offload}.pt2"
