@@ -52,8 +52,8 @@ TASKS = {
     "whisper": (
         "Whisper-base",
         "One recording is there, of eleven seconds. Calibration on its first half, after silences "
-        "of eight lengths, which is one sample eight times over: held-out ones can't tell a fit of its "
-        "noise; *perplexity* of the dense model's transcript of its second half, 18 tokens.",
+        "of eight lengths, which is one sample eight times over: held-out ones can't tell a fit of "
+        "its noise; *perplexity* of the dense model's transcript of its second half, 18 tokens.",
     ),
     "efflite0": (
         "EfficientNet-Lite0",
