@@ -17,7 +17,16 @@ from graphprune.analysis.blocks import positions
 from graphprune.collect import Collector, collected, statistic_of
 from graphprune.errors import CalibrationError, RecipeError
 from graphprune.program import BaseProgram
-from graphprune.solvers import DSnoT, Norms, SecondMoment, Solver, Statistic, Unstructured, Wanda
+from graphprune.solvers import (
+    DSnoT,
+    Moments,
+    Norms,
+    SecondMoment,
+    Solver,
+    Statistic,
+    Unstructured,
+    Wanda,
+)
 from graphprune.solvers.budget import (
     FLOOR,
     below_threshold,
@@ -145,7 +154,7 @@ class Sensitivity:
                 if curve is not None:
                     curves[name] = curve
 
-        watch(Watching(SecondMoment, look, even=self.error == "relative"))
+        watch(Watching(Moments, look, even=self.error == "relative"))
         dealt = dict.fromkeys(sites.parameters, sparsity)
         if curves:
             sizes = [_size(program, [name]) for name in curves]
@@ -159,7 +168,7 @@ class Sensitivity:
         """The error of a weight at each level; None without data."""
         lost, energy, rows = [0.0] * len(levels), 0.0, 0
         for matrix, seen in zip(matrices, statistics, strict=True):
-            if not isinstance(seen, SecondMoment) or seen.silent:
+            if not isinstance(seen, Moments) or seen.silent:
                 continue
             wide, rows = widened(matrix), rows + seen.tokens
             hessian = seen.hessian.to(wide)
@@ -326,7 +335,7 @@ def _size(program: BaseProgram, names: Iterable[str]) -> int:
     return sum(torch.Size(program.parameters[name]).numel() for name in names)
 
 
-def _norms(seen: SecondMoment) -> Norms:
+def _norms(seen: Moments) -> Norms:
     """What norms would have been collected of the same rows."""
     found = Norms(seen.features, seen.device)
     found.sums, found.tokens = seen.sums, seen.tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from graphprune.solvers import (
     RIA,
     DSnoT,
     Magnitude,
+    Moments,
     Norms,
     SecondMoment,
     Solver,
@@ -31,7 +32,10 @@ class Collector:
         errors: whether errors are to be told, too: of lighter statistics they don't follow.
         statistic: None until rows come.
         moment: what errors are computed from; None where they aren't to be told, or as yet.
+        checks: see `graphprune.streaming.observer.Checking`.
     """
+
+    checks: ClassVar[bool] = True
 
     kind: type[Norms] | type[SecondMoment]
     where: str
@@ -58,5 +62,5 @@ def collected(observers: Sequence[Observer]) -> list[Statistic | None]:
 def statistic_of(solver: Solver) -> type[Norms] | type[SecondMoment]:
     """The lightest statistic that a solver can work with: many weigh columns only."""
     if isinstance(solver, DSnoT):
-        return statistic_of(solver.first)
+        return Norms if statistic_of(solver.first) is Norms else Moments
     return Norms if isinstance(solver, Wanda | RIA | Magnitude) else SecondMoment

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from graphprune.solvers import SecondMoment
+from graphprune.solvers import Moments, SecondMoment
 from graphprune.solvers.gap import GapClosing, Sample
 from graphprune.solvers.statistic import add_lower, mirrored
 from graphprune.streaming import Group
@@ -89,13 +90,13 @@ def weights(stream: Tensor) -> Tensor:
 class Sums:
     """The second moment of what a part reads, and of the gaps of its weights."""
 
-    moment: SecondMoment | None = None
+    moment: Moments | None = None
     gaps: dict[str, GapSums] = field(default_factory=dict)
 
     def add(self, x: Tensor, where: str) -> None:
         """Count rows."""
         if self.moment is None:
-            self.moment = SecondMoment(x.shape[-1], x.device)
+            self.moment = Moments(x.shape[-1], x.device)
         self.moment.add(x, where)
 
     def add_gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
@@ -108,7 +109,7 @@ class Sums:
         """Both together."""
         if self.moment is None or other.moment is None:
             return other if self.moment is None else self
-        total = Sums(SecondMoment(self.moment.features, self.moment.device))
+        total = Sums(Moments(self.moment.features, self.moment.device))
         assert total.moment is not None
         total.moment.merge(self.moment)
         total.moment.merge(other.moment)
@@ -124,7 +125,10 @@ class Gathered:
         where: the group and the part, for messages.
         halves: samples go to them in turns.
         streams: whether only gaps of residual streams are of interest.
+        checks: see `graphprune.streaming.observer.Checking`.
     """
+
+    checks: ClassVar[bool] = True
 
     where: str
     halves: tuple[Sums, ...]
@@ -145,7 +149,7 @@ class Gathered:
         self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing, stream)
 
     @property
-    def moment(self) -> SecondMoment | None:
+    def moment(self) -> Moments | None:
         """Of all samples; None where there were none."""
         sums = self.halves[0] if len(self.halves) == 1 else self.halves[0].plus(self.halves[1])
         return sums.moment
@@ -209,7 +213,7 @@ class Fit:
     @classmethod
     def of(cls, sums: Sums, parameter: str, features: int, centred: bool) -> Fit:
         """The statistics of a weight, about the mean if `centred`."""
-        moment = sums.moment or SecondMoment(features)
+        moment = sums.moment or Moments(features)
         shown = moment.centred() if centred else moment
         known = sums.gaps.get(parameter)
         return cls(shown, moment.means, None if known is None else Gap.of(known, centred))

@@ -34,6 +34,7 @@ from graphprune.solvers import (
     Unstructured,
 )
 from graphprune.solvers.gap import GapClosing
+from graphprune.solvers.precision import true_count
 from graphprune.solvers.solved import relative_error
 from graphprune.sparse import Layer, Sparse
 from graphprune.streaming import (
@@ -216,7 +217,7 @@ class _OneShot:
             Layer(
                 name,
                 weight.numel(),
-                sum(s.mask.numel() - int(s.mask.count_nonzero()) for s in found),
+                sum(s.mask.numel() - true_count(s.mask) for s in found),
                 sum(errors) / len(errors) if errors else None,
                 tuple(_counted(note for s in found for note in s.notes)),
                 zeros=_zeros(new),

@@ -21,7 +21,7 @@ from graphprune.solvers import (
     DSnoT,
     Given,
     Magnitude,
-    SecondMoment,
+    Moments,
     SparseGPT,
     Unstructured,
     Wanda,
@@ -40,7 +40,7 @@ SOLVERS = [
 
 
 def moment(rows):
-    found = SecondMoment(rows.shape[1])
+    found = Moments(rows.shape[1])
     found.add(rows)
     return found
 

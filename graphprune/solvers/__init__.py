@@ -14,7 +14,7 @@ from graphprune.solvers.refit import Reconstruct
 from graphprune.solvers.ria import RIA
 from graphprune.solvers.solved import Solved, Solver, relative_error
 from graphprune.solvers.sparsegpt import SparseGPT
-from graphprune.solvers.statistic import Norms, SecondMoment, Statistic
+from graphprune.solvers.statistic import Moments, Norms, SecondMoment, Statistic
 from graphprune.solvers.wanda import Wanda
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "DSnoT",
     "Given",
     "Magnitude",
+    "Moments",
     "Norms",
     "Pattern",
     "Reconstruct",

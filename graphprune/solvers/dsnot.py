@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from graphprune.errors import RecipeError
+from graphprune.errors import CalibrationError, RecipeError
 from graphprune.solvers.magnitude import without_data
 from graphprune.solvers.pattern import NM, Pattern
 from graphprune.solvers.solved import Solved, Solver, masked, widened
-from graphprune.solvers.statistic import Statistic
+from graphprune.solvers.statistic import Moments, Norms, Statistic
 from graphprune.solvers.wanda import Wanda, wanda_scores
 
 
@@ -57,11 +57,13 @@ class DSnoT:
             mask: [out, in], bool, the first mask; it has the pattern. None: `first` gives it.
 
         Raises:
-            CalibrationError: see `check`.
+            CalibrationError: see `check`; or the statistic doesn't know the mean.
             RecipeError: the first mask is n:m for permuted columns only.
         """
         if (solved := without_data(weight, statistic, pattern, "row")) is not None:
             return solved
+        if not isinstance(statistic, Norms | Moments):
+            raise CalibrationError("a second moment alone is not enough for DSnoT: it needs means")
         start = self._first(weight, statistic, pattern) if mask is None else mask
         size = pattern.m if isinstance(pattern, NM) else 0
         kept = self._exchange(widened(weight), statistic, start, size)
@@ -77,7 +79,9 @@ class DSnoT:
             )
         return solved.mask
 
-    def _exchange(self, weight: Tensor, statistic: Statistic, start: Tensor, m: int) -> Tensor:
+    def _exchange(
+        self, weight: Tensor, statistic: Norms | Moments, start: Tensor, m: int
+    ) -> Tensor:
         rows = torch.arange(len(weight), device=weight.device)
         kept = start.clone()
         share = weight * statistic.means.to(weight)

@@ -11,7 +11,7 @@ from graphprune.errors import CalibrationError
 from graphprune.solvers.precision import exact
 
 FIRST = 1e-6  # what an undamped matrix that can't be factorised gets
-PANEL = 128  # columns
+LARGE, PANEL = 1024, 192  # columns
 LIMIT = 1.0  # damping beyond the mean of the diagonal: no longer the same problem
 
 
@@ -96,10 +96,10 @@ def lower_factor(matrix: Tensor) -> tuple[Tensor, bool]:
 
     Panels of a large matrix are products, which keep a processor busier than LAPACK does.
     """
-    if matrix.device.type != "cpu" or len(matrix) < 8 * PANEL:
+    if matrix.device.type != "cpu" or len(matrix) < LARGE:
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, bool(info)
-    lower = matrix.clone()
+    lower = matrix.tril()
     for start in range(0, len(matrix), PANEL):
         panel = lower[start:, start : start + PANEL]
         before = lower[start:, :start]
@@ -111,7 +111,7 @@ def lower_factor(matrix: Tensor) -> tuple[Tensor, bool]:
         panel[: len(block)] = block
         rest = panel[len(block) :]
         rest.copy_(torch.linalg.solve_triangular(block.T, rest, upper=True, left=False))
-    return lower.tril_(), False
+    return lower, False
 
 
 def solve_damped(hessian: Tensor, right: Tensor, damping: float) -> tuple[Tensor, Damped]:

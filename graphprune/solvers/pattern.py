@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import CalibrationError, RecipeError
-from graphprune.solvers.precision import finite
+from graphprune.solvers.precision import finite, true_count
 
 Group: TypeAlias = Literal["layer", "row"]
 """Weights that compete for the same places: all of a layer, or those of one output row."""
@@ -253,7 +253,7 @@ def _in_rows(scores: Tensor, count: int) -> Tensor:
     """`lowest` for many columns: below the count-th value, and as many of its equals as fit."""
     threshold = _nth(scores, count)
     marked = scores <= threshold
-    if bool((marked.count_nonzero(1) == count).all()):
+    if true_count(marked) == count * len(marked):  # no row can have fewer
         return marked
     below, equal = scores < threshold, scores == threshold
     equal &= equal.cumsum(1) <= count - below.sum(1, keepdim=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,9 @@ def exact() -> Iterator[None]:
     Hessians are ill-conditioned; ten bits of mantissa are not enough for their factors.
     """
     before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -38,3 +42,10 @@ def finite(x: Tensor) -> bool:
     if x.numel() == 0 or math.isfinite(float(x.sum())):  # what isn't makes the sum so
         return True
     return all(math.isfinite(float(v)) for v in torch.aminmax(x))  # finite ones may do so as well
+
+
+def true_count(mask: Tensor) -> int:
+    """How many elements of a bool tensor are True; NumPy takes a fifth of torch's time."""
+    if mask.device.type == "cpu" and mask.is_contiguous():
+        return int(np.count_nonzero(mask.numpy()))
+    return int(mask.count_nonzero())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import CalibrationError
-from graphprune.solvers.precision import exact
+from graphprune.solvers.precision import exact, finite
 
 T = TypeVar("T")
 
@@ -53,8 +53,11 @@ class Norms:
             CalibrationError: a value is NaN, infinite, or too large to square. Nothing is counted.
         """
         rows = _rows(x, self.features, torch.float32, where)
+        squares = rows.square().sum(0, dtype=torch.float64)
+        if not finite(squares):
+            _check(x, torch.float32, where)
         self.sums += rows.sum(0, dtype=torch.float64).to(self.device)
-        self.squares += rows.square().sum(0, dtype=torch.float64).to(self.device)
+        self.squares += squares.to(self.device)
         self.tokens += rows.shape[0]
 
     def merge(self, other: Self) -> None:
@@ -89,14 +92,13 @@ class Norms:
 class SecondMoment:
     """H = sum of x xᵀ over the tokens: the Hessian of a linear layer's squared output error.
 
-    `products`, `sums` and `tokens` are plain sums: processes may all-reduce them.
+    `products` and `tokens` are plain sums: processes may all-reduce them.
 
     Attributes:
         features: width of the layer's input.
         device: where the sums are held.
         dtype: float32 or float64, of the products.
         tokens: vectors seen.
-        sums: [features], float64, sum of x.
         products: [features, features], sum of x xᵀ, of which only the lower triangle counts.
     """
 
@@ -104,24 +106,25 @@ class SecondMoment:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     tokens: int = field(default=0, init=False)
-    sums: Tensor = field(init=False)
     products: Tensor = field(init=False)
     _derived: dict[object, object] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in (torch.float32, torch.float64):
             raise CalibrationError(f"a second moment can't be summed in {self.dtype}")
-        self.sums = torch.zeros(self.features, dtype=torch.float64, device=self.device)
         self.products = torch.zeros(
             self.features, self.features, dtype=self.dtype, device=self.device
         )
 
     def add(self, x: Tensor, where: str = "") -> None:
         """Count the vectors of x; see `Norms.add`."""
-        rows = _rows(x, self.features, self.dtype, where).to(self.device)
+        rows = _rows(x, self.features, self.dtype, where)
+        flat = rows.reshape(-1)
+        if not math.isfinite(float(flat.dot(flat))):  # of which every square is a part
+            _check(x, self.dtype, where)
+        rows = rows.to(self.device)
         with exact():
             add_lower(self.products, rows, rows)
-        self.sums += rows.sum(0)
         self.tokens += rows.shape[0]
         self._derived.clear()
 
@@ -129,7 +132,6 @@ class SecondMoment:
         """Count what `other` has counted, of another process for instance."""
         _same(self.features, other.features)
         self.products += other.products.to(self.products)
-        self.sums += other.sums.to(self.device)
         self.tokens += other.tokens
         self._derived.clear()
 
@@ -147,6 +149,41 @@ class SecondMoment:
     def norms(self) -> Tensor:
         """[features], float64: root mean square of every feature."""
         return (self.products.diagonal().double() / max(self.tokens, 1)).sqrt()
+
+    def derived(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` returns, made once: layers that read one value share one factor.
+
+        It is forgotten at the next `add` or `merge`, and goes with the statistic.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]  # type: ignore[return-value]
+
+
+@dataclass(eq=False)
+class Moments(SecondMoment):
+    """A second moment with the sum of x, for what works about the mean.
+
+    Attributes:
+        sums: [features], float64, sum of x; processes may all-reduce it.
+    """
+
+    sums: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sums = torch.zeros(self.features, dtype=torch.float64, device=self.device)
+
+    def add(self, x: Tensor, where: str = "") -> None:
+        """See `SecondMoment.add`."""
+        super().add(x, where)
+        rows = _rows(x, self.features, self.dtype, where)
+        self.sums += rows.sum(0).to(self.device)
+
+    def merge(self, other: Self) -> None:
+        """See `SecondMoment.merge`."""
+        super().merge(other)
+        self.sums += other.sums.to(self.device)
 
     @property
     def means(self) -> Tensor:
@@ -166,15 +203,6 @@ class SecondMoment:
         result.products.diagonal().clamp_(min=0)
         result.tokens = self.tokens
         return result
-
-    def derived(self, key: object, make: Callable[[], T]) -> T:
-        """What `make` returns, made once: layers that read one value share one factor.
-
-        It is forgotten at the next `add` or `merge`, and goes with the statistic.
-        """
-        if key not in self._derived:
-            self._derived[key] = make()
-        return self._derived[key]  # type: ignore[return-value]
 
 
 Statistic = Norms | SecondMoment
@@ -203,42 +231,34 @@ def mirrored(lower: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, features: int, dtype: torch.dtype, where: str) -> Tensor:
-    """The vectors of x, checked and widened."""
+    """The vectors of x in the type of the sums."""
     if x.ndim == 0 or x.shape[-1] != features:
         raise CalibrationError(
             f"activations of shape {list(x.shape)} do not end in {features} features",
             where=where or None,
         )
-    rows = x.detach().reshape(-1, features)
-    if rows.numel() == 0:
-        return rows.to(dtype)
-    rows = rows.to(torch.promote_types(rows.dtype, dtype))
-    flat = rows.reshape(-1)
-    if rows.dtype == dtype and math.isfinite(float(flat.dot(flat))):
-        return rows  # a sum of squares, of which each column has a part
-    low, high = (float(v) for v in torch.aminmax(rows))  # NaN if there is one
-    peak = max(abs(low), abs(high)) if low == low else low
-    if not peak * peak * rows.shape[0] < torch.finfo(dtype).max:
-        raise _not_finite(rows, peak, dtype, where)
-    return rows.to(dtype)
+    return x.detach().reshape(-1, features).to(dtype)
 
 
-def _not_finite(rows: Tensor, peak: float, dtype: torch.dtype, where: str) -> CalibrationError:
+def _check(x: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Refuse x if the squares of some feature have no sum in `dtype`; all of them may have none."""
+    rows = x.detach().reshape(-1, x.shape[-1])
     bad = ~torch.isfinite(rows)
-    if not bad.any():
-        return CalibrationError(
+    if bad.any():
+        token, feature = bad.nonzero()[0].tolist()
+        raise CalibrationError(
+            f"{int(bad.sum())} of {bad.numel()} activations are NaN or infinite",
+            where=where or None,
+            why=f"the first is feature {feature} of token {token}",
+            hint="leave this sample out, or run the model in a wider type",
+        )
+    if not finite(rows.to(dtype).square().sum(0)):
+        raise CalibrationError(
             "activations are too large to square",
             where=where or None,
-            why=f"the largest is {peak:.3g}, and sums are held in {dtype}",
+            why=f"the largest is {float(rows.abs().max()):.3g}, and sums are held in {dtype}",
             hint="collect in float64",
         )
-    token, feature = bad.nonzero()[0].tolist()
-    return CalibrationError(
-        f"{int(bad.sum())} of {bad.numel()} activations are NaN or infinite",
-        where=where or None,
-        why=f"the first is feature {feature} of token {token}",
-        hint="leave this sample out, or run the model in a wider type",
-    )
 
 
 def _same(ours: int, theirs: int) -> None:

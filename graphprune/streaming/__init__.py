@@ -10,8 +10,9 @@ pruned = apply_weights(program, new)
 from graphprune.streaming.data import Batch, default_window, text_windows
 from graphprune.streaming.held import Held
 from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
+from graphprune.streaming.observer import Observer
 from graphprune.streaming.programs import apply_weights, batches, find_sites, in_streams, stream
-from graphprune.streaming.run import Observer, Step, Treatment
+from graphprune.streaming.run import Step, Treatment
 from graphprune.streaming.sites import Group, Site, Sites
 from graphprune.streaming.state import State
 from graphprune.streaming.weights import TreatedWeights

@@ -18,17 +18,17 @@ from torch import Tensor
 from graphprune.errors import PlanError
 from graphprune.onnx_program import OnnxProgram
 from graphprune.plan import Selection
-from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.held import Held
+from graphprune.streaming.observer import Observer, show
 from graphprune.streaming.onnx_finite import not_finite
 from graphprune.streaming.onnx_masked import masked_groups, masked_model, others
 from graphprune.streaming.onnx_pieces import Piece, Values
 from graphprune.streaming.onnx_schedule import OnnxSchedule, Probe, Segment
 from graphprune.streaming.onnx_sums import Slot, summands
 from graphprune.streaming.padding import Padding
-from graphprune.streaming.run import Observer, Recording, Step, Treatment
+from graphprune.streaming.run import Recording, Step, Treatment
 from graphprune.streaming.sites import Group, Sites
 from graphprune.streaming.state import State
 from graphprune.streaming.told_gaps import GapObserver, tell_gap
@@ -285,10 +285,9 @@ class _Run:
         for part, rows in site.layout.rows(x, None, valid):
             if not len(rows):
                 continue
-            if not finite(rows):
+            if not show(observers[part], rows):
                 lane = self.lanes[0]
                 raise not_finite(lane.model, lane.schedule, lane.weight, site, batch, place)
-            observers[part].add(rows)
             tokens[part] += len(rows)
         if len(values) > 1:
             self._observe_gaps([probe for _, probe in due], values, x, valid, observers)

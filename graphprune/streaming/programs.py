@@ -31,8 +31,8 @@ from graphprune.streaming.weights import TreatedWeights, fitting
 
 Some = TypeVar("Some", bound=BaseProgram)
 
-_TOKENS = 512
-"""Tokens that are worth a batch of their own."""
+_TOKENS = 2048
+"""Tokens of a batch, about: more don't make its products quicker."""
 
 _FEWEST = 16
 """Batches that there are at least, as far as there are samples: repairs compare halves of them."""
@@ -55,7 +55,7 @@ def batches(program: BaseProgram, data: Any, batch: int | None = None) -> list[B
     """Samples in the form that a program takes.
 
     See `graphprune.streaming.data.batches`, and `graphprune.streaming.onnx_data.onnx_batches`.
-    Without `batch`, short windows of tokens go through together.
+    Without `batch`, windows of tokens go through together, the more the shorter they are.
     """
     if callable(data) and not isinstance(data, Tensor | Mapping | Batch | np.ndarray):
         data = data()
@@ -82,7 +82,7 @@ def in_streams(program: BaseProgram, sites: Sites) -> frozenset[str]:
 
 
 def _suited(program: BaseProgram, data: Any) -> int:
-    """How many samples to run at a time: the operators of a graph cost more than a few rows do."""
+    """How many samples to run at a time: a call of an operator costs more than a few rows do."""
     tensors = list(data.values()) if isinstance(data, Mapping) else [data]
     shapes = {tuple(getattr(t, "shape", ())) for t in tensors}
     if len(shapes) != 1 or any(i.shape[:1] != (None,) for i in inputs_of(program)):

@@ -22,12 +22,12 @@ from graphprune.errors import PlanError
 from graphprune.masked import flat_inputs, stand_ins
 from graphprune.plan import Selection
 from graphprune.program import Program
-from graphprune.solvers.precision import finite
 from graphprune.streaming.biases import biases
 from graphprune.streaming.data import Batch
 from graphprune.streaming.finite import not_finite
 from graphprune.streaming.held import Held
 from graphprune.streaming.memory import page_out
+from graphprune.streaming.observer import Observer, show
 from graphprune.streaming.padding import Padding
 from graphprune.streaming.runner import (
     Holder,
@@ -42,13 +42,6 @@ from graphprune.streaming.sites import Group, Sites
 from graphprune.streaming.state import State
 from graphprune.streaming.told_gaps import GapObserver, tell_gap
 from graphprune.streaming.weights import TreatedWeights
-
-
-class Observer(Protocol):
-    """Something that accumulates a statistic of activations."""
-
-    def add(self, x: Tensor) -> None:
-        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
 
 
 @runtime_checkable
@@ -331,9 +324,8 @@ class _Run:
         for part, rows in site.layout.rows(x, chosen, valid):
             if not len(rows):
                 continue
-            if not finite(rows):
+            if not show(observers[part], rows):
                 raise not_finite(self.runner, site, sample.batch, sample.leaves, place)
-            observers[part].add(rows)
             tokens[part] += len(rows)
         # Tokens may have chosen other experts in the dense model: their rows don't correspond.
         if self.dense is not None and chosen is None:

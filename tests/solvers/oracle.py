@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from graphprune.solvers import SecondMoment, Solved
+from graphprune.solvers import Moments, Solved
 
 
 def inputs(tokens: int, features: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +21,7 @@ def inputs(tokens: int, features: int, seed: int = 0) -> torch.Tensor:
 
 def layer(
     out: int, features: int, tokens: int = 400, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, SecondMoment, torch.Tensor]:
+) -> tuple[torch.Tensor, Moments, torch.Tensor]:
     """A weight, the statistic of its inputs, and the inputs."""
     x = inputs(tokens, features, seed)
     g = torch.Generator().manual_seed(seed + 1000)
@@ -29,9 +29,9 @@ def layer(
     return weight.to(dtype), moment(x.to(dtype)), x
 
 
-def moment(x: torch.Tensor) -> SecondMoment:
-    """The second moment of x, in its type."""
-    statistic = SecondMoment(x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32))
+def moment(x: torch.Tensor) -> Moments:
+    """The moments of x, in its type."""
+    statistic = Moments(x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32))
     statistic.add(x, "test")
     return statistic
 

@@ -14,8 +14,8 @@ from graphprune.solvers import (
     DSnoT,
     Given,
     Magnitude,
+    Moments,
     Norms,
-    SecondMoment,
     Solver,
     SparseGPT,
     Unstructured,
@@ -107,7 +107,7 @@ def test_groups_do_not_start_anew_at_a_block(block: int) -> None:
 @pytest.mark.parametrize("came", ["nothing", "zeros"])
 def test_a_layer_without_data_is_pruned_by_magnitude(solver, came: str) -> None:
     weight, _, _ = layer(8, 32, dtype=torch.float32)
-    statistic = SecondMoment(32)
+    statistic = Moments(32)
     assert statistic.silent
     if came == "zeros":
         statistic.add(torch.zeros(5, 32))
@@ -163,7 +163,7 @@ def test_dead_inputs_beyond_the_budget_keep_their_weights() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kind", [Norms, SecondMoment])
+@pytest.mark.parametrize("kind", [Norms, Moments])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bad_activations_are_named(bad: float, kind, dtype: torch.dtype) -> None:
     statistic = kind(8)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from graphprune.errors import CalibrationError
-from graphprune.solvers import Norms, SecondMoment
+from graphprune.solvers import DSnoT, Moments, Norms, SecondMoment, Unstructured
 from graphprune.solvers.precision import exact
 from solvers.oracle import inputs
 
-KINDS = [Norms, SecondMoment]
+KINDS = [Norms, Moments]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,7 +29,7 @@ def test_sums(kind, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(statistic.norms, np.sqrt((wide**2).mean(0)), rtol=1e-5)
     np.testing.assert_allclose(statistic.means, wide.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(statistic.variances, wide.var(0), rtol=1e-4)
-    if kind is SecondMoment:
+    if kind is Moments:
         wanted = wide.T @ wide / 300
         np.testing.assert_allclose(statistic.hessian, wanted, atol=1e-5 * wanted.max())
         assert torch.equal(statistic.hessian, statistic.hessian.T)
@@ -63,7 +63,7 @@ def test_two_processes(kind) -> None:
     assert left.tokens == 100
     torch.testing.assert_close(left.norms, one.norms, rtol=1e-5, atol=0)
     torch.testing.assert_close(left.means, one.means)
-    if kind is SecondMoment:
+    if kind is Moments:
         torch.testing.assert_close(left.hessian, one.hessian)
     with pytest.raises(CalibrationError, match="40 and 41 features"):
         left.merge(kind(41))
@@ -87,6 +87,35 @@ def test_wrong_width_and_overflow_are_told(kind) -> None:
     assert caught.value.where == "layers.0.up"
     with pytest.raises(CalibrationError, match="too large to square"):
         kind(4).add(torch.full((2, 4), 1e20), "layers.0.up")
+
+
+def test_large_features_are_counted_where_each_has_a_sum() -> None:
+    x = torch.full((2, 4), 1e19)  # 2e38 each: within float32, but not all together
+    for kind in (*KINDS, SecondMoment):
+        statistic = kind(4)
+        statistic.add(x)
+        assert statistic.norms.tolist() == pytest.approx([1e19] * 4)
+        with pytest.raises(CalibrationError, match="too large to square"):
+            statistic.add(2 * x)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, SecondMoment])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_not_finite_is_told(kind, bad: float, dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 3, 4, dtype=dtype)
+    x[1, 1, 2] = bad
+    with pytest.raises(CalibrationError, match="1 of 24 activations are NaN or inf") as caught:
+        kind(4).add(x, "layers.0.up")
+    assert caught.value.where == "layers.0.up"
+    assert "feature 2 of token 4" in str(caught.value.why)
+
+
+def test_means_are_kept_by_those_who_need_them() -> None:
+    statistic = SecondMoment(4)
+    statistic.add(torch.eye(4))
+    with pytest.raises(CalibrationError, match="needs means"):
+        DSnoT().solve(torch.ones(3, 4), statistic, Unstructured(0.5))
 
 
 def test_what_is_derived_is_kept_until_more_comes() -> None:

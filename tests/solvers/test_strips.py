@@ -12,7 +12,7 @@ from graphprune.solvers import (
     RIA,
     DSnoT,
     Magnitude,
-    SecondMoment,
+    Moments,
     SparseGPT,
     Wanda,
     strips,
@@ -23,7 +23,7 @@ SOLVERS = [Magnitude(), Wanda(), RIA(), SparseGPT(), ALPS(), DSnoT()]
 
 def layer(columns, rows=24):
     torch.manual_seed(columns)
-    moment = SecondMoment(columns)
+    moment = Moments(columns)
     mixed = torch.randn(900, columns) @ (torch.eye(columns) + torch.randn(columns, columns) / 20)
     moment.add(mixed, "layer")
     return torch.randn(rows, columns), moment

@@ -144,9 +144,10 @@ def test_the_example_of_the_documentation():
     ("count", "length", "sizes"),
     [
         (64, 8, [4] * 16),  # at least sixteen batches
-        (80, 128, [4] * 20),  # of 512 tokens
+        (300, 128, [16] * 18 + [12]),  # of 2048 tokens
         (3, 8, [1] * 3),
-        (32, 600, [1] * 32),
+        (40, 600, [2] * 20),
+        (32, 2048, [1] * 32),
     ],
 )
 def test_short_windows_go_through_together(count, length, sizes):
