@@ -46,7 +46,7 @@ class Refit:
 
     def observer(self, group: Group, part: int) -> Gathered:
         """See `graphprune.streaming.Treatment`."""
-        return gathered(group, part, 2 if self.reference else 1)
+        return gathered(group, part, 1 if self.refit is None else 2)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
@@ -173,10 +173,12 @@ class Refit:
         if any(one.gap is None for one in fits):
             return new, notes
         index = mask.nonzero().squeeze(1)
-        samples = [h.sample() for h in halves]
+        samples, every = [h.sample() for h in halves], whole.sample()
+        if self.closing.too_few(every, index):
+            notes += (f"gap not closed: {every.tokens} tokens for {len(index)} inputs",)
         learnt = [one.double() - old for one in base]
         result = new.double()
-        result[:, index] += self.closing.change(samples, learnt, whole.sample(), index)
+        result[:, index] += self.closing.change(samples, learnt, every, index)
         return result.to(new.dtype), notes
 
 

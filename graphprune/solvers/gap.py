@@ -33,7 +33,9 @@ class GapClosing:
 
     Most of a gap can't be told from the inputs of one layer; least squares would learn the noise.
     So every output gets the damping with which one half of the samples predicts the other best,
-    or no change where none is better than that.
+    or no change where none is better than that. With fewer tokens than inputs nothing changes:
+    any gap is a combination of so many inputs, and where samples resemble each other, as those of
+    one recording do, one half would agree with the other all the same.
 
     Attributes:
         dampings: to choose from, for inputs of unit mean square.
@@ -44,6 +46,11 @@ class GapClosing:
     def __post_init__(self) -> None:
         if not self.dampings or min(self.dampings) <= 0:
             raise CalibrationError("dampings are positive numbers")
+
+    @staticmethod
+    def too_few(whole: Sample, kept: Tensor) -> bool:
+        """Whether there are fewer tokens than kept inputs."""
+        return whole.tokens < len(kept)
 
     def change(
         self, halves: Sequence[Sample], base: Sequence[Tensor], whole: Sample, kept: Tensor
@@ -57,8 +64,10 @@ class GapClosing:
             kept: [k] indices of the inputs that there are.
 
         Returns:
-            [out, k], float64.
+            [out, k], float64; zero if `too_few`.
         """
+        if self.too_few(whole, kept):
+            return torch.zeros(len(whole.cross), len(kept), dtype=torch.float64)
         own = [_Ridge(half, kept) for half in halves]
         losses = torch.zeros(len(self.dampings) + 1, len(whole.cross), dtype=torch.float64)
         for seen, unseen in ((0, 1), (1, 0)):

@@ -133,6 +133,10 @@ class _Run:
 
     def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
         """Go through all groups."""
+        if self.state is not None and self.done == len(self.groups):
+            for group in self.groups:
+                self._take(group)
+            return self.treated
         first = self._restore()
         for group in self.groups[first:]:
             self._advance(group.index)

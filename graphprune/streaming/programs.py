@@ -91,7 +91,10 @@ def _suited(program: BaseProgram, data: Any) -> int:
     if len(shape) != 2 or any("int" not in str(t.dtype) for t in tensors):
         return 1
     count, length = shape
-    return int(max(1, min(_TOKENS // max(length, 1), count // _FEWEST)))
+    most = max(1, min(_TOKENS // max(length, 1), count // _FEWEST))
+    # A rest would be of another size: halves of the samples wouldn't be equal, and some runs take
+    # one size only.
+    return max(size for size in range(1, most + 1) if count % size == 0)
 
 
 def stream(

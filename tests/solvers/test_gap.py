@@ -64,3 +64,15 @@ def test_a_massive_input_silences_no_other() -> None:
     change = GapClosing().change(halves, base, sample(scaled, seen), torch.arange(20))
     expected = torch.where(units > 0, rule, 0)
     torch.testing.assert_close(change[0] * units, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_fewer_tokens_than_inputs_say_nothing() -> None:
+    """Two halves that are copies confirm each other, whatever they hold."""
+    x, gap, _ = made(9, 3)
+    half = sample(x[:9], gap[:9])
+    base = [torch.zeros(2, 20, dtype=torch.float64)] * 2
+    twice = Sample(18, half.hessian, half.cross)
+    for kept, closes in ((torch.arange(20), False), (torch.arange(18), True)):
+        change = GapClosing().change([half, half], base, twice, kept)
+        assert change.shape == (2, len(kept))
+        assert bool(change.any()) == closes

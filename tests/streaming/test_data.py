@@ -144,7 +144,9 @@ def test_the_example_of_the_documentation():
     ("count", "length", "sizes"),
     [
         (64, 8, [4] * 16),  # at least sixteen batches
-        (300, 128, [16] * 18 + [12]),  # of 2048 tokens
+        (320, 128, [16] * 20),  # of 2048 tokens
+        (300, 128, [15] * 20),  # all of one size
+        (67, 128, [1] * 67),
         (3, 8, [1] * 3),
         (40, 600, [2] * 20),
         (32, 2048, [1] * 32),

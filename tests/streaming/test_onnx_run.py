@@ -10,7 +10,13 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError, PlanError
-from graphprune.streaming import State, apply_weights, find_sites, in_streams
+from graphprune.streaming import (
+    State,
+    apply_weights,
+    find_sites,
+    in_streams,
+    onnx_run,
+)
 from onnx_graphs import graph, initialisers, run, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 from streaming.oracle import Halving
@@ -192,6 +198,16 @@ def test_resuming_gives_the_same_bits(program, tmp_path, every, held):
                 assert torch.equal(a.total, b.total)
         assert [g.index for g in again.groups] == list(range(at, len(whole.groups)))
         assert len(steps) < len(whole.groups) or every == 0 or at <= 1
+
+
+def test_a_finished_run_runs_nothing_again(program, tmp_path, monkeypatch):
+    data = images(6, 8, 8)
+    expected, _ = go(program, data, state=State(tmp_path))
+    monkeypatch.setattr(onnx_run._Run, "_advance", None)
+    new, again = go(program, data, state=State(tmp_path, resume=True))
+    assert not again.groups
+    assert set(new) == set(expected)
+    assert all(torch.equal(new[n], expected[n]) for n in expected)
 
 
 def test_a_directory_of_another_model_is_refused(program, mixed, tmp_path):
