@@ -141,7 +141,7 @@ def read(
     users = consumers(program, structures, sites)
     own = {s.name: s for s in structures}
     reader = _Reader(program, own, users, statistic, columns, weigh, f"score {score}")
-    stream(program, sites, batches(program, inputs.calibration), reader)
+    stream(program, sites, batches(program, inputs.calibration, batch=1), reader)
     return reader.found
 
 

@@ -220,13 +220,14 @@ def test_channels(convs: Program, name: str) -> None:
     close(found[stem.name], [row("wide", 3, nine), row("head", 1, four)])
 
 
-def test_samples_are_means_of_their_own(llama: Program) -> None:
-    """Minitron's norm is over samples: it isn't that of all tokens at once."""
+@pytest.mark.parametrize("count", [2, 40])
+def test_samples_are_means_of_their_own(llama: Program, count: int) -> None:
+    """Minitron's norm is over samples, however many there are: not over all tokens at once."""
     (structure, _) = of_role(llama, "ffn")
-    score = get_score("minitron")
-    both = score.score(llama, [structure], Inputs(tokens_of(2)))[structure.name]
-    one = score.score(llama, [structure], Inputs(tokens_of(1)))[structure.name]
-    other = score.score(llama, [structure], Inputs(tokens_of(2)[1:]))[structure.name]
+    score, given = get_score("minitron"), tokens_of(count)
+    both = score.score(llama, [structure], Inputs(given))[structure.name]
+    one = score.score(llama, [structure], Inputs(given[: count // 2]))[structure.name]
+    other = score.score(llama, [structure], Inputs(given[count // 2 :]))[structure.name]
     np.testing.assert_allclose(both, np.hypot(one, other), rtol=1e-5)
 
 
