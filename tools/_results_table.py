@@ -25,7 +25,9 @@ SECTIONS = {
         "All weights of the decoder layers; each reads what the layers before it, pruned, compute. "
         "*Error* is the mean relative error of a weight's output. *Reference*: the dense model "
         "runs along, and later layers make up for what earlier ones lost. "
-        "OWL was made for *wanda*: here *sparsegpt* loses by it, in error as in perplexity.",
+        "OWL was made for *wanda*: here *sparsegpt* loses by it, in error as in perplexity. "
+        "Rounding alone moves *sparsegpt*: at 50 %, batches of 1, 2, 4 and 8 windows gave 39.68, "
+        "39.53, 39.69 and 39.98 on one machine, and batches of 1 gave 39.49 on another.",
         ("mask", "method", "perplexity", "original", "error", "passes"),
     ),
     WIDTH: (
@@ -53,7 +55,8 @@ TASKS = {
         "Whisper-base",
         "One recording is there, of eleven seconds. Calibration on its first half, after silences "
         "of eight lengths, which is one sample eight times over: held-out ones can't tell a fit of "
-        "its noise; *perplexity* of the dense model's transcript of its second half, 18 tokens.",
+        "its noise, and the decoder's gaps, of fewer tokens than inputs, stay open; *perplexity* "
+        "of the dense model's transcript of its second half, 18 tokens.",
     ),
     "efflite0": (
         "EfficientNet-Lite0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,9 @@ class Packing:
         from rich.table import Table
 
         table = Table("weights", "outputs x inputs", "zeros", "format", "MB dense", "MB", "")
-        for key, same in self._alike().items():
-            shape, format, why = key
+        for (shape, format, _), same in self._alike().items():
+            whys = list(dict.fromkeys(e.why for e in same))
+            why = whys[0] if len(whys) == 1 else f"for instance: {whys[0]}"
             zeros = sum(e.sparsity for e in same) / len(same)
             table.add_row(
                 str(len(same)),
@@ -79,8 +80,8 @@ class Packing:
         return Group(table, total)
 
     def _alike(self) -> dict[tuple[tuple[int, int], str, str], list[Layer]]:
-        keys = [(e.shape, e.format, e.why) for e in self.layers]
-        return {
-            key: [e for e, k in zip(self.layers, keys, strict=True) if k == key]
-            for key in Counter(keys)
-        }
+        """Layers by shape, format and reason; reasons may differ in numbers."""
+        found: dict[tuple[tuple[int, int], str, str], list[Layer]] = {}
+        for e in self.layers:
+            found.setdefault((e.shape, e.format, re.sub(r"\d+", "0", e.why)), []).append(e)
+        return found
