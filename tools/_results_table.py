@@ -27,7 +27,8 @@ SECTIONS = {
         "runs along, and later layers make up for what earlier ones lost. "
         "OWL was made for *wanda*: here *sparsegpt* loses by it, in error as in perplexity. "
         "Rounding alone moves *sparsegpt*: at 50 %, batches of 1, 2, 4 and 8 windows gave 39.68, "
-        "39.53, 39.69 and 39.98 on one machine, and batches of 1 gave 39.49 on another.",
+        "39.53, 39.69 and 39.98 on one machine, batches of 1 gave 39.49 on another, and the plain "
+        "implementation of `tools/bench oneshot` gave 39.41.",
         ("mask", "method", "perplexity", "original", "error", "passes"),
     ),
     WIDTH: (
