@@ -120,10 +120,8 @@ def test_reconstruct_without_the_dense_model_fits_the_layer(net: Any) -> None:
         assert not new[:, GONE].any()
         wanted = base(reads(changed, name, samples), weight, dampings[-1])
         torch.testing.assert_close(new[:, KEPT].double(), wanted, rtol=1e-3, atol=1e-4)
-        notes = found.layers[layer].notes
-        assert notes == (
-            () if dampings[-1] == 1e-4 else (f"damped by {dampings[-1]:g}: few tokens",)
-        )
+        told = () if dampings[-1] == 1e-4 else (f"damped by {dampings[-1]:g}: few tokens",)
+        assert found.layers[layer].notes == told
         changed.outs[layer].weight.data = new
     assert max(dampings) > 1e-4
 
