@@ -42,6 +42,11 @@ def ensure_venv() -> Path:
     return PYTHON.parent
 
 
+def inside() -> bool:
+    """Whether the environment's Python runs this; .venv may be a link to it."""
+    return Path(sys.prefix).resolve() == VENV.resolve()
+
+
 def reexecute() -> None:
     """Start the running script again under .venv's interpreter; does not return.
 
@@ -49,7 +54,7 @@ def reexecute() -> None:
         SystemExit: It already runs there, so that starting it again would not help.
     """
     ensure_venv()
-    if Path(sys.prefix).resolve() == VENV:
+    if inside():
         raise SystemExit(f"{VENV} lacks something it should have: remove it and try again")
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
