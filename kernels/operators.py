@@ -167,9 +167,7 @@ def _strip_cuda(x: Tensor, packed: Strip, bias: Tensor | None, activation: str) 
         return None
     from . import strip_gluon
 
-    return strip_gluon.strip_linear(
-        x, packed.values, packed.columns, packed.shape, bias, activation
-    )
+    return strip_gluon.strip_linear(x, packed.values, packed.places, packed.shape, bias, activation)
 
 
 _KERNELS: Mapping[tuple[str, str], Callable[..., Tensor | None]] = {
@@ -184,7 +182,7 @@ _KERNELS: Mapping[tuple[str, str], Callable[..., Tensor | None]] = {
 
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "bitmap": ("compressed", "bitmask", "row_offsets"),
-    "strip_u8": ("values", "columns"),
+    "strip_u8": ("values", "places"),
     "nm24": ("compressed", "bitmask"),
     "block": ("values", "block_columns", "row_offsets"),
     "csr": ("values", "columns", "row_offsets"),

@@ -1,15 +1,18 @@
-"""`strip_u8`: a fixed count of values, each with its column as a byte, per row and 256 columns.
+"""`strip_u8`: a fixed count of values, each with its place as a byte, per row and 256 columns.
 
 The layout in which data-centre GPUs read weights (`strip_gluon`). A *strip* is 256 columns of one
 row; a *tile* is the same strip of 64 rows. Each strip has `slots` values, a multiple of 16, each
 with its place in the strip as a byte. There are no offsets: shapes say where everything is.
 
     values   [tile row, tile column, chunk, 64 rows, 16 slots]
-    columns  the same, uint8
+    places   the same, uint8: column XOR 8 (row % 8)
+
+Places are those of the tile in shared memory, from which pieces of eight columns are read of eight
+rows at once; the XOR puts these into different banks. As in Flash-LLM it is done when packing.
 
 A thread reads eight slots at once and a warp 16 rows of a chunk: the memory order is the order of
 reading. A strip with fewer values repeats its first one, which does no harm to who writes it twice
-to the same place; an empty one writes a zero to its first column. Rows and columns that fill up
+to the same place; an empty one writes a zero to a place. Rows and columns that fill up
 the last tiles are empty.
 
 Which slot a value is in is free, so the order is made for shared memory: the eight instructions of
@@ -44,13 +47,13 @@ class Strip:
     Attributes:
         shape: rows and columns.
         values: [ceil(rows / 64), ceil(columns / 256), slots / 16, 64, 16], floating-point.
-        columns: the same shape, uint8, places in strips.
+        places: the same shape, uint8: where in the tile, column XOR 8 (row % 8).
     """
 
     format: ClassVar[str] = "strip_u8"
     shape: tuple[int, int]
     values: Tensor
-    columns: Tensor
+    places: Tensor
 
     @property
     def slots(self) -> int:
@@ -80,37 +83,37 @@ class Strip:
             raise FormatError(cls.format, "slots", f"{slots} isn't a multiple of 16 up to 256")
         if most > slots:
             _, across, _ = counts.shape
-            at = int((counts > slots).flatten().to(torch.uint8).argmax())
-            row = at // (across * ROWS) * ROWS + at % ROWS
-            column = at // ROWS % across * COLUMNS
+            strip = int((counts > slots).flatten().to(torch.uint8).argmax())
+            row = strip // (across * ROWS) * ROWS + strip % ROWS
+            column = strip // ROWS % across * COLUMNS
             why = (
-                f"row {row} has {int(counts.flatten()[at])} values in the 256 columns from "
+                f"row {row} has {int(counts.flatten()[strip])} values in the 256 columns from "
                 f"{column} on, {slots} slots are there"
             )
             raise FormatError(cls.format, "weight", why, row * columns + column)
         parts = []
         for begin in range(0, len(tiles), _TILES):  # the indices are large
             own = slice(begin, begin + _TILES)
-            places = _order(kept[own], counts[own], slots)
-            values = tiles[own].gather(3, places)
+            at = _order(kept[own], counts[own], slots)
+            values = tiles[own].gather(3, at)
             values = values.where(values != 0, 0)  # negative zeros are zeros
-            parts.append((_chunks(values), _chunks(places.to(torch.uint8))))
+            parts.append((_chunks(values), _chunks(_turned(at).to(torch.uint8))))
         found = (torch.cat(each) for each in zip(*parts, strict=True))
         return cls((rows, columns), *found)
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
         """See `Packed.of_tensors`."""
-        return cls(shape, tensors["values"], tensors["columns"])
+        return cls(shape, tensors["values"], tensors["places"])
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Packed.tensors`."""
-        return {"values": self.values, "columns": self.columns}
+        return {"values": self.values, "places": self.places}
 
     def unpack(self) -> Tensor:
         """See `Packed.unpack`."""
-        values, places = _slots(self.values), _slots(self.columns).long()
-        tiles = values.new_zeros(*values.shape[:3], COLUMNS).scatter_(3, places, values)
+        values, at = _slots(self.values), _turned(_slots(self.places).long())
+        tiles = values.new_zeros(*values.shape[:3], COLUMNS).scatter_(3, at, values)
         rows, columns = self.shape
         return tiles.transpose(1, 2).flatten(0, 1).flatten(1)[:rows, :columns].contiguous()
 
@@ -123,21 +126,21 @@ class Strip:
             raise FormatError(self.format, "values", f"{chunks} chunks of 16 in 256 columns")
         shape = (down, across, chunks, ROWS, CHUNK)
         check_tensor(self.format, "values", self.values, shape, None)
-        check_tensor(self.format, "columns", self.columns, shape, torch.uint8)
-        values, places = _slots(self.values), _slots(self.columns).long()
+        check_tensor(self.format, "places", self.places, shape, torch.uint8)
+        values, column = _slots(self.values), _turned(_slots(self.places).long())
         filled = values != 0
         limit = torch.full((across,), COLUMNS)
         limit[-1] = columns - (across - 1) * COLUMNS
-        outside = filled & (places >= limit[None, :, None, None])
+        outside = filled & (column >= limit[None, :, None, None])
         outside[-1, :, rows - (down - 1) * ROWS :] |= filled[-1, :, rows - (down - 1) * ROWS :]
         at = first(_chunks(outside))
         if at is not None:
-            raise FormatError(self.format, "columns", "a value outside the matrix", at)
+            raise FormatError(self.format, "places", "a value outside the matrix", at)
         # Two slots of one column must hold the same: which of them is written last is open.
-        tiles = values.new_zeros(*values.shape[:3], COLUMNS).scatter_(3, places, values)
-        at = first(_chunks(~_same(tiles.gather(3, places), values)))
+        tiles = values.new_zeros(*values.shape[:3], COLUMNS).scatter_(3, column, values)
+        at = first(_chunks(~_same(tiles.gather(3, column), values)))
         if at is not None:
-            raise FormatError(self.format, "values", "another slot has the same column", at)
+            raise FormatError(self.format, "values", "another slot has the same place", at)
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ def _order(kept: Tensor, counts: Tensor, slots: int) -> Tensor:
         [tile rows, tile columns, 64, slots], int64.
     """
     row = torch.arange(ROWS, device=kept.device)[:, None]
-    bank = _word(row, torch.arange(COLUMNS, device=kept.device)) % BANKS
+    bank = _word(_turned(torch.arange(COLUMNS, device=kept.device))) % BANKS
     by_bank = bank.argsort(dim=1, stable=True)  # eight columns of each bank
     ordered = kept.gather(3, by_bank.expand_as(kept))
     among = (
@@ -165,18 +168,18 @@ def _order(kept: Tensor, counts: Tensor, slots: int) -> Tensor:
     wish = _wishes(slots, kept.device)[row, bank.gather(1, by_bank)]  # [64, 256, wishes]
     wish = wish.expand(*kept.shape, -1).gather(4, among.clamp(0, wish.shape[-1] - 1)[..., None])
     wish = wish[..., 0].where(ordered & (among < COLUMNS // BANKS), -1)
-    places = torch.full((*counts.shape, slots + 1), -1, device=kept.device)
-    places.scatter_(3, wish.where(wish >= 0, slots), by_bank.expand_as(kept))
-    places = places[..., :slots]
+    found = torch.full((*counts.shape, slots + 1), -1, device=kept.device)
+    found.scatter_(3, wish.where(wish >= 0, slots), by_bank.expand_as(kept))
+    found = found[..., :slots]
     # Values whose bank has no slot left take those that no value of their bank has asked for.
-    free = (places >= 0).argsort(dim=3, stable=True)
+    free = (found >= 0).argsort(dim=3, stable=True)
     late = ordered & (wish < 0)
     late_first = (~late).to(torch.uint8).argsort(dim=3, stable=True)[..., :slots]
     columns = by_bank.expand_as(kept).gather(3, late_first)
     fill = late.gather(3, late_first)
-    places = places.scatter(3, free, columns.where(fill, places.gather(3, free)))
+    found = found.scatter(3, free, columns.where(fill, found.gather(3, free)))
     some = kept.to(torch.uint8).argmax(3, keepdim=True)  # the first value; column 0 if none
-    return places.where(places >= 0, some)
+    return found.where(found >= 0, some)
 
 
 def _wishes(slots: int, device: torch.device) -> Tensor:
@@ -203,12 +206,23 @@ def _wishes(slots: int, device: torch.device) -> Tensor:
     return torch.stack(found, 2)
 
 
-def _word(row: Tensor, column: Tensor) -> Tensor:
-    """Which word of the tile in shared memory a weight of two bytes lies in.
+def _turned(columns: Tensor) -> Tensor:
+    """Places of columns, or columns of places.
 
-    Pieces of eight columns are exchanged within rows by XOR with the row.
+    Args:
+        columns: [..., 64, slots], int64.
     """
-    return (((column // 8) ^ (row % 8)) * 8 + column % 8) // 2 + row * (COLUMNS // 2)
+    return columns ^ 8 * (torch.arange(ROWS, device=columns.device)[:, None] % 8)
+
+
+def _word(places: Tensor) -> Tensor:
+    """Which word of the tile in shared memory weights of two bytes lie in.
+
+    Args:
+        places: [..., 64, slots].
+    """
+    row = torch.arange(ROWS, device=places.device)[:, None]
+    return places // 2 + row * (COLUMNS // 2)
 
 
 def _chunks(slots: Tensor) -> Tensor:
@@ -226,9 +240,7 @@ def conflicts(packed: Strip) -> float:
 
     Words that several lanes write count once.
     """
-    values = packed.columns.long()  # [tile row, tile column, chunk, 64, 16]
-    row = torch.arange(ROWS)[:, None]
-    word = _word(row, values)
+    word = _word(packed.places.long())  # [tile row, tile column, chunk, 64, 16]
     # [..., warp's rows / 16, 16 rows, 2, 8] -> one instruction: 16 rows x 2 slots
     each = word.view(*word.shape[:3], -1, 16, 2, _EACH).movedim(6, 4).flatten(5)
     lanes = each.flatten(0, 4).sort(1).values

@@ -5,19 +5,25 @@ from __future__ import annotations
 from graphprune.kernels import cubin
 
 
+def shared_bytes(tokens: int) -> int:
+    from graphprune.kernels import strip_gluon
+
+    return strip_gluon.shared_bytes(tokens)
+
+
 def strip(
     architecture: int, dtype: str, tokens: int, slots: int, aligned: bool = True
 ) -> cubin.Cubin:
-    """Compile it; `aligned` is what Triton makes of rows, columns and strides that are n * 16."""
+    """Compile it; `aligned` is what Triton makes of rows and columns that are multiples of 16."""
     from graphprune.kernels.strip_gluon import strip_kernel
 
     pointers = {
         "x_ptr": f"*{dtype}",
         "values_ptr": "*i32",
-        "columns_ptr": "*i32",
+        "places_ptr": "*i32",
         "partials_ptr": "*fp32",
     }
     numbers = dict.fromkeys(["M", "N", "K", "stride", "across", "splits"], "i32")
-    multiples = {*pointers, *(("N", "K", "stride") if aligned else ())}
+    multiples = {*pointers, "stride", *(("N", "K") if aligned else ())}
     constants = {"TOKENS": tokens, "CHUNKS": slots // 16}
     return cubin.build(strip_kernel, pointers | numbers, constants, architecture, multiples)

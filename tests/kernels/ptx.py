@@ -3,7 +3,8 @@
 All threads of a block execute an instruction together, as arrays. Memory is checked: each access to
 global memory must lie in a buffer, each to shared memory in the block's own, at a multiple of its
 size. Bytes of shared memory that one thread writes and another reads or overwrites with something
-else, with no barrier between, are an error: what a GPU makes of them depends on its timing.
+else, with no barrier between, are an error: what a GPU makes of them depends on its timing. There
+are NaNs where an asynchronous copy goes, until its thread waits for it.
 Semantics are those of the PTX ISA, 9.7.
 """
 
@@ -29,6 +30,8 @@ class Block:
         self.registers: dict[str, np.ndarray] = {}
         self.buffers = [a for a in arguments if isinstance(a, np.ndarray)]
         self.shared = np.full(shared, 0xFF, dtype=np.uint8)
+        self.copies: list[tuple] = []  # asynchronous ones, as (destination, source, active)
+        self.committed = 0  # how many of them
         self.barrier()
 
     def barrier(self) -> None:
@@ -44,7 +47,12 @@ class Block:
             return np.arange(THREADS, dtype=_TYPES[bits])
         if name == "global_smem":
             return np.zeros(THREADS, dtype=_TYPES[bits])
-        number = special[name] if name in special else float_or_int(name)
+        if name in special:
+            number = special[name]
+        elif name.startswith("%"):  # never written: anything
+            number = 0xDEADBEEFDEADBEEF
+        else:
+            number = float_or_int(name)
         return np.full(THREADS, number & ((1 << bits) - 1), dtype=_TYPES[bits])
 
     def predicate(self, name: str) -> np.ndarray:
@@ -65,6 +73,7 @@ class Block:
                 active = self.registers[guard.strip("@!")] ^ guard.startswith("@!")
             if name.startswith("ret"):
                 assert active.all()
+                assert not self.copies
                 return
             if name.startswith("bra"):
                 assert active.all() or not active.any(), "threads part ways"
@@ -77,6 +86,8 @@ class Block:
         kind, *modifiers = name.split(".")
         if kind == "bar":
             self.barrier()
+        elif kind == "cp":
+            self.copy(modifiers, operands, active)
         elif kind in ("ld", "st"):
             self.memory(kind, modifiers, operands, active)
         elif kind == "ldmatrix":
@@ -87,8 +98,9 @@ class Block:
             result = self.compute(kind, modifiers, operands[1:])
             targets = vector(operands[0])
             if len(targets) == 2:  # halves of a word
-                for i, target in enumerate(targets):
-                    self.set(target, (result >> np.uint32(16 * i)).astype(np.uint16), active)
+                half = np.dtype(f"uint{4 * result.itemsize}")
+                for target, part in zip(targets, result[:, None].view(half).T, strict=True):
+                    self.set(target, part, active)
             else:
                 self.set(targets[0], result, active)
 
@@ -105,8 +117,8 @@ class Block:
             return {"and": a & b, "or": a | b, "xor": a ^ b, "not": ~a, "mov": a}[kind]
         bits, signed = int(kept[1:]), kept[0] == "s"
         if kind == "mov" and operands[0].startswith("{"):
-            low, high = (self.value(o, 16).astype(np.uint32) for o in vector(operands[0]))
-            return low | high << np.uint32(16)
+            low, high = (self.value(o, bits // 2) for o in vector(operands[0]))
+            return np.stack([low, high], 1).view(_TYPES[bits])[:, 0]
         if kind == "cvt":
             source = self.value(operands[0], bits)
             to = next(m for m in modifiers if re.fullmatch(r"[us]\d+", m))
@@ -129,6 +141,11 @@ class Block:
         elif kind == "div":
             assert (a >= 0).all(), "division rounds toward zero"
             result = a // b
+        elif kind == "dp4a":
+            assert modifiers == ["u32", "u32"]
+            result = self.value(operands[2]).astype(object)
+            for i in range(0, 32, 8):
+                result = result + (numbers[0] >> i & 255) * (numbers[1] >> i & 255)
         elif kind == "bfe":
             length = int(operands[2])
             result = (a >> b) & ((1 << length) - 1)
@@ -165,6 +182,28 @@ class Block:
                 self.access(modifiers[0], at, size, active, self.value(name, 8 * size))
         whole = size * len(vector(names))
         assert (address[active] % whole == 0).all(), "misaligned"
+
+    def copy(self, modifiers: list[str], operands: list[str], active) -> None:
+        """cp.async: 16 bytes, or the end of a group, or the wait for all groups."""
+        if "commit_group" in modifiers:
+            self.committed = len(self.copies)
+        elif "wait_group" in modifiers:
+            assert int(operands[0]) == 0
+            for to, source, who in self.copies[: self.committed]:
+                for i in range(0, 16, 4):
+                    word = self.access("global", source + i, 4, who)
+                    self.access("shared", to + i, 4, who, word)
+            del self.copies[: self.committed]
+            self.committed = 0
+        else:
+            assert modifiers == ["async", "cg", "shared", "global"]
+            assert [int(o, 0) for o in operands[2:]] == [16, 16]
+            to, source = (self.address(o) for o in operands[:2])
+            assert (to[active] % 16 == 0).all()
+            assert (source[active] % 16 == 0).all()
+            for i in range(0, 16, 4):
+                self.access("shared", to + i, 4, active, np.full(THREADS, 2**32 - 1, np.uint32))
+            self.copies.append((to, source, active))
 
     def access(
         self, space: str, address, size: int, active, stored=None, readers=None
@@ -282,7 +321,7 @@ def parse(text: str) -> tuple[list[tuple], dict[str, int]]:
         line = raw.split("//")[0].strip()
         if found := re.match(r"(\$\w+):", line):
             labels[found[1]] = len(program)
-        elif line and line[0] not in ".":
+        elif line and line[0] != "." and line not in "{}":
             guard, name, rest = re.findall(r"(@!?%p\d+)?\s*([\w.:]+)\s*(.*?);", line)[0]
             operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
             program.append((guard, name.replace("::cta", ""), operands))

@@ -1,7 +1,7 @@
 """`strip_gluon` in NumPy, step by step: Gluon has no interpreter.
 
 Offsets come from the functions that the kernel itself calls. What Gluon does is written down here
-from its description: layouts, `join`, `reshape`, the swizzle of shared memory, and PTX's `prmt`.
+from its description: layouts, `reshape`, `split`, and the swizzle of shared memory.
 """
 
 from __future__ import annotations
@@ -24,17 +24,6 @@ def elements(layout: Any) -> np.ndarray:
     return found
 
 
-def prmt(instruction: str, words: np.ndarray) -> np.ndarray:
-    """PTX's byte permutation, the second operand being zero."""
-    selector = int(instruction.rstrip(";").rpartition(" ")[2], 16)
-    result = np.zeros_like(words)
-    for i in range(4):
-        nibble = selector >> 4 * i & 15
-        taken = words >> np.uint32(8 * nibble) & np.uint32(255) if nibble < 4 else 0
-        result |= np.uint32(taken) << np.uint32(8 * i)
-    return result
-
-
 def load_words(memory: np.ndarray, begin: int, width: int, chunks: int) -> np.ndarray:
     """Words of a group of chunks, [64, width * chunks], each loaded by the thread that owns it."""
     own = elements(kernel.word_layout(width, chunks)).reshape(-1, 2)
@@ -47,15 +36,14 @@ def load_words(memory: np.ndarray, begin: int, width: int, chunks: int) -> np.nd
     return loaded
 
 
-def scatter_group(tile: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
-    """`values` [64, 8 n] and `columns` [64, 4 n] to the flat tile."""
-    value = np.stack([values & 0xFFFF, values >> 16], -1).reshape(64, -1).astype(np.uint16)
-    row = np.arange(64, dtype=np.uint32)[:, None]
-    columns = kernel.turned.fn(columns, row)
-    byte = [prmt(kernel.byte_instruction(i), columns) for i in range(4)]
-    even, odd = np.stack([byte[0], byte[2]], -1), np.stack([byte[1], byte[3]], -1)
-    place = np.stack([even, odd], -1).reshape(64, -1)
-    tile[row * 256 + place] = value
+def scatter_group(tile: np.ndarray, values: np.ndarray, places: np.ndarray) -> None:
+    """`values` [64, 8 n] and `places` [64, 4 n] to the flat tile."""
+    row = np.arange(64)[:, None]
+    pairs = values.reshape(64, -1, 2)
+    for slot in range(4):
+        value = (pairs[..., slot // 2] >> np.uint32(slot % 2 * 16)).astype(np.uint16)
+        place = places >> np.uint32(8 * slot) & np.uint32(255)
+        tile[row * 256 + place] = value
 
 
 def swizzled() -> np.ndarray:
@@ -71,7 +59,7 @@ def partial_sums(x: torch.Tensor, packed: Strip, splits: int, block: int) -> np.
     (n, k), m = packed.shape, len(x)
     down, across, chunks = packed.values.shape[:3]
     values = packed.values.flatten().view(torch.int32).numpy().view(np.uint32)
-    columns = packed.columns.flatten().view(torch.int32).numpy().view(np.uint32)
+    places = packed.places.flatten().view(torch.int32).numpy().view(np.uint32)
     numbers = x.float().numpy()
     partials = np.full(splits * m * n, np.nan, dtype=np.float32)
     at = swizzled()
@@ -88,7 +76,7 @@ def partial_sums(x: torch.Tensor, packed: Strip, splits: int, block: int) -> np.
                 scatter_group(
                     tile,
                     load_words(values, index * chunks * 512 + start * 512, 8, size),
-                    load_words(columns, index * chunks * 256 + start * 256, 4, size),
+                    load_words(places, index * chunks * 256 + start * 256, 4, size),
                 )
             dense = torch.from_numpy(tile[at].view(np.int16)).view(packed.values.dtype)
             seen = np.zeros((block, 256), dtype=np.float32)

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton can't be imported", exc_type=ImportError)
 
 from graphprune.kernels import bitmap_triton, cubin, gluon_api
-from kernels.builds import strip
+from kernels.builds import shared_bytes, strip
 
 ARCHITECTURES = [80, 90, 100]
 strips = pytest.mark.skipif(not gluon_api.AVAILABLE, reason=gluon_api.REASON)
@@ -25,16 +25,18 @@ def check(built: cubin.Cubin, registers: int = 255) -> None:
 @strips
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_strip_instructions(architecture: int, dtype: str):
+@pytest.mark.parametrize(("tokens", "most"), [(8, 2.4), (16, 2.4), (32, 3.1), (64, 3.605)])
+def test_strip_instructions(architecture: int, dtype: str, tokens: int, most: float):
     each = {}
     for slots in (128, 96, 64):
-        built = strip(architecture, dtype, 8, slots)
-        check(built, registers=128)  # so that four blocks fit a multiprocessor
-        assert built.mma == 16  # 16 columns each
-        assert built.barriers == 3 + (slots == 96)  # filled, scattered, read; between groups
-        assert built.shared == (64 + 8) * 256 * 2
+        built = strip(architecture, dtype, tokens, slots)
+        # so that four blocks fit a multiprocessor, of 64 tokens two
+        check(built, registers=168 if tokens == 64 else 128)
+        assert built.mma == 2 * tokens  # 16 columns of 8 tokens each
+        assert built.barriers == 3  # read, filled, scattered
+        assert built.shared == shared_bytes(tokens)
         each[slots] = built.per_weight(64 * 256)
-    assert 1 < each[128] <= 3.6
+    assert 1 < each[128] <= most
     assert each[64] < each[96] < each[128]
 
 
@@ -53,7 +55,7 @@ def test_strip_configurations(architecture: int, dtype: str, tokens: int, slots:
     built = strip(architecture, dtype, tokens, slots)
     check(built)
     assert built.mma == 16 * tokens // 8
-    assert built.shared == (64 + tokens) * 256 * 2
+    assert built.shared == shared_bytes(tokens)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_numbers_that_are_one():
 def test_strip_numbers_that_are_one():
     from graphprune.kernels.strip_gluon import strip_kernel
 
-    types = {"x_ptr": "*fp16", "values_ptr": "*i32", "columns_ptr": "*i32"}
-    types |= {"partials_ptr": "*fp32", "M": "i32"}
-    constants = dict.fromkeys(["N", "K", "stride", "across", "splits"], 1)
-    built = cubin.build(strip_kernel, types, constants | {"TOKENS": 8, "CHUNKS": 1}, 90)
+    types = {"x_ptr": "*fp16", "values_ptr": "*i32", "places_ptr": "*i32"}
+    types |= {"partials_ptr": "*fp32", "M": "i32", "stride": "i32"}
+    constants = dict.fromkeys(["N", "K", "across", "splits"], 1) | {"TOKENS": 8, "CHUNKS": 1}
+    built = cubin.build(strip_kernel, types, constants, 90, {"x_ptr", "stride"})
     assert built.spills == 0
 
 

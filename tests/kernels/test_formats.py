@@ -129,9 +129,11 @@ def test_slots_are_ordered_for_the_banks(slots, most):
     packed = Strip.pack(weight)
     assert packed.slots == slots
     assert conflicts(packed) < most
-    ascending = packed.columns.transpose(2, 3).flatten(3).sort(3).values
+    turn = (8 * (torch.arange(64)[:, None] % 8)).to(torch.uint8)
+    columns = packed.places.transpose(2, 3).flatten(3) ^ turn
+    ascending = columns.sort(3).values ^ turn
     ascending = ascending.unflatten(3, (-1, 16)).transpose(2, 3).contiguous()
-    assert conflicts(replace(packed, columns=ascending)) > 1.15 * conflicts(packed)
+    assert conflicts(replace(packed, places=ascending)) > 1.15 * conflicts(packed)
 
 
 @pytest.mark.parametrize(
@@ -171,18 +173,18 @@ def test_damaged_strips_are_refused():
     weight = matrix(70, 300, 0.3)
     packed = Strip.pack(weight)
     inside = int((packed.values != 0).flatten().to(torch.uint8).argmax())
-    other = changed(packed.columns, inside, int(packed.columns.view(-1)[inside + 1]))
-    with pytest.raises(FormatError, match="same column"):
-        replace(packed, columns=other).validate()
+    other = changed(packed.places, inside, int(packed.places.view(-1)[inside + 1]))
+    with pytest.raises(FormatError, match="same place"):
+        replace(packed, places=other).validate()
     # The second strip has 44 columns, the second tile 6 rows.
     late = packed.values.numel() // 4  # begins the first strip of columns 256 and on
     with pytest.raises(FormatError, match="outside the matrix") as error:
-        replace(packed, columns=changed(packed.columns, late, 44)).validate()
+        replace(packed, places=changed(packed.places, late, 44)).validate()
     assert error.value.offset == late
     with pytest.raises(FormatError, match="outside the matrix"):
         replace(packed, values=changed(packed.values, packed.values.numel() - 1, 1.0)).validate()
     with pytest.raises(FormatError, match="shape"):
-        replace(packed, columns=packed.columns[:1]).validate()
+        replace(packed, places=packed.places[:1]).validate()
 
 
 def test_strips_that_overflow_are_refused_by_the_packer():

@@ -70,7 +70,7 @@ def test_a_value_is_scattered_to_its_column():
         packed = Strip.pack(weight)
         tile = np.zeros(64 * 256, dtype=np.uint16)
         words = packed.values.flatten().view(torch.int32).numpy().view(np.uint32)
-        places = packed.columns.flatten().view(torch.int32).numpy().view(np.uint32)
+        places = packed.places.flatten().view(torch.int32).numpy().view(np.uint32)
         scatter_group(tile, words.reshape(64, 8), places.reshape(64, 4))
         dense = tile[swizzled()].view(np.float16)
         assert dense[row, column] == 2.5
@@ -93,15 +93,27 @@ def test_banks(slots: int):
     """The layout writes what `strip.conflicts` counts, so its order of slots helps this kernel."""
     torch.manual_seed(slots)
     packed = Strip.pack(weight_of(64, 256, slots, torch.float16), slots)
-    columns = packed.columns[0, 0].transpose(0, 1).flatten(1).numpy().astype(int)  # [64, slots]
+    places = packed.places[0, 0].transpose(0, 1).flatten(1).numpy().astype(int)  # [64, slots]
     own = elements(strip_gluon.word_layout(16, slots // 16))  # [warp, lane, register, 2]
     row, slot = np.moveaxis(own, -1, 0)
-    word = swizzled()[row, columns[row, slot]] // 2
+    word = (row * 256 + places[row, slot]) // 2
     turns = []
     for lanes in np.moveaxis(word, 1, 2).reshape(-1, 32):
         banks = np.unique(lanes) % 32
         turns.append(np.bincount(banks).max())
     assert np.mean(turns) == pytest.approx(conflicts(packed))
+
+
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
+def test_token_layout(tokens: int):
+    """Every element is somebody's, and eight threads that store together meet in no bank."""
+    own = elements(strip_gluon.token_layout(tokens))
+    row, column = np.moveaxis(own, -1, 0)  # [warp, lane, register]
+    assert len(np.unique(row * 256 + column)) == own[..., 0].size == tokens * 256
+    piece = swizzled()[row, column][..., ::8] // 8  # of 16 bytes, of which 8 lie in all banks
+    assert (np.diff(column.reshape(4, 32, -1, 8), axis=3) == 1).all()
+    for eight in np.moveaxis(piece, 1, 2).reshape(-1, 8):
+        assert len(np.unique(eight % 8)) == 8
 
 
 def test_threads_read_whole_vectors():
@@ -141,19 +153,35 @@ def test_choose_splits():
 def test_operands_that_do_not_fit():
     packed = Strip.pack(torch.ones(4, 300).half(), 256)
     x = torch.ones(2, 300).half()
-    right = {"x": x, "values": packed.values, "columns": packed.columns, "shape": (4, 300)}
+    right = {"x": x, "values": packed.values, "places": packed.places, "shape": (4, 300)}
     for wrong, why in (
         ({}, "x is on cpu, not on a GPU"),
         ({"x": x[:, :200]}, r"shape \[2, 200\] instead of \[tokens, 300\]"),
         ({"x": x.bfloat16()}, "x is torch.bfloat16, the weight torch.float16"),
         ({"x": x.float(), "values": packed.values.float()}, r"torch\.float32 isn't one of"),
-        ({"columns": packed.columns[:, :1]}, "columns of shape"),
+        ({"places": packed.places[:, :1]}, "places of shape"),
         ({"values": packed.values.flatten()}, "values of shape"),
         ({"activation": "tanh"}, "activation 'tanh' isn't one of"),
         ({"bias": torch.ones(3)}, r"bias has the shape \[3\]"),
     ):
         with pytest.raises(ValueError, match=why):
             strip_gluon.strip_linear(**{**right, **wrong})
+
+
+def test_tokens_are_aligned():
+    x = torch.randn(3, 320).half()
+    assert strip_gluon.aligned(x) is x
+    for part in (x[:, 1:49], x[:, :300], torch.randn(3, 37).half(), x[:, :320].T[:16].T):
+        copy = strip_gluon.aligned(part)
+        assert copy.data_ptr() % 16 == 0
+        assert copy.stride(0) % 16 == 0
+        assert torch.equal(copy, part)
+
+
+def test_shared_memory_that_the_compiler_lays_out_otherwise():
+    strip_gluon.check_shared(strip_gluon.shared_bytes(16), 16)
+    with pytest.raises(RuntimeError, match=r"strip_kernel for 16 tokens has 99999 bytes"):
+        strip_gluon.check_shared(99999, 16)
 
 
 @pytest.mark.gpu
@@ -174,7 +202,7 @@ def test_on_gpu(dtype: torch.dtype, slots: int, shape: tuple[int, int]):
         for splits in (None, 1, packed.values.shape[1]):
             y, again = (
                 strip_gluon.strip_linear(
-                    x, packed.values, packed.columns, shape, bias, "gelu", splits=splits
+                    x, packed.values, packed.places, shape, bias, "gelu", splits=splits
                 )
                 for _ in range(2)
             )
