@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from graphprune.streaming.sites import Group
 VERSION = 1
 _MANIFEST = "manifest.json"
 _RECORD = "record"
+_SHARE = 1 / 20
 _SAMPLED = 256
 """Elements of every weight that identify a checkpoint."""
 
@@ -45,16 +47,19 @@ class State:
         directory: made if it doesn't exist.
         recipe: text that says what the treatment does; a run with another one can't go on.
         resume: go on from what the directory holds, or begin if it holds nothing.
-        every: activations are saved after every so many groups; 0 saves weights only.
+        every: activations are saved after every so many groups; 0 saves weights only, None saves
+            activations where that takes at most a twentieth of the time since the last time.
     """
 
     directory: Path
     recipe: str = ""
     resume: bool = False
-    every: int = 1
+    every: int | None = None
     _identity: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _done: int = field(default=0, init=False, repr=False)
     _activations: int | None = field(default=None, init=False, repr=False)
+    _since: float = field(default=0.0, init=False, repr=False)
+    _took: float = field(default=0.0, init=False, repr=False)
 
     def begin(
         self,
@@ -141,14 +146,23 @@ class State:
             values: gives what samples hold at its barrier; None if that can't be gone on from.
         """
         old = self._activations
-        if values is not None and self.every and (index + 1) % self.every == 0:
+        if values is not None and self._due(index):
+            begun = time.monotonic()
             with replacing(self._activations_of(index)) as temporary:
                 _write_values(temporary, values())
             self._activations = index
+            self._since = time.monotonic()
+            self._took = self._since - begun
         self._done = index + 1
         self._write()
         if old is not None and old != self._activations:
             shutil.rmtree(self._activations_of(old), ignore_errors=True)
+
+    def _due(self, index: int) -> bool:
+        """Whether to save activations after a group."""
+        if self.every is None:
+            return time.monotonic() - self._since >= self._took / _SHARE
+        return self.every > 0 and (index + 1) % self.every == 0
 
     def load_values(self) -> tuple[int, list[dict[str, Any]]] | None:
         """The group after which activations were saved, and what was held; None if none were.
@@ -254,19 +268,8 @@ def _write_values(directory: Path, values: Sequence[Mapping[str, Any]]) -> None:
     """Write values as tensors, with a description of how they are put together."""
     directory.mkdir()
     tensors: dict[str, Tensor] = {}
-
-    def described(value: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            repeated = [d for d in range(value.dim()) if value.stride(d) == 0]
-            shown = (slice(0, 1) if d in repeated else slice(None) for d in range(value.dim()))
-            tensors[name] = value[tuple(shown)]
-            return {"tensor": name, "shape": list(value.shape)}
-        if isinstance(value, list | tuple):
-            return {"items": [described(v, f"{name}.{i}") for i, v in enumerate(value)]}
-        return {"value": value}
-
     description = [
-        {name: described(v, f"{i}:{name}") for name, v in entry.items()}
+        {name: _described(v, f"{i}:{name}", tensors) for name, v in entry.items()}
         for i, entry in enumerate(values)
     ]
     text = json.dumps(description)
@@ -274,19 +277,34 @@ def _write_values(directory: Path, values: Sequence[Mapping[str, Any]]) -> None:
     write_weights(directory, tensors, lambda name: tensors[name])
 
 
+# These are no functions of their callers: one that calls itself is garbage that keeps what it sees,
+# here gigabytes of activations, until Python looks for cycles.
+def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON, its tensors by name; they are added to `tensors`."""
+    if isinstance(value, Tensor):
+        repeated = [d for d in range(value.dim()) if value.stride(d) == 0]
+        shown = (slice(0, 1) if d in repeated else slice(None) for d in range(value.dim()))
+        tensors[name] = value[tuple(shown)]
+        return {"tensor": name, "shape": list(value.shape)}
+    if isinstance(value, list | tuple):
+        return {"items": [_described(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _restored(item: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_described`."""
+    if "tensor" in item:
+        return tensors[item["tensor"]].clone().expand(item["shape"])
+    if "items" in item:
+        return tuple(_restored(i, tensors) for i in item["items"])
+    return item["value"]
+
+
 def _read_values(directory: Path) -> list[dict[str, Any]]:
     try:
         description = json.loads((directory / "values.json").read_text(encoding="utf-8"))
         tensors = map_checkpoint(directory)
-
-        def value(item: Mapping[str, Any]) -> Any:
-            if "tensor" in item:
-                return tensors[item["tensor"]].clone().expand(item["shape"])
-            if "items" in item:
-                return tuple(map(value, item["items"]))
-            return item["value"]
-
-        return [{name: value(v) for name, v in entry.items()} for entry in description]
+        return [{name: _restored(v, tensors) for name, v in entry.items()} for entry in description]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise LoadError(
             "the saved activations are damaged",

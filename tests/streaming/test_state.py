@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.errors import LoadError
 from graphprune.streaming import State, apply_weights, batches, find_sites, stream
+from graphprune.streaming import state as states
 from streaming.oracle import Halving, tokens, traced
 from zoo import decoders, mixtures
 from zoo.case import randomise
@@ -97,6 +100,52 @@ def test_resuming_a_run_with_a_half_done_statistic(tmp_path):
     check_resumed(program, list(x.split(1)), tmp_path, 1, replayed=lambda at: 0)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "saved"), [(0.1, [0]), (30.0, [0, 4]), (200.0, [0, 1, 2, 3, 4])]
+)
+def test_activations_are_saved_where_it_takes_little_of_the_time(
+    tmp_path, monkeypatch, seconds, saved
+):
+    """Here it takes five seconds each time, and a group takes so many."""
+    now, found = [1000.0], []
+
+    def write(directory, values):
+        directory.mkdir()
+        found.append(len(times))
+        now[0] += 5.0
+
+    monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(states, "_write_values", write)
+    state, times = State(tmp_path), []
+    for index in range(5):
+        state.commit(index, list)
+        times.append(index)
+        now[0] += seconds
+    assert found == saved
+    assert sorted(p.name for p in tmp_path.glob("activations-*")) == [f"activations-{saved[-1]:05}"]
+
+
+def test_nothing_keeps_activations_that_were_written_or_read(tmp_path):
+    """Only counting references: gigabytes can't wait until Python looks for cycles."""
+
+    def tensors():
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        values = [{"x": torch.ones(3), "pair": (torch.ones(2), [torch.zeros(1)])}]
+        states._write_values(tmp_path / "values", values)
+        again = states._read_values(tmp_path / "values")
+        assert torch.equal(again[0]["pair"][0], torch.ones(2))
+        assert tensors() >= before + 6
+        del values, again
+        assert tensors() == before
+    finally:
+        gc.enable()
+
+
 def test_a_finished_run_resumes_to_its_weights(tmp_path):
     program = traced(decoders.llama_gqa_4)[0]
     first = run(program, Halving(), tokens(), state=State(tmp_path))
@@ -109,7 +158,7 @@ def test_a_finished_run_resumes_to_its_weights(tmp_path):
 def begun(program, directory, data=None):
     with pytest.raises(Interrupted):
         run(program, Stopping(2), tokens() if data is None else data,
-            state=State(directory, recipe="half"))  # fmt: skip
+            state=State(directory, recipe="half", every=1))  # fmt: skip
 
 
 def test_other_runs_are_refused(tmp_path):
