@@ -1,8 +1,9 @@
 """Which format is the fastest here, by measurement.
 
-A layer is timed as a model runs it: with a weight that isn't in a cache. Every format takes its
-turns over the same number of copies, all of which together are larger than the last cache. What was
-measured is kept in a table, a JSON file per machine, so that a layer of a known size costs nothing.
+A layer is timed as a model runs it: with a weight in huge pages that isn't in a cache. Every
+format takes its turns over the same number of copies, all of which together are larger than the
+last cache. What was measured is kept in a table, a JSON file per machine, so that a layer of a
+known size costs nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import native
+from . import huge_pages, native
 from .files import FORMATS
+from .huge_pages import Arena
 from .linear import SparseLinear
 from .packed import FormatError, Packed
 
@@ -42,7 +44,8 @@ class Setting:
         rows, columns: of the weight.
         sparsity: percent of zeros, in steps of five, rounded down.
         blocks: percent of the blocks of 16 x 16 that aren't empty, in steps of ten, rounded up.
-        slots: what the fullest strip of 256 columns needs.
+        slots: what the fullest strip of 256 columns needs; 0 on the processor, which has no kernel
+            for strips.
         tokens: at once.
         dtype: of weight and tokens, without ``torch.``.
         device: its name.
@@ -69,6 +72,7 @@ class Setting:
         dtype = str(weight.dtype).removeprefix("torch.")
         sparsity = int(zeros * 20) * 5
         blocks, slots = _structure(weight)
+        slots = 0 if cpu else slots
         device = device_name(weight.device)
         return cls(rows, columns, sparsity, blocks, slots, tokens, dtype, device, threads)
 
@@ -76,7 +80,8 @@ class Setting:
     def key(self) -> str:
         """It as text."""
         size = f"{self.rows}x{self.columns}"
-        zeros = f"{self.sparsity}%, {self.blocks}% of blocks, {self.slots} slots"
+        zeros = f"{self.sparsity}%, {self.blocks}% of blocks"
+        zeros += f", {self.slots} slots" if self.slots else ""
         return f"{self.device}/{self.threads}/{self.dtype}/{size}/{zeros}/{self.tokens}"
 
 
@@ -101,7 +106,8 @@ def device_name(device: torch.device) -> str:
             model = line.partition(":")[2].strip()
             break
     kernel = f"{native.variant()} {native.VERSION}" if native.available() else "no kernel"
-    return f"{model}, {kernel}, torch {torch.__version__}"
+    pages = ", huge pages" if huge_pages.available() else ""
+    return f"{model}, {kernel}, torch {torch.__version__}{pages}"
 
 
 @dataclass
@@ -219,7 +225,8 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
     weight = weight.detach()
     copies = max(2, min(64, -(-_COLD // (weight.numel() * weight.element_size()))))
     x = torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    dense = [weight.clone() for _ in range(copies)]
+    arena = Arena()
+    dense = [arena.place(weight.clone()) for _ in range(copies)]
     calls: dict[str, list[Callable[[], Tensor]]] = {
         DENSE: [_dense(x, w) for w in dense],
     }
@@ -230,10 +237,10 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
         except FormatError:
             found[name] = float("inf")
             continue
-        calls[name] = [_sparse(x, _copy(packed)) for _ in range(copies)]
+        calls[name] = [_sparse(x, _copy(packed, arena)) for _ in range(copies)]
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
-        for turn in range(-2, max(_TURNS, copies)):
+        for turn in range(-copies, max(_TURNS, copies)):  # a layer's first call prepares others
             for name, each in calls.items():
                 seconds = _timed(each[turn % copies], weight.device)
                 if turn >= 0:
@@ -241,8 +248,8 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
     return found | {name: statistics.median(each) for name, each in times.items()}
 
 
-def _copy(packed: Packed) -> Packed:
-    tensors = {name: tensor.clone() for name, tensor in packed.tensors().items()}
+def _copy(packed: Packed, arena: Arena) -> Packed:
+    tensors = {name: arena.place(tensor.clone()) for name, tensor in packed.tensors().items()}
     return FORMATS[packed.format].of_tensors(packed.shape, tensors)
 
 

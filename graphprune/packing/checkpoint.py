@@ -33,6 +33,7 @@ from graphprune.frontends.hf import (
 from graphprune.frontends.weights import PACKED, TURNED, Turned, has_weights, read_packed
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS, save
+from graphprune.kernels.huge_pages import settle
 from graphprune.kernels.linear import SparseLinear
 from graphprune.kernels.packed import FormatError, Packed
 from graphprune.packing.report import Packing
@@ -149,6 +150,9 @@ def open_packed(
         else:
             _set(model, linears[name], SparseLinear(chosen, layer.bias))
     _fill(model, rest, path)
+    state = rest = {}  # so that what is moved isn't held
+    if device.type == "cpu":
+        settle(model)
     model.to(device)
     _as_transformers_does(model, path)
     return model.eval()

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import time
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from graphprune.kernels import choose as choosing
 from graphprune.kernels import native
 from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Setting, Table, choose, measure, worth_trying
@@ -327,9 +329,24 @@ def test_settings_tell_structures_apart():
     full[:16] = 1
     spread[:, ::4] = 1
     first, second = Setting.of(full, 1), Setting.of(spread, 1)
-    assert (first.sparsity, first.blocks, first.slots) == (75, 30, 64)
-    assert (second.sparsity, second.blocks, second.slots) == (75, 100, 16)
+    assert (first.sparsity, first.blocks) == (75, 30)
+    assert (second.sparsity, second.blocks) == (75, 100)
     assert first.key != second.key
+    # Strips have no kernel on the processor: how full they are would have others timed again.
+    assert first.slots == second.slots == 0
+    assert choosing._structure(full) == (30, 64)
+    assert choosing._structure(spread) == (100, 16)
+
+
+def test_what_a_layer_prepares_is_not_timed(monkeypatch):
+    def slow_at_first(x, packed):
+        calls = iter([0.05])
+        return lambda: time.sleep(next(calls, 0.0))
+
+    monkeypatch.setattr(choosing, "_sparse", slow_at_first)
+    weight = torch.randn(32, 32).where(torch.rand(32, 32) < 0.5, 0)
+    monkeypatch.setattr(choosing, "_COLD", 4 * weight.nbytes)
+    assert measure(weight, 1, ["bitmap"])["bitmap"] < 0.02
 
 
 def test_tables_of_two_processes_are_merged(tmp_path):
