@@ -16,6 +16,7 @@ from onnx_ir.passes import common as passes
 from graphprune.analysis.onnx_quantised import scale_names
 from graphprune.errors import LoadError
 from graphprune.frontends.onnx_data import bind_data, check, check_elements
+from graphprune.frontends.onnx_packed import unpack_products
 from graphprune.ops.onnx_schemas import register_schemas
 
 OLDEST_OPSET = 11
@@ -129,6 +130,7 @@ def _check_opset(model: ir.Model, where: Path | str) -> None:
 
 
 def _normalise(model: ir.Model) -> None:
+    unpack_products(model)
     PassManager(
         [
             passes.InlinePass(),

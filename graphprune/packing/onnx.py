@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 
@@ -74,7 +73,6 @@ def pack_onnx(
             hint="give an output that ends in .onnx",
         )
     progress("reading the file")
-    _check_unpacked(source)
     model = read_onnx(source)
     imports = model.graph.opset_imports
     opset = imports.get("", imports.get("ai.onnx", 0))
@@ -108,24 +106,6 @@ def pack_onnx(
     progress("writing")
     write_model(model, output, external=after > _ABOVE)
     return Packing(str(source), str(output), tuple(layers), before, after)
-
-
-def _check_unpacked(source: Path) -> None:
-    """Refuse a file with nodes of ours: reading it takes functions apart.
-
-    Raises:
-        EmitError: it has some.
-    """
-    try:
-        proto = onnx.load(source, load_external_data=False)
-    except Exception:  # reading it properly says what is wrong
-        return
-    if any(o.domain == DOMAIN for o in proto.opset_import):
-        raise EmitError(
-            "the file is packed already",
-            where=str(source),
-            hint="pack the file that it was made from",
-        )
 
 
 def _free(graph: ir.Graph, name: str) -> str:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import graphprune as gp
-from graphprune.errors import EmitError
+from graphprune.errors import EmitError, LoadError
 from graphprune.kernels import native
 from graphprune.packing import pack
 
@@ -207,10 +207,75 @@ def test_in_place_the_old_weights_go(source, tmp_path):
     assert (tmp_path / "other.onnx.data").read_text() == "notes"
 
 
-def test_a_packed_file_isn_t_packed_again(source, tmp_path):
+def test_a_packed_file_is_opened_dense(source, tmp_path):
     pack(source, tmp_path / "packed.onnx")
-    with pytest.raises(EmitError, match="packed already"):
-        pack(tmp_path / "packed.onnx", tmp_path / "again.onnx")
+    program = gp.load(tmp_path / "packed.onnx")
+    weights = {name: program.weights[name].numpy() for name in program.weights}
+    for name in ("first", "third", "dense"):
+        assert np.array_equal(weights[name], WEIGHTS[name])
+    assert np.array_equal(weights["second"], WEIGHTS["second"].T)
+    assert not any("bitmask" in name for name in weights)
+    kinds = {(n.domain, n.op_type) for n in program.model.graph.all_nodes()}
+    assert kinds == {("", k) for k in ("MatMul", "Relu", "Reshape", "Add")}
+    assert not program.model.functions
+
+
+def test_a_packed_file_is_pruned_as_its_dense_twin(source, tmp_path):
+    pack(source, tmp_path / "packed.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 5, 300)).astype(np.float32)
+    outputs = []
+    for name in ("dense", "packed"):
+        slim = tmp_path / f"slim-{name}.onnx"
+        gp.compile(tmp_path / f"{name}.onnx", {"remove": {"ffn": 0.5}}, slim)
+        assert slim.stat().st_size < 0.7 * source.stat().st_size
+        outputs.append(plain_session(slim).run(None, {"x": x})[0])
+    assert np.abs(outputs[0] - outputs[1]).max() < 1e-5 * np.abs(outputs[0]).max()
+
+
+def test_a_packed_file_is_packed_again(source, tmp_path):
+    first = pack(source, tmp_path / "packed.onnx")
+    again = pack(tmp_path / "packed.onnx", tmp_path / "again.onnx")
+    assert [(e.name, e.format, e.bytes) for e in again.layers] == [
+        (e.name, e.format, e.bytes) for e in first.layers
+    ]
+    x = np.ones((1, 1, 300), np.float32)
+    found = [gp.runtime.session(tmp_path / f"{n}.onnx")(x=x)["y"] for n in ("packed", "again")]
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "why"),
+    [
+        ("bitmask", lambda a: a ^ 1, "row_offsets"),
+        ("row_offsets", lambda a: a + 1, "row_offsets"),
+        ("compressed", lambda a: a[:-1], "compressed"),
+        ("shape", lambda a: a[:1], "shape"),
+        ("shape", lambda a: a[::-1].copy(), "bitmask"),
+    ],
+)
+def test_damaged_parts_are_refused(source, tmp_path, part, change, why):
+    pack(source, tmp_path / "packed.onnx")
+    model = onnx.load(tmp_path / "packed.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == f"first.{part}":
+            array = change(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(LoadError) as error:
+        gp.load(tmp_path / "damaged.onnx")
+    assert why in str(error.value)
+
+
+def test_a_weight_that_is_computed_means_what_the_function_says(source, tmp_path):
+    pack(source, tmp_path / "packed.onnx")
+    model = onnx.load(tmp_path / "packed.onnx")
+    node = next(n for n in model.graph.node if n.op_type == "BitmapLinear")
+    model.graph.node.insert(0, helper.make_node("Identity", [node.input[1]], ["computed"]))
+    node.input[1] = "computed"
+    onnx.save(model, tmp_path / "computed.onnx")
+    program = gp.load(tmp_path / "computed.onnx")
+    assert "first.bitmask" in program.weights
+    assert "second" in program.weights
 
 
 def test_names_that_are_taken(tmp_path):
