@@ -19,6 +19,7 @@ from graphprune.ort import open_raw
 
 _COLD = 128 << 20  # bytes of dense weights in a model, more than a last-level cache
 _TURNS = 9
+_INSIDE = 1 << 30  # bytes of weights in the file itself; of two gigabytes there can't be any
 
 
 def faster(matrix: torch.Tensor, tokens: tuple[int, ...], table: Table) -> bool:
@@ -59,7 +60,8 @@ def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float
         sessions = {}
         for name, model in models.items():
             file = Path(holder) / f"{name}.onnx"
-            onnx.save(model, file)
+            beside = copies * matrix.numel() * matrix.element_size() > _INSIDE
+            onnx.save(model, file, save_as_external_data=beside, location=f"{name}.data")
             sessions[name] = open_raw(file, threads, ["cpu"])
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(-2, _TURNS):

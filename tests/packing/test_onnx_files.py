@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError
 from graphprune.kernels import native
-from graphprune.packing import pack
+from graphprune.kernels.choose import Table
+from graphprune.packing import onnx_timing, pack
 
 OPSET = 20
 
@@ -142,6 +144,27 @@ def test_the_fastest_products_are_measured_and_kept(source, tmp_path):
     found = pack(source, tmp_path / "two.onnx", format="auto")
     assert [e.format for e in found.layers] == ["bitmap", "dense", "dense", "dense"]
     assert [e.why for e in found.layers[1:3]] == ["a dense product is faster here"] * 2
+
+
+@pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
+def test_matrices_too_large_for_a_file_are_measured(monkeypatch):
+    monkeypatch.setattr(onnx_timing, "_INSIDE", 10_000)
+    monkeypatch.setattr(onnx_timing, "_COLD", 100_000)
+    saved = []
+    save = onnx.save
+
+    def noted(model, file, **options):
+        save(model, file, **options)
+        saved.append((file.stat().st_size, options["location"]))
+
+    monkeypatch.setattr(onnx_timing.onnx, "save", noted)
+    table = Table(None)
+    onnx_timing.faster(torch.from_numpy(sparse(100, 96)), (1,), table)
+    assert all(size < 10_000 for size, _ in saved)
+    assert [location for _, location in saved] == ["dense.data", "bitmap.data"]
+    (times,) = table.times.values()
+    assert set(times) == {"dense", "bitmap"}
+    assert min(times.values()) > 0
 
 
 def test_weights_that_others_use_stay(tmp_path):
