@@ -64,6 +64,7 @@ def open_raw(
     *,
     spin: bool = False,
     mapped: bool = False,
+    kernels: bool = True,
 ) -> Any:
     """Open an ONNX file as an ``onnxruntime.InferenceSession``.
 
@@ -74,6 +75,7 @@ def open_raw(
         spin: Whether idle threads wait actively: faster, and they take the processor from others.
         mapped: Leave external weights in their file, mapped into memory. Otherwise kernels keep
             copies in an order of their own, which makes calls faster.
+        kernels: Register our library.
 
     Raises:
         LoadError: See `session`.
@@ -94,7 +96,8 @@ def open_raw(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    _register_operators(options)
+    if kernels:
+        _register_operators(options)
     try:
         raw = onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code.

@@ -193,6 +193,7 @@ def session(
     threads: int | None = None,
     providers: Sequence[Provider] | None = None,
     bind: bool = True,
+    kernels: bool = True,
     warm_up: int = 1,
     example: Mapping[str, Any] | None = None,
 ) -> Session:
@@ -209,6 +210,8 @@ def session(
             onnxruntime-gpu is installed, with the CPU for the rest.
         bind: Whether ONNX Runtime reads inputs where they are and outputs are handed out where it
             wrote them; False copies them. What isn't a tensor of numbers is copied in any case.
+        kernels: Whether packed weights (`graphprune.packing.pack`) are read by our kernels; False
+            has ONNX Runtime decode them once, now, and multiply dense ones.
         warm_up: Calls made now, so that the first one of yours is as fast as the others.
         example: Inputs by name for these calls, of the sizes that you will use; None for made-up
             ones if the model leaves no size open, and for no warm-up otherwise.
@@ -220,7 +223,8 @@ def session(
     count = threads if threads is not None else _processors()
     if count < 1:
         raise LoadError("a session needs at least one thread", why=f"threads={count}")
-    found = Session(Path(path), open_raw(path, count, providers, spin=True), count, bind=bind)
+    raw = open_raw(path, count, providers, spin=True, kernels=kernels)
+    found = Session(Path(path), raw, count, bind=bind)
     if warm_up:
         found.warm_up(warm_up, example)
     return found

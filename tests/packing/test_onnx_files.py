@@ -114,8 +114,12 @@ def test_our_kernel_computes_where_it_is_registered(source, tmp_path):
     pack(source, tmp_path / "packed.onnx")
     session = gp.runtime.session(tmp_path / "packed.onnx", warm_up=0)
     before = native.onnxruntime_calls()
-    session(x=np.zeros((1, 1, 300), np.float32))
+    x = np.ones((1, 1, 300), np.float32)
+    ours = session(x=x)["y"]
     assert native.onnxruntime_calls() == before + 3
+    without = gp.runtime.session(tmp_path / "packed.onnx", warm_up=0, kernels=False)(x=x)["y"]
+    assert native.onnxruntime_calls() == before + 3
+    assert np.abs(ours - without).max() < 1e-5 * np.abs(ours).max()
 
 
 def test_without_the_library_the_weights_are_decoded_once(source, tmp_path):
