@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PACKED = "packed.safetensors"
 """What `graphprune.packing` writes."""
 TURNED = "graphprune.turned"
 """Where its metadata has the names of matrices ``[inputs, outputs]``, as JSON."""
+FLATTENED = "graphprune.flattened"
+"""Where it has the shapes of tensors that are packed as matrices, by name, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,25 @@ class Turned:
         return self.packed.unpack().T.contiguous()
 
 
+@dataclass(frozen=True)
+class Flattened:
+    """A tensor that no linear layer has alone, packed as a matrix of its last sizes."""
+
+    packed: Packed
+    shape: tuple[int, ...]
+
+    def unpack(self) -> torch.Tensor:
+        """The tensor.
+
+        Raises:
+            ValueError: The matrix has another number of elements.
+        """
+        rows, columns = self.packed.shape
+        if prod(self.shape) != rows * columns:
+            raise ValueError(f"{rows} x {columns} numbers aren't of the shape {list(self.shape)}")
+        return self.packed.unpack().view(self.shape)
+
+
 def has_weights(directory: Path) -> bool:
     """Whether `directory` holds safetensors weights."""
     return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
@@ -53,7 +75,7 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
     """
     if (directory / PACKED).is_file():
         found = read_packed(directory)
-        return {n: t if isinstance(t, torch.Tensor) else t.unpack() for n, t in found.items()}
+        return {n: unpacked(n, t, directory) for n, t in found.items()}
     tensors: dict[str, torch.Tensor] = {}
     for file in _files(directory):
         try:
@@ -70,7 +92,25 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed | Turned]:
+Stored = torch.Tensor | Packed | Turned | Flattened
+"""What a file of packed weights has for a name."""
+
+
+def unpacked(name: str, weight: Stored, directory: Path) -> torch.Tensor:
+    """A weight as the model has it.
+
+    Raises:
+        LoadError: its shape isn't that of what is packed.
+    """
+    if isinstance(weight, torch.Tensor):
+        return weight
+    try:
+        return weight.unpack()
+    except ValueError as error:
+        raise _damaged(f"{directory / PACKED}, {name}", error) from error
+
+
+def read_packed(directory: Path) -> dict[str, Stored]:
     """The dense and packed weights of a directory that `graphprune.packing` wrote.
 
     Raises:
@@ -79,22 +119,32 @@ def read_packed(directory: Path) -> dict[str, torch.Tensor | Packed | Turned]:
     file = directory / PACKED
     try:
         with safe_open(file, framework="pt") as opened:
-            turned = frozenset(json.loads((opened.metadata() or {}).get(TURNED, "[]")))
-        return {
-            name: weight
-            if isinstance(weight, torch.Tensor) or name not in turned
-            else Turned(weight)
-            for name, weight in load(file)
-        }
+            metadata = opened.metadata() or {}
+        turned = frozenset(json.loads(metadata.get(TURNED, "[]")))
+        shapes = {n: tuple(s) for n, s in json.loads(metadata.get(FLATTENED, "{}")).items()}
+        found: dict[str, Stored] = {}
+        for name, weight in load(file):
+            found[name] = weight
+            if isinstance(weight, torch.Tensor):
+                continue
+            if name in turned:
+                found[name] = Turned(weight)
+            elif name in shapes:
+                found[name] = Flattened(weight, shapes[name])
+        return found
     except (
-        SafetensorError, OSError, FormatError, TypeError, ValueError, RuntimeError
+        SafetensorError, OSError, FormatError, TypeError, ValueError, RuntimeError, AttributeError
     ) as error:  # fmt: skip
-        raise LoadError(
-            "can't read the packed weights",
-            where=str(file),
-            why=str(error),
-            hint="the file is truncated or damaged: pack the checkpoint again",
-        ) from error
+        raise _damaged(str(file), error) from error
+
+
+def _damaged(where: str, error: Exception) -> LoadError:
+    return LoadError(
+        "can't read the packed weights",
+        where=where,
+        why=str(error),
+        hint="the file is truncated or damaged: pack the checkpoint again",
+    )
 
 
 def fill(module: torch.nn.Module, file: Path) -> None:

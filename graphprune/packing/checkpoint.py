@@ -30,14 +30,24 @@ from graphprune.frontends.hf import (
     parameters_on_meta,
     tied_names,
 )
-from graphprune.frontends.weights import PACKED, TURNED, Turned, has_weights, read_packed
+from graphprune.frontends.weights import (
+    FLATTENED,
+    PACKED,
+    TURNED,
+    Flattened,
+    Stored,
+    Turned,
+    has_weights,
+    read_packed,
+    unpacked,
+)
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS, save
 from graphprune.kernels.huge_pages import settle
 from graphprune.kernels.linear import SparseLinear
 from graphprune.kernels.packed import FormatError, Packed
 from graphprune.packing.report import Packing
-from graphprune.packing.weights import AUTO, check_format, packed_weight
+from graphprune.packing.weights import AUTO, check_format, packed_tensor, packed_weight
 
 _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
@@ -61,6 +71,7 @@ def pack_checkpoint(
     across = {n for n, m in linears.items() if isinstance(model.get_submodule(m), Conv1D)}
     table = Table.usual() if format == AUTO else None
     layers, weights, before, after = [], {}, 0, 0
+    flattened: dict[str, list[int]] = {}
     state = _state(model)
     for count, (name, tensor) in enumerate(state.items()):
         size = tensor.numel() * tensor.element_size()
@@ -72,6 +83,12 @@ def pack_checkpoint(
             layer, packed = packed_weight(name, matrix, format, tokens, table)
             layers.append(layer)
             size = layer.bytes
+        elif tensor.dim() > 1:
+            layer, packed = packed_tensor(name, tensor)
+            if packed is not None:
+                layers.append(layer)
+                flattened[name] = list(tensor.shape)
+                size = layer.bytes
         after += size
         weights[name] = tensor if packed is None else packed
     if not any(isinstance(w, Packed) for w in weights.values()):
@@ -79,8 +96,7 @@ def pack_checkpoint(
             "no weight becomes smaller",
             where=str(source),
             why="; ".join(sorted({f"{e.why}: {e.name}" for e in layers})[:3])
-            or "no weight belongs to one linear layer alone (other layers and tied weights stay "
-            "dense)",
+            or "no weight has enough zeros",
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     progress("writing")
@@ -91,7 +107,8 @@ def pack_checkpoint(
                 shutil.copyfile(source / name, directory / name)
         copy_companions(source, directory)
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
-        save(directory / PACKED, weights, {TURNED: json.dumps(turned)} if turned else None)
+        notes = {TURNED: turned, FLATTENED: flattened}
+        save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 
@@ -118,7 +135,7 @@ def open_packed(
     check_device(device)
     config, model_class = checkpoint_class(path)
     _check_plain(config, path)
-    state: Mapping[str, Tensor | Packed | Turned]
+    state: Mapping[str, Stored]
     if (path / PACKED).is_file():
         with parameters_on_meta():
             model = construct(model_class, config, path)
@@ -131,7 +148,7 @@ def open_packed(
     rest: dict[str, Tensor] = {}
     for count, (name, weight) in enumerate(state.items()):
         if name not in linears:
-            rest[name] = weight if isinstance(weight, Tensor) else weight.unpack()
+            rest[name] = unpacked(name, weight, path)
             continue
         progress(f"opening {name} ({count + 1}/{len(state)})")
         layer = model.get_submodule(linears[name])
@@ -139,6 +156,8 @@ def open_packed(
         if tuple(weight.shape) != tuple(layer.weight.shape):
             raise _another(name, f"its shape is {tuple(weight.shape)}", path)
         across = isinstance(layer, Conv1D)
+        if isinstance(weight, Flattened):
+            raise _another(name, "it isn't packed as a matrix", path)
         if not isinstance(weight, Tensor) and across is not isinstance(weight, Turned):
             raise _another(name, "its rows are the model's columns", path)
         matrix = weight.packed if isinstance(weight, Turned) else weight

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer's weight.
+    """A weight of a linear layer, or another one that has become smaller.
 
     Attributes:
         name: of the weight.
@@ -22,7 +22,7 @@ class Layer:
         format: the format in the file; ``dense`` where it was left alone.
         dense_bytes: of the weight without a format.
         bytes: that it takes.
-        why: why it was left alone.
+        why: why it was left alone, or computes as a dense one.
     """
 
     name: str

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from graphprune.errors import EmitError
+from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Table, choose
 from graphprune.kernels.files import FORMATS
 from graphprune.kernels.packed import DTYPES, FormatError, Packed, nbytes
 from graphprune.packing.report import Layer
 
 AUTO = "auto"
+_COLUMNS = 256
 
 
 def check_format(format: str, known: tuple[str, ...] = (*FORMATS, AUTO)) -> None:
@@ -60,3 +64,22 @@ def packed_weight(
     if format != AUTO and nbytes(packed) >= dense:
         return left("not smaller")
     return Layer(name, (rows, columns), sparsity, chosen, dense, nbytes(packed)), packed
+
+
+def packed_tensor(name: str, tensor: Tensor) -> tuple[Layer, Packed | None]:
+    """Pack a tensor that is dense when it computes, such as experts, for the file to be smaller.
+
+    Args:
+        name: of the tensor.
+        tensor: of any shape.
+
+    Returns:
+        What became of it, and a bitmap of the matrix of its last sizes; None where it stays dense.
+    """
+    columns, left = 1, list(tensor.shape)
+    while len(left) > 1 and columns < _COLUMNS:  # rows have costs of their own
+        columns *= left.pop()
+    layer, packed = packed_weight(
+        name, tensor.reshape(-1, max(columns, 1)), Bitmap.format, (), None
+    )
+    return (layer if packed is None else replace(layer, why="dense when it computes")), packed

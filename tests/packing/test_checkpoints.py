@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -14,6 +15,8 @@ from transformers import (
     BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     ViTConfig,
     ViTForImageClassification,
     WhisperConfig,
@@ -228,6 +231,65 @@ def test_a_model_with_sparse_layers_can_t_be_saved_as_nonsense(packed, tmp_path)
     tokens = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, gp.load(packed).module(input_ids=tokens).logits)
+
+
+@pytest.fixture(scope="module")
+def sparse_mixtral(tmp_path_factory) -> Path:
+    """Experts in one tensor per layer, with zeros in some, and embeddings of one matrix."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "experts" in name or "embed" in name:
+            parameter.data[torch.rand_like(parameter) < 0.7] = 0
+    path = tmp_path_factory.mktemp("mixtral") / "sparse"
+    model.save_pretrained(path)
+    return path
+
+
+def test_experts_and_tied_weights_take_less_space_and_compute_dense(sparse_mixtral, tmp_path):
+    twin = AutoModelForCausalLM.from_pretrained(sparse_mixtral).eval()
+    for format in ("bitmap", "auto"):
+        found = pack(sparse_mixtral, tmp_path / format, format=format)
+        layers = {e.name: e for e in found.layers if e.format != "dense"}
+        assert len(layers) == 5
+        assert {e.why for e in layers.values()} == {"dense when it computes"}
+        state, saved = twin.state_dict(), 0
+        for name, layer in layers.items():
+            weight = state[name]
+            assert layer.shape[0] * layer.shape[1] == weight.numel()
+            bits = layer.shape[0] * -(-layer.shape[1] // 8)
+            assert layer.bytes == int(weight.count_nonzero()) * 4 + bits + layer.shape[0] * 8
+            saved += weight.numel() * 4 - layer.bytes
+        assert found.bytes_before - found.bytes_after == saved
+        tokens = torch.arange(30).reshape(2, 15)
+        model = gp.runtime.model(tmp_path / format)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        program = gp.load(tmp_path / format)
+        with torch.no_grad():
+            assert torch.equal(model(tokens).logits, twin(tokens).logits)
+            for name in layers:
+                assert torch.equal(program.weights[name], state[name])
+
+
+def test_a_shape_that_does_not_fit_is_refused(sparse_mixtral, tmp_path):
+    pack(sparse_mixtral, tmp_path / "out")
+    file = tmp_path / "out" / "packed.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    shapes = json.loads(metadata["graphprune.flattened"])
+    name = next(n for n in shapes if "experts" in n)
+    for changed in ({**shapes, name: [3, *shapes[name][1:]]}, {**shapes, name: 7}, [1]):
+        save_file(tensors, file, metadata | {"graphprune.flattened": json.dumps(changed)})
+        for opener in (gp.runtime.model, gp.load):
+            with pytest.raises(LoadError, match="can't read the packed weights"):
+                opener(tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert", "whisper", "gpt2"])
