@@ -29,9 +29,17 @@ def replacing(path: Path) -> Iterator[Path]:
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         temporary = holder / path.name
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if path.is_dir() and not path.is_symlink():
+            old = holder / f"{path.name}.old"  # goes with the holder, when the new one is there
+            try:
+                os.rename(path, old)
+                os.replace(temporary, path)
+            except BaseException:
+                if old.exists() and not path.exists():
+                    os.rename(old, path)
+                raise
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise EmitError(
             "can't write the output",

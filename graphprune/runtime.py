@@ -259,9 +259,14 @@ def model(
     import torch
 
     from graphprune.packing.checkpoint import open_packed
+    from graphprune.packing.weights import check_tokens
 
     told = progress or (lambda _: None)
-    return open_packed(Path(path), format, tuple(tokens), torch.device(device), told)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"there is no device {device}", hint="cpu, cuda or cuda:1") from error
+    return open_packed(Path(path), format, check_tokens(tokens), place, told)
 
 
 class _Tensor:

@@ -136,8 +136,10 @@ class Table:
         """A table from a file; an empty one if there is none, or it can't be read."""
         try:
             times = json.loads(path.read_text(encoding="utf-8"))
-            fine = all(isinstance(v, float | int) for t in times.values() for v in t.values())
-        except (OSError, ValueError, AttributeError):
+            fine = all(
+                isinstance(v, float | int) and v > 0 for t in times.values() for v in t.values()
+            )
+        except (OSError, ValueError, AttributeError, RecursionError):
             return cls(path)
         return cls(path, times if fine else {})
 
@@ -224,7 +226,8 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
     """
     weight = weight.detach()
     copies = max(2, min(64, -(-_COLD // (weight.numel() * weight.element_size()))))
-    x = torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    drawn = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    x = drawn.to(weight.device, weight.dtype)
     arena = Arena()
     dense = [arena.place(weight.clone()) for _ in range(copies)]
     calls: dict[str, list[Callable[[], Tensor]]] = {

@@ -6,14 +6,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from . import native
 from .bitmap import Bitmap
 from .files import FORMATS
 from .nm24 import NM24
-from .operators import linear
-from .packed import Packed
+from .operators import check_columns, linear
+from .packed import FormatError, Packed
 from .reference import ACTIVATIONS, check_activation
 
 
@@ -64,7 +65,10 @@ class SparseLinear(nn.Module):
 
         Raises:
             FormatError: The format can't hold it.
+            ValueError: There is no such format.
         """
+        if format not in FORMATS:
+            raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
         return cls(FORMATS[format].pack(layer.weight), layer.bias, activation)
 
     @property
@@ -89,16 +93,32 @@ class SparseLinear(nn.Module):
             x: [..., in_features].
 
         Returns:
-            [..., out_features].
+            [..., out_features]; under autocast in its dtype, as a dense layer's would be.
+
+        Raises:
+            ValueError: The input has another number of columns, or another dtype than the weight.
         """
-        if torch.is_autocast_enabled(x.device.type):  # it would cast a dense layer's operands
-            x = x.to(getattr(self, self._parts[0]).dtype)
-        if _is_plain(x):
+        kind = x.device.type
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):  # kernels are of the dtype of the weight
+                y = self._multiply(x.to(getattr(self, self._parts[0]).dtype))
+            return y.to(torch.get_autocast_dtype(kind))
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        fixed = bias is None or not (bias.requires_grad and torch.is_grad_enabled())
+        if fixed and _is_plain(x):
+            check_columns(x, self.in_features)
             prepared = self._prepared()
-            found = None if prepared is None else prepared(x, self.bias)
+            found = None if prepared is None else prepared(x, bias)
             if found is not None:
                 return ACTIVATIONS[self.activation](found)
-        return linear(x, self.packed, self.bias, self.activation)
+        if (
+            forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        ):
+            raise NotImplementedError("a packed layer has no gradient in forward mode")
+        return linear(x, self.packed, bias, self.activation)
 
     def _prepared(self) -> native.Prepared | None:
         """The kernel in C++ with this weight, which spares small layers most of the call."""
@@ -115,6 +135,22 @@ class SparseLinear(nn.Module):
                 prepared = native.Prepared(bitmap) if usable else None
             self._kernel = seen, prepared
         return prepared
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any,
+        unexpected: Any, errors: list[str],
+    ) -> None:  # fmt: skip
+        """Check what is loaded: kernels trust it, and the addresses may be the same."""
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
+        self._kernel = (), None
+        parts = [self._buffers[name] for name in self._parts]
+        if not errors and all(p is not None and not p.is_meta for p in parts):
+            try:
+                self.packed.validate()
+            except FormatError as error:
+                errors.append(f"{prefix}{error.field}: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the prepared kernel, which holds addresses."""
@@ -142,6 +178,10 @@ class Unpacked(Tensor):
         made.packed = packed
         return made
 
+    def __deepcopy__(self, memo: Any) -> Self:
+        """The same weight, which can't be changed."""
+        return type(self)(self.packed)
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: object, args: Any = (), kwargs: Any = None
@@ -151,6 +191,17 @@ class Unpacked(Tensor):
         def numbers(x: Any) -> Any:
             return x.packed.unpack() if isinstance(x, Unpacked) else x
 
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+        named |= kwargs or {}
+        if any(
+            a.alias_info is not None and a.alias_info.is_write
+            and isinstance(named.get(a.name), Unpacked)
+            for a in func._schema.arguments
+        ):  # fmt: skip
+            raise RuntimeError(
+                f"{func} would change a copy of a packed weight: make a SparseLinear of the "
+                "changed one, or open the model with format='dense'"
+            )
         return func(*tree_map(numbers, args), **tree_map(numbers, kwargs or {}))
 
 
@@ -162,5 +213,7 @@ def _is_plain(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+        and not x.is_neg()
         and torch._C._functorch.peek_interpreter_stack() is None
     )

@@ -30,7 +30,9 @@ from .strip import Strip
 TOKENS = 64
 """More tokens than this are worth unpacking a weight for, but for the kernel in C++."""
 
-_SCHEMA = "(Tensor x, Tensor[] parts, int rows, Tensor? bias, str activation) -> Tensor"
+_SCHEMA = (
+    "(Tensor x, Tensor[] parts, int rows, int columns, Tensor? bias, str activation) -> Tensor"
+)
 
 
 def linear(
@@ -51,14 +53,23 @@ def linear(
         ValueError: Shapes or dtypes don't fit.
     """
     operator = getattr(torch.ops.graphprune, f"{packed.format}_linear")
-    found: Tensor = operator(x, list(packed.tensors().values()), packed.shape[0], bias, activation)
-    return found
+    parts = list(packed.tensors().values())
+    flat = x[None] if x.dim() == 1 else x
+    found: Tensor = operator(flat, parts, *packed.shape, bias, activation)
+    return found[0] if x.dim() == 1 else found
 
 
 def _compute(
-    format: str, x: Tensor, parts: list[Tensor], rows: int, bias: Tensor | None, activation: str
+    format: str,
+    x: Tensor,
+    parts: list[Tensor],
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+    activation: str,
 ) -> Tensor:
-    packed = _packed(format, x, parts, rows)
+    check_columns(x, columns)
+    packed = _packed(format, parts, rows, columns)
     _check(x, packed, parts[0], bias, activation)
     flat = x.reshape(-1, x.shape[-1])
     kernel = _KERNELS.get((format, x.device.type))
@@ -72,12 +83,22 @@ def _compute(
     return y.contiguous().view(*x.shape[:-1], rows)
 
 
-def _packed(format: str, x: Tensor, parts: list[Tensor], rows: int) -> Any:
+def check_columns(x: Tensor, columns: int) -> None:
+    """See that tokens have as many columns as the weight.
+
+    Raises:
+        ValueError: They don't.
+    """
+    if x.dim() < 1 or x.shape[-1] != columns:
+        raise ValueError(f"the input has the shape {list(x.shape)}, not [..., {columns}]")
+
+
+def _packed(format: str, parts: list[Tensor], rows: int, columns: int) -> Any:
     kind = FORMATS[format]
     names = _PARTS[format]
     if len(parts) != len(names):
         raise ValueError(f"{format}: {len(parts)} tensors instead of {', '.join(names)}")
-    return kind.of_tensors((rows, x.shape[-1]), dict(zip(names, parts, strict=True)))
+    return kind.of_tensors((rows, columns), dict(zip(names, parts, strict=True)))
 
 
 def _check(x: Tensor, packed: Any, values: Tensor, bias: Tensor | None, activation: str) -> None:
@@ -190,12 +211,12 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def _remember(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, parts, rows, bias, activation = inputs
+    _, parts, rows, columns, bias, activation = inputs
     if activation != "none":
         raise NotImplementedError(
             "a packed layer with an activation has no gradient: apply the activation outside"
         )
-    ctx.parts, ctx.size, ctx.biased = parts, (rows, x.shape[-1]), bias is not None
+    ctx.parts, ctx.size, ctx.biased = parts, (rows, columns), bias is not None
 
 
 def _backward(format: str) -> Callable[..., tuple[Any, ...]]:
@@ -206,7 +227,7 @@ def _backward(format: str) -> Callable[..., tuple[Any, ...]]:
             ctx.size, dict(zip(_PARTS[format], ctx.parts, strict=True))
         )
         bias = grad.flatten(0, -2).sum(0) if ctx.biased else None
-        return grad @ packed.unpack(), [None] * len(ctx.parts), None, bias, None
+        return grad @ packed.unpack(), [None] * len(ctx.parts), None, None, bias, None
 
     return backward
 
@@ -219,18 +240,21 @@ def _register(format: str) -> None:
         x: Tensor,
         parts: list[Tensor],
         rows: int,
+        columns: int,
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
-        return _compute(format, x, parts, rows, bias, activation)
+        return _compute(format, x, parts, rows, columns, bias, activation)
 
     def fake(
         x: Tensor,
         parts: list[Tensor],
         rows: int,
+        columns: int,
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
+        check_columns(x, columns)
         return x.new_empty((*x.shape[:-1], rows))
 
     torch.library.impl(name, "CompositeExplicitAutograd", compute)

@@ -41,7 +41,8 @@ def unpack_products(model: ir.Model) -> None:
     dense: dict[tuple[ir.Value, ...], ir.Value] = {}
     for node in nodes:
         x, *values = node.inputs
-        parts = [v for v in values if v is not None and v.is_initializer() and v.const_value]
+        parts = [v for v in values if v is not None and v.is_initializer()]
+        parts = [v for v in parts if v.const_value is not None]
         if len(parts) != len(INPUTS) - 1 or len(values) != len(parts):
             continue
         key = tuple(parts)

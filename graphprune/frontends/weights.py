@@ -117,6 +117,14 @@ def read_packed(directory: Path) -> dict[str, Stored]:
         LoadError: the file is truncated, or a weight contradicts itself.
     """
     file = directory / PACKED
+    other = next((n for n in (SINGLE, INDEX) if (directory / n).is_file()), None)
+    if other is not None:
+        raise LoadError(
+            "the directory has two sets of weights",
+            where=str(directory),
+            why=f"both {PACKED} and {other} are there, and may differ",
+            hint="remove the older one",
+        )
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from graphprune.errors import EmitError, LoadError
 from graphprune.packing.report import Layer, Packing
-from graphprune.packing.weights import AUTO
+from graphprune.packing.weights import AUTO, check_tokens
 
 Progress = Callable[[str], None]
 
@@ -62,10 +62,11 @@ def pack(
             hint="choose another output, or ask to overwrite it",
         )
     _check_overwritten(source, output)
+    counts = check_tokens(tokens)
     if source.suffix == ".onnx" and source.is_file():
         from graphprune.packing.onnx import pack_onnx
 
-        return pack_onnx(source, output, format, tuple(tokens), told)
+        return pack_onnx(source, output, format, counts, told)
     if not source.is_dir():
         raise LoadError(
             "only checkpoints and ONNX files can be packed",
@@ -74,7 +75,13 @@ def pack(
         )
     from graphprune.packing.checkpoint import pack_checkpoint
 
-    return pack_checkpoint(source, output, format, tuple(tokens), told)
+    if output.is_file() or output.is_symlink():
+        raise EmitError(
+            "a checkpoint is packed as a directory, and the output is none",
+            where=str(output),
+            hint="choose another output",
+        )
+    return pack_checkpoint(source, output, format, counts, told)
 
 
 def _check_overwritten(source: Path, output: Path) -> None:

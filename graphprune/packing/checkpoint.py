@@ -109,6 +109,8 @@ def pack_checkpoint(
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
         notes = {TURNED: turned, FLATTENED: flattened}
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
+        # safetensors lets the owner alone read it.
+        shutil.copymode(directory / "config.json", directory / PACKED)
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 
@@ -213,15 +215,19 @@ def _as_transformers_does(model: nn.Module, path: Path) -> None:
     if (path / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(path)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise EmitError(
-            "a model with sparse layers can't be saved as a checkpoint",
-            why="no class of transformers would open it",
-            hint="copy the directory that it was opened from, or open that with format='dense'",
-        )
+    for part in model.modules():
+        sparse = any(isinstance(m, SparseLinear) for m in part.modules())
+        if isinstance(part, PreTrainedModel) and sparse:
+            part.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
 
-    if any(isinstance(m, SparseLinear) for m in model.modules()):
-        model.save_pretrained = refuse  # type: ignore[method-assign]
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise EmitError(
+        "a model with sparse layers can't be saved as a checkpoint",
+        why="no class of transformers would open it",
+        hint="copy the directory that it was opened from, or open that with format='dense' and "
+        "save it to another one",
+    )
 
 
 def _layout(

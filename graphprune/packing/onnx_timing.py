@@ -51,7 +51,7 @@ def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float
     """Seconds of a product, among others whose weights together fit no cache."""
     columns = matrix.shape[1]
     copies = max(2, min(32, -(-_COLD // (matrix.numel() * 4))))
-    x = torch.randn(tokens, columns).numpy()
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0)).numpy()
     models = {
         DENSE: _model(matrix, copies, packed=False),
         Bitmap.format: _model(matrix, copies, packed=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -77,6 +78,48 @@ class Model(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.sparse(self.embedding(x)) + self.mean))
+
+
+@needed
+def test_what_is_moved_is_let_go_of(monkeypatch):
+    """One tensor at a time, buffers as well as parameters."""
+    model = nn.Sequential(*(Model() for _ in range(3)))
+    buffers = {id(b): b for b in model.buffers()}
+    alive = [weakref.ref(b) for b in {b.data_ptr(): b for b in buffers.values()}.values()]
+    del buffers
+    left = []
+    place = Arena.place
+
+    def counted(self, x):
+        left.append(sum(r() is not None for r in alive))
+        return place(self, x)
+
+    monkeypatch.setattr(Arena, "place", counted)
+    settle(model)
+    buffered = len(list(model.buffers()))
+    assert left[-buffered:] == sorted(left[-buffered:], reverse=True)
+    assert left[-1] < left[0] - buffered // 2
+
+
+@needed
+def test_tensors_that_share_memory_stay():
+    model = nn.Module()
+    whole = torch.randn(8, 8)
+    model.register_parameter("whole", nn.Parameter(whole))
+    model.register_parameter("part", nn.Parameter(whole[2]))
+    model.register_buffer("same", whole.view(64))
+    model.register_buffer("few", torch.randint(0, 2, (4, 4)).to_sparse())
+    model.register_buffer("integers", torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8))
+    model.register_buffer("wanted", torch.ones(3, requires_grad=True))
+    with torch.inference_mode():
+        settle(model)
+    assert model.whole.data_ptr() == model.same.data_ptr() == whole.data_ptr()
+    assert model.part.data_ptr() == whole[2].data_ptr()
+    assert model.wanted.requires_grad
+    model.register_buffer("counted", torch.zeros(3))
+    with torch.inference_mode():
+        settle(model)
+    model.counted.add_(1)
 
 
 @needed

@@ -6,6 +6,8 @@ import time
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
@@ -102,7 +104,8 @@ def test_inputs_needn_t_be_contiguous(format):
 def test_torch_accepts_the_operators(format):
     packed = FORMATS[format].pack(two_of_four(32, 64))
     operator = getattr(torch.ops.graphprune, f"{format}_linear").default
-    arguments = (torch.randn(3, 64), list(packed.tensors().values()), 32, torch.randn(32), "relu")
+    parts = list(packed.tensors().values())
+    arguments = (torch.randn(3, 64), parts, 32, 64, torch.randn(32), "relu")
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -175,7 +178,7 @@ def test_a_layer_calls_the_kernel_as_the_operator_does():
     assert torch.equal(layer(x), linear(x, other, layer.bias, "silu"))
     with pytest.raises(ValueError, match="float64"):
         layer(x.double())
-    with pytest.raises(ValueError, match="fit"):
+    with pytest.raises(ValueError, match="not"):
         layer(x[..., :-8])
 
 
@@ -210,12 +213,81 @@ def test_what_doesn_t_fit_is_refused(format):
         SparseLinear(packed, activation="tanh")
     operator = getattr(torch.ops.graphprune, f"{format}_linear")
     with pytest.raises(ValueError, match="tensors instead of"):
-        operator(x, [], 32, None, "none")
+        operator(x, [], 32, 64, None, "none")
     with pytest.raises(ValueError, match="fit"):
-        operator(x, list(packed.tensors().values()), 1600, None, "none")
+        operator(x, list(packed.tensors().values()), 1600, 64, None, "none")
     if format not in ("csr", "strip_u8", "block"):  # whose parts don't tell the columns
         with pytest.raises(ValueError, match="fit"):
-            operator(torch.randn(3, 300), list(packed.tensors().values()), 32, None, "none")
+            operator(torch.randn(3, 300), list(packed.tensors().values()), 32, 300, None, "none")
+    with pytest.raises(ValueError, match="no format 'foo'"):
+        SparseLinear.of_linear(torch.nn.Linear(4, 4), "foo")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("columns", [1, 57, 63, 65, 128, 256])
+def test_tokens_of_another_width_are_refused(format, columns):
+    layer = SparseLinear(FORMATS[format].pack(two_of_four(32, 64)))
+    x = torch.randn(3, columns)
+    for given in (x, x[0], x.clone().requires_grad_()):
+        with pytest.raises(ValueError, match=r"not \[\.\.\., 64\]"):
+            layer(given)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with pytest.raises(ValueError, match=r"not \[\.\.\., 64\]"), fakes as mode:
+        linear(mode.from_tensor(x), layer.packed)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradients_of_biases_and_of_one_token(format):
+    weight, bias = two_of_four(32, 64), torch.randn(32)
+    layer = SparseLinear(FORMATS[format].pack(weight), bias.clone())
+    layer.bias.requires_grad_()
+    x = torch.randn(64)
+    layer(x).square().sum().backward()
+    y = functional.linear(x.double(), weight.double(), bias.double())
+    assert torch.allclose(layer.bias.grad.double(), 2 * y, atol=1e-4)
+    layer.bias.requires_grad_(False)
+    x.requires_grad_()
+    layer(x).square().sum().backward()
+    assert torch.allclose(x.grad.double(), 2 * y @ weight.double(), atol=1e-3)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_tensors_carry_is_not_dropped(format):
+    layer = SparseLinear(FORMATS[format].pack(two_of_four(32, 64)))
+    x = torch.randn(3, 64)
+    assert torch.allclose(layer(torch._neg_view(x)), -layer(x))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        layer(forward_ad.make_dual(x, torch.ones(3, 64)))
+    assert layer.to("meta")(x.to("meta")).shape == (3, 32)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_packed_weight_can_t_be_changed(format):
+    layer = SparseLinear(FORMATS[format].pack(two_of_four(32, 64)))
+    for change in (
+        lambda w: w.mul_(0), lambda w: w.copy_(torch.ones(32, 64)),
+        lambda w: torch.add(torch.ones(32, 64), 1, out=w),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            change(layer.weight)
+    target = torch.zeros(32, 64)
+    target.copy_(layer.weight)
+    assert torch.equal(target, layer.packed.unpack())
+    assert torch.equal(copy.deepcopy(layer.weight) + 0, target)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_loaded_is_checked(format):
+    layer = SparseLinear(FORMATS[format].pack(two_of_four(32, 64)))
+    layer(torch.randn(1, 64))
+    state = {name: part.clone() for name, part in layer.state_dict().items()}
+    layer.load_state_dict(state)
+    name = next(n for n, p in state.items() if not p.is_floating_point())
+    state[name].fill_(255 if state[name].dtype == torch.uint8 else 99)
+    if format == "strip_u8":  # whose places may all be in the matrix, but not the same
+        state["values"].copy_(torch.randn(state["values"].shape))
+    with pytest.raises(RuntimeError, match="Error"):
+        layer.load_state_dict(state)
 
 
 def test_a_choice_is_the_fastest_format(tmp_path):
@@ -310,7 +382,8 @@ def test_a_bias_of_another_size_is_refused():
 def test_bits_that_were_loaded_into_a_layer_are_checked():
     layer = SparseLinear(Bitmap.pack(two_of_four(32, 64)))
     state = {**layer.state_dict(), "bitmask": torch.full((32, 8), 255, dtype=torch.uint8)}
-    layer.load_state_dict(state, assign=True)
+    with pytest.raises(RuntimeError, match="by the bits before"):
+        layer.load_state_dict(state, assign=True)
     with pytest.raises(ValueError, match="bits"):
         layer(torch.randn(3, 64))
 
@@ -321,7 +394,23 @@ def test_autocast_leaves_a_layer_its_dtype():
     x = torch.randn(3, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(x.bfloat16())
-    assert torch.equal(found, layer(x.bfloat16().float()))
+    assert torch.equal(found, layer(x.bfloat16().float()).bfloat16())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_autocast_has_one_dtype_for_all_formats(format):
+    weight = two_of_four(32, 64)
+    layer = SparseLinear(FORMATS[format].pack(weight))
+    x = torch.randn(3, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        torch.compiler.reset()
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x.detach())
+    assert y.dtype == compiled.dtype == torch.bfloat16
+    assert torch.equal(y, compiled)
+    assert torch.allclose(y.float(), functional.linear(x, weight), rtol=0.02, atol=0.02)
+    y.float().sum().backward()
+    assert torch.allclose(x.grad, weight.sum(0).expand(3, 64), rtol=0.02, atol=0.02)
 
 
 def test_settings_tell_structures_apart():

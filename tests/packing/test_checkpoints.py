@@ -1,6 +1,7 @@
 """Packed checkpoints against the dense-with-zeros ones that they were made from."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -231,6 +232,52 @@ def test_a_model_with_sparse_layers_can_t_be_saved_as_nonsense(packed, tmp_path)
     tokens = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, gp.load(packed).module(input_ids=tokens).logits)
+
+
+def test_two_sets_of_weights_are_refused(packed, tmp_path):
+    shutil.copytree(packed, tmp_path / "both")
+    gp.runtime.model(tmp_path / "both", format="dense").save_pretrained(tmp_path / "both")
+    for opener in (gp.runtime.model, gp.load):
+        with pytest.raises(LoadError, match="two sets of weights"):
+            opener(tmp_path / "both")
+
+
+def test_a_model_can_be_pickled_and_its_parts_not_saved(packed, twin, tmp_path):
+    model = pickle.loads(pickle.dumps(gp.runtime.model(packed, format="file")))
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits, twin(tokens).logits, atol=1e-5)
+    with pytest.raises(EmitError, match="can't be saved"):
+        model.model.save_pretrained(tmp_path / "part")
+
+
+def test_arguments_that_mean_nothing_are_refused(packed, sparse_llama, tmp_path):
+    for tokens in ((), (0,), (-1,), 4, (1.5,), (10**9,)):
+        with pytest.raises(EmitError, match="can't be timed"):
+            pack(sparse_llama, tmp_path / "out", tokens=tokens)
+        with pytest.raises(EmitError, match="can't be timed"):
+            gp.runtime.model(packed, tokens=tokens)
+    with pytest.raises(LoadError, match="no device gpu"):
+        gp.runtime.model(packed, device="gpu")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(packed)
+    for name in ("file", "link"):
+        with pytest.raises(EmitError):
+            pack(sparse_llama, tmp_path / name, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_opening_leaves_random_numbers_alone(packed):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    gp.runtime.model(packed)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_others_may_read_it_as_they_may_the_rest(packed):
+    modes = {file.stat().st_mode for file in packed.iterdir()}
+    assert len(modes) == 1
 
 
 @pytest.fixture(scope="module")
