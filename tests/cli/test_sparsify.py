@@ -94,7 +94,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     result = run(*command, "--resume", "--json")
     assert result.code == 0, result.err
-    # Activations are saved where that takes little of the time: what came after runs again as it is.
+    # Activations are saved where that takes little of the time; what came after runs again.
     assert result.err.count("as before, ") <= 4
     assert "group 1 of 8" not in result.err
     assert "group 8 of 8" in result.err
