@@ -243,7 +243,7 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
         calls[name] = [_sparse(x, _copy(packed, arena)) for _ in range(copies)]
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
-        for turn in range(-copies, max(_TURNS, copies)):  # a layer's first call prepares others
+        for turn in range(-copies, max(_TURNS, copies)):  # a first call prepares the kernel
             for name, each in calls.items():
                 seconds = _timed(each[turn % copies], weight.device)
                 if turn >= 0:

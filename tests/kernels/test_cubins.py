@@ -30,7 +30,7 @@ def test_strip_instructions(architecture: int, dtype: str, tokens: int, most: fl
     each = {}
     for slots in (128, 96, 64):
         built = strip(architecture, dtype, tokens, slots)
-        # so that four blocks fit a multiprocessor, of 64 tokens two
+        # so that four blocks fit a multiprocessor, of 64 tokens three
         check(built, registers=168 if tokens == 64 else 128)
         assert built.mma == 2 * tokens  # 16 columns of 8 tokens each
         assert built.barriers == 3  # read, filled, scattered
