@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
+from graphprune.frontends.decompose import decompose
 from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
 
@@ -78,7 +79,7 @@ def assemble(
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Program:
     """Analyse an exported program."""
-    exported = functional(exported)
+    exported = decompose(functional(exported))
     specs = exported.graph_signature.input_specs
     names = [s.target for s in specs if s.target is not None]
     if weights is None:
