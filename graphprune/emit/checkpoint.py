@@ -10,16 +10,24 @@ from typing import Any, BinaryIO
 
 import torch
 
+from graphprune.errors import EmitError
+
 SHARD = 5_000_000_000
 """Bytes after which a new file is begun, as in transformers."""
 
-DTYPES = {
+DTYPES = {  # as safetensors names them
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -42,6 +50,9 @@ def write_weights(
         names: What to write, in this order.
         tensor: Gives a tensor by its name; each is asked for once and let go of again.
         shard: The size of a file in bytes from which on another one is begun.
+
+    Raises:
+        EmitError: The format has no name for the dtype of a tensor.
     """
     names = list(names)
     shards = [_Shard.open(directory / "1.part", names)]
@@ -98,7 +109,14 @@ class _Shard:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Append a tensor."""
-        tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype not in DTYPES:
+            raise EmitError(
+                "a weight can't be stored in a safetensors file",
+                where=name,
+                why=f"the format knows no {tensor.dtype}",
+                hint="convert the weight before the model is compiled, or write a .pt2",
+            )
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         self.file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         self.entries[name] = {
             "dtype": DTYPES[tensor.dtype],

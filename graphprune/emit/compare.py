@@ -38,8 +38,10 @@ def probe(example: Example, seed: int = 0) -> Example:
         if not isinstance(value, torch.Tensor):
             return value
         device = "cpu" if value.is_meta else value.device
-        if value.is_floating_point():
-            return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+        if value.is_floating_point() or value.is_complex():
+            dtype = torch.complex64 if value.is_complex() else torch.float32
+            drawn = torch.randn(value.shape, generator=generator, dtype=dtype)
+            return drawn.to(device, value.dtype)
         if value.is_meta:
             return torch.randint(1, 3, value.shape, generator=generator).to(value.dtype)
         return value

@@ -20,12 +20,16 @@ import torch
 def outputs(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     """Return the floating-point tensors of a model's output by key or position.
 
+    Complex numbers are pairs of real ones in a last dimension.
+
     Args:
         value: A tensor, or a nest of mappings, sequences and dataclasses; other objects (caches)
             are skipped.
         name: What the names begin with.
     """
     if isinstance(value, torch.Tensor):
+        if value.is_complex():
+            value = torch.view_as_real(value.resolve_conj())
         return {name or "output": value} if value.is_floating_point() else {}
     if isinstance(value, Mapping):
         items = list(value.items())

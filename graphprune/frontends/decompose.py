@@ -10,28 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 from torch._decomp import decomposition_table
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.export import ExportedProgram
-from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from graphprune.analysis.liveness import live_nodes
 from graphprune.ops import ATEN
-from graphprune.rewrite.sizes import rule_of
 
 _DEPTH = 8
 """How deep definitions may be nested; those of torch are two or three deep."""
 _TRACED = ("val", "tensor_meta")
 """What tracing finds out about a value; other metadata is that of the operator taken apart."""
-_SIZES = frozenset(
-    "size shape sizes split_sizes normalized_shape repeats length end num_classes".split()
-)
-"""Arguments in which a size may be written: the rewriter computes them anew."""
+_SIZES = {
+    "aten::view": "size",
+    "aten::reshape": "shape",
+    "aten::_unsafe_view": "size",
+    "aten::unflatten": "sizes",
+    "aten::split_with_sizes": "split_sizes",
+}
+"""Operators that take a tensor's own size as an argument, which the rewriter computes anew."""
 
 
 class _Unfit(Exception):
@@ -123,19 +127,20 @@ def _trace(node: fx.Node, kernel: Callable[..., Any], operands: list[Any]) -> fx
     inputs = node.all_input_nodes
     target: Any = node.target
 
-    def call(*given: Any) -> Any:
+    def call(function: Callable[..., Any], *given: Any) -> Any:
         known = dict(zip(inputs, given, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        return target(*args, **kwargs)
+        return function(*args, **kwargs)
 
     mode = next((v.fake_mode for v in operands if isinstance(v, FakeTensor)), None)
     if mode is None:
         raise _Unfit
     try:
         with torch.no_grad(), mode, _unguarded(mode):
-            graph = make_fx(call, {target: kernel}, pre_dispatch=True)(*operands).graph
+            whole = partial(call, target)
+            graph = make_fx(whole, {target: kernel}, pre_dispatch=True)(*operands).graph
             if any(_is_mutable(inner.target) for inner in graph.nodes):
-                graph = make_fx(functionalize(call), {target: kernel})(*operands).graph
+                graph = make_fx(dispatch_functionalize(partial(call, kernel)))(*operands).graph
     except Exception as error:  # whatever a definition raises on these operands
         raise _Unfit from error
     graph.eliminate_dead_code()
@@ -178,17 +183,25 @@ def _check_sizes(graph: fx.Graph, doubled: fx.Graph) -> None:
     if len(graph.nodes) != len(doubled.nodes) or any(a.target != b.target for a, b in pairs):
         raise _Unfit
     for a, b in pairs:
-        schema = getattr(a.target, "_schema", None)
-        names = [x.name for x in schema.arguments] if schema is not None else []
-        recomputed = rule_of(schema.name) is not None if schema is not None else False
-        for i, (x, y) in enumerate(zip(a.args, b.args, strict=True)):
-            may_differ = recomputed and i < len(names) and names[i] in _SIZES
-            if a.op == "call_function" and not may_differ and _numbers(x) != _numbers(y):
+        if a.op == "call_function":
+            given, other = _arguments(a), _arguments(b)
+            if given.keys() != other.keys() or any(given[n] != other[n] for n in given):
                 raise _Unfit
-        for name in a.kwargs:
-            may_differ = recomputed and name in _SIZES
-            if not may_differ and _numbers(a.kwargs[name]) != _numbers(b.kwargs.get(name)):
-                raise _Unfit
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The numbers that a call is given, without sizes that a tensor has already."""
+    schema = getattr(node.target, "_schema", None)
+    names = [a.name for a in schema.arguments] if schema is not None else map(str, range(99))
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    operator = schema.name if schema is not None else ""
+    given.pop(_SIZES.get(operator, ""), None)
+    if operator == "aten::expand":
+        source = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+        sizes = given["size"]
+        own = [None] * (len(sizes) - len(source)) + list(source)
+        given["size"] = [-1 if n is s or n == s else n for n, s in zip(sizes, own, strict=True)]
+    return {name: _numbers(value) for name, value in given.items()}
 
 
 def _numbers(argument: Any) -> Any:

@@ -161,7 +161,8 @@ def _default_dynamic_shapes(
     def spec(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return None
-        ranks = min(value.dim(), 2 if not value.is_floating_point() else 1)
+        numbers = value.is_floating_point() or value.is_complex()
+        ranks = min(value.dim(), 1 if numbers else 2)
         return {d: Dim.AUTO for d in range(ranks) if value.shape[d] > 1}
 
     # By parameter of `forward`, `*args` included, which is how export matches them.

@@ -2,6 +2,7 @@
 
 from graphprune.ops import (  # noqa: F401  (they fill the tables)
     aten,
+    broadcasting,
     images,
     layers,
     onnx,

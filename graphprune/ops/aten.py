@@ -37,7 +37,8 @@ for _name in (
     ATEN.add(f"aten.{_name}", pointwise.same)
 
 for _name in (
-    "rsub floor_divide polar copy_ copy complex true_divide heaviside where __and__ __or__ __xor__"
+    "rsub floor_divide polar copy_ copy complex true_divide heaviside where __and__ __or__ __xor__ "
+    "log_sigmoid masked_fill"
 ).split():
     ATEN.add(f"aten.{_name}", pointwise.elementwise)
 
@@ -313,11 +314,9 @@ def _outer(ctx: Context, op: Operator) -> Dims:
     return (*a.dims, *b.dims)
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm")
+@rule("addmm", "baddbmm", "addmv")
 def _addmm(ctx: Context, op: Operator) -> Dims:
     bias, a, b = (o.dims for o in op.operands)
-    if op.name.endswith("addbmm") and not op.name.endswith("baddbmm"):
-        raise RuleError("addbmm sums over its batch")
     product = contraction.matmul(ctx, a, b)
     return pointwise.broadcast(ctx, [product, bias], op.out)
 

@@ -6,7 +6,7 @@ import math
 
 from graphprune.axes import Atom, Dims, Expr, product
 from graphprune.ops.context import Context, Operator, RuleError
-from graphprune.ops.pointwise import axes_of, wrap
+from graphprune.ops.pointwise import axes_of, elementwise, wrap
 from graphprune.ops.registry import ATEN
 from graphprune.ops.shape import replace
 
@@ -54,8 +54,31 @@ def _fold(ctx: Context, op: Operator) -> Dims:
 def _diff(ctx: Context, op: Operator) -> Dims:
     x = op["self"].dims
     dim = wrap(op.get("dim", -1), len(x))
-    ctx.freeze(x[dim], "neighbouring places are subtracted")
+    for operand in op.operands:  # what is put before and after `x`, too
+        ctx.freeze(operand.dims[dim], "neighbouring places are subtracted")
+        for a, b in zip(x, replace(operand.dims, dim, x[dim]), strict=True):
+            ctx.unify(a, b)
     return replace(x, dim, ctx.fresh(op.out[dim], "neighbouring places are subtracted"))
+
+
+@rule("unfold")
+def _windows(ctx: Context, op: Operator) -> Dims:
+    """Windows along a dimension, each as a new last dimension: that dimension is frozen."""
+    x = op["self"].dims
+    if not x:
+        return (ctx.fresh(op.out[0], "the places of a window"),)
+    dim = wrap(op["dimension"], len(x))
+    ctx.freeze(x[dim], "windows of neighbouring places")
+    windows, places = (ctx.fresh(op.out[i], "windows") for i in (dim, len(x)))
+    return (*replace(x, dim, windows), places)
+
+
+@rule("linalg_cross")
+def _cross(ctx: Context, op: Operator) -> Dims:
+    """Cross product: the three coordinates are frozen."""
+    x = elementwise(ctx, op)
+    ctx.freeze(x[wrap(op.get("dim", -1), len(x))], "coordinates of a cross product")
+    return x
 
 
 @rule("view_as_complex")

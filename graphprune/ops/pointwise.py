@@ -12,7 +12,7 @@ ACTIVATIONS = frozenset(
     f"aten.{_name}"
     for _name in (
         "relu relu_ relu6 gelu silu silu_ mish sigmoid tanh softplus elu elu_ selu celu leaky_relu "
-        "leaky_relu_ prelu hardswish hardsigmoid hardtanh hardtanh_ logsigmoid erf exp exp2 sin "
+        "leaky_relu_ prelu hardswish hardsigmoid hardtanh hardtanh_ log_sigmoid erf exp exp2 sin "
         "cos abs clamp clamp_min clamp_max threshold glu"
     ).split()
 )

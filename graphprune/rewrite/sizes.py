@@ -184,7 +184,7 @@ def _shape(call: Call) -> None:
         call.arguments[key] = call.shape(given, call.results[0], call.node.meta["val"])
 
 
-@_rule("expand", "broadcast_to")
+@_rule("expand", "broadcast_to", "expand_copy")
 def _expand(call: Call) -> None:
     key = "size" if "size" in call.arguments else "shape"
     sizes: list[Any] = []
@@ -240,9 +240,11 @@ def _repeat_interleave(call: Call) -> None:
     dim = call.arguments["dim"]
     whole, part = call.results[0][dim], call.dims("self")[dim]
     call.arguments["repeats"] = call.kept(whole) // call.kept(part)
+    if isinstance(call.arguments.get("output_size"), int):  # what the others say already
+        call.arguments["output_size"] = call.kept(whole)
 
 
-@_rule("slice", "narrow", "slice_scatter")
+@_rule("slice", "narrow", "slice_copy", "slice_scatter")
 def _slice(call: Call) -> None:
     e = call.dims("self")[call.arguments.get("dim", 0)]
     if not call.touched(e):

@@ -221,6 +221,7 @@ class Holder:
         }
 
     def _packed(self, x: Tensor, known: _Known, away: _Known) -> Tensor:
+        x = x.resolve_conj().resolve_neg()  # what memory alone doesn't say
         base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
         if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
             base = base.clone(memory_format=torch.contiguous_format)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphprune.emit.checkpoint import write_weights
+from graphprune.emit.checkpoint import DTYPES, write_weights
 from graphprune.errors import LoadError
 from graphprune.files import replacing, write_text
 from graphprune.frontends.weights import map_checkpoint
@@ -259,8 +259,13 @@ def _samples_digest(batches: Sequence[Batch]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _flat(x: Tensor) -> Tensor:
+    """The elements of a tensor in order, as they lie in memory."""
+    return x.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+
+
 def _bytes(x: Tensor) -> bytes:
-    flat = x.detach().cpu().contiguous().flatten()
+    flat = _flat(x)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
@@ -284,19 +289,31 @@ def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         repeated = [d for d in range(value.dim()) if value.stride(d) == 0]
         shown = (slice(0, 1) if d in repeated else slice(None) for d in range(value.dim()))
-        tensors[name] = value[tuple(shown)]
-        return {"tensor": name, "shape": list(value.shape)}
+        once = value[tuple(shown)]
+        found = {"tensor": name, "shape": list(value.shape)}
+        if once.dtype not in DTYPES:  # as bytes: the files have no name for it
+            found |= {"dtype": str(once.dtype).removeprefix("torch."), "once": list(once.shape)}
+            once = _flat(once).view(torch.uint8)
+        tensors[name] = once
+        return found
     if isinstance(value, list | tuple):
         return {"items": [_described(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
     return {"value": value}
 
 
 def _restored(item: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The inverse of `_described`."""
     if "tensor" in item:
-        return tensors[item["tensor"]].clone().expand(item["shape"])
+        once = tensors[item["tensor"]].clone()
+        if "dtype" in item:
+            once = once.view(getattr(torch, item["dtype"])).view(item["once"])
+        return once.expand(item["shape"])
     if "items" in item:
         return tuple(_restored(i, tensors) for i in item["items"])
+    if "complex" in item:
+        return complex(*item["complex"])
     return item["value"]
 
 
