@@ -21,7 +21,7 @@ from graphprune.axes.expr import IntArray
 from graphprune.ops import ATEN, Context, Operand, Operator, Sizes, Typing
 from graphprune.ops.aten import CARRIERS
 from graphprune.ops.points import Points
-from graphprune.ops.pointwise import ACTIVATIONS, elementwise
+from graphprune.ops.pointwise import ACTIVATIONS, elementwise_each
 
 _ABOUT_SHAPES = ("aten._assert", "aten.sym_")  # these don't read the values of tensors
 _SAME_VALUES = frozenset(
@@ -140,7 +140,7 @@ class _Inference:
     def _apply(self, ctx: Context, node: fx.Node, op: Operator) -> tuple[Dims, ...]:
         rule = ATEN.find(op.name)
         if rule is None and _is_pointwise(node.target):
-            rule = elementwise
+            rule = elementwise_each
         return tuple(apply_rule(ctx, op, rule))
 
     def _results(self, node: fx.Node) -> tuple[Sizes | None, ...]:

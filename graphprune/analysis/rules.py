@@ -22,7 +22,7 @@ def apply_rule(ctx: Context, op: Operator, rule: Rule | None) -> list[Dims]:
         _check(results, op)
     except RuleError as error:
         return opaque(ctx, op, f"{op.name}: {error}")
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         return opaque(ctx, op, f"the rule for {op.name} failed: {error!r}")
     return results
 

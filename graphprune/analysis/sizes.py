@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from graphprune.analysis.constants import known_values
 from graphprune.ops import Size
 
 DEFAULT = 5
@@ -23,7 +24,7 @@ class ExampleSizes:
     """
 
     def __init__(self, exported: ExportedProgram) -> None:
-        """Read the values of the symbols off the example inputs."""
+        """Read the values of the symbols off the example inputs and the stored constants."""
         self._values: dict[sympy.Symbol, int] = {}
         names = [
             spec.arg.name
@@ -37,6 +38,13 @@ class ExampleSizes:
             fake = values.get(name)
             if isinstance(fake, torch.Tensor) and isinstance(real, torch.Tensor):
                 self._learn(fake.shape, real.shape)
+        for name, known in _known(exported).items():
+            pairs = zip(_items(values.get(name)), _items(known), strict=False)
+            for symbolic, real in pairs:
+                if isinstance(symbolic, torch.Tensor) and isinstance(real, torch.Tensor):
+                    self._learn(symbolic.shape, real.shape)
+                elif isinstance(symbolic, torch.SymInt):
+                    self._learn((symbolic,), (real,))
         self._ranges = exported.range_constraints
 
     def _learn(self, symbolic: Iterable[Any], real: Iterable[Any]) -> None:
@@ -61,3 +69,15 @@ class ExampleSizes:
             return DEFAULT
         low, high = bounds.lower, bounds.upper
         return int(max(low, min(high, DEFAULT)))
+
+
+def _known(exported: ExportedProgram) -> dict[str, Any]:
+    """What follows from constants, where the graph asks for values."""
+    specs = exported.graph_signature.input_specs
+    stored = {s.arg.name: s.target for s in specs if s.target is not None}
+    state = {**exported.constants, **exported.state_dict}
+    return known_values(exported.graph, stored, state.get)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

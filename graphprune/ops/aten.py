@@ -106,7 +106,9 @@ def _extreme(ctx: Context, op: Operator) -> Dims | list[Dims]:
     return indexing.extreme(ctx, op)
 
 
-@rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten")
+@rule(
+    "view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten", "view_copy"
+)  # fmt: skip
 def _reshape(ctx: Context, op: Operator) -> Dims:
     if op.get("dtype") is not None:
         raise RuleError("a view of the same bits as numbers of another type")
@@ -192,12 +194,9 @@ def _repeat_interleave(ctx: Context, op: Operator) -> Dims:
     return shape.repeat_each(ctx, x, wrap(dim, len(x)), repeats)
 
 
-@rule("cat", "concat", "concatenate", "hstack", "vstack")
+@rule("cat", "concat", "concatenate")
 def _cat(ctx: Context, op: Operator) -> Dims:
-    operands = [o.dims for o in op["tensors"]]
-    if op.name.endswith("stack") and min(map(len, operands)) < 2:
-        raise RuleError("a stack of vectors")
-    return shape.concatenate(ctx, operands, op.get("dim", int(op.name.endswith("hstack"))))
+    return shape.concatenate(ctx, [o.dims for o in op["tensors"]], op["dim"])
 
 
 @rule("stack")
@@ -211,7 +210,10 @@ def _stack(ctx: Context, op: Operator) -> Dims:
     return (*first[:dim], ctx.fresh(len(operands), "a stack of tensors"), *first[dim:])
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
+@rule(
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split",
+    "split_copy", "split_with_sizes_copy",
+)  # fmt: skip
 def _split(ctx: Context, op: Operator) -> list[Dims]:
     x = _dims(op, "self")
     dim = wrap(op.get("dim", 0), len(x))
@@ -219,7 +221,7 @@ def _split(ctx: Context, op: Operator) -> list[Dims]:
     return [shape.replace(x, dim, e) for e in shape.cut(ctx, x[dim], sizes)]
 
 
-@rule("unbind")
+@rule("unbind", "unbind_copy")
 def _unbind(ctx: Context, op: Operator) -> list[Dims]:
     x = _dims(op, "self")
     dim = wrap(op.get("dim", 0), len(x))
@@ -314,10 +316,12 @@ def _outer(ctx: Context, op: Operator) -> Dims:
     return (*a.dims, *b.dims)
 
 
-@rule("addmm", "baddbmm", "addmv")
+@rule("addmm", "baddbmm", "addmv", "addbmm")
 def _addmm(ctx: Context, op: Operator) -> Dims:
     bias, a, b = (o.dims for o in op.operands)
     product = contraction.matmul(ctx, a, b)
+    if op.name == "aten.addbmm":  # which sums over its batch
+        product = product[1:]
     return pointwise.broadcast(ctx, [product, bias], op.out)
 
 
@@ -392,34 +396,20 @@ def _channel_norm(ctx: Context, op: Operator) -> list[Dims]:
     x = normalisation.per_channel(ctx, _first(op), [_maybe(op, n) for n in names])
     if "instance" in op.name:
         normalisation.over_space(ctx, x)
-    others = [tuple(ctx.fresh(s, "unused") for s in r) if r else () for r in op.results[1:]]
-    return [x, *others]
+    if op.get("training"):
+        for e in (x[0], *x[2:]):
+            ctx.freeze(e, "statistics over places")
+    found: list[Dims] = [x]
+    for sizes in op.results[1:]:
+        per_channel = sizes is not None and [s.size for s in sizes] == [x[1].size]
+        found.append(x[1:2] if per_channel else tuple(ctx.fresh(s, "unused") for s in sizes or ()))
+    return found
 
 
 @rule("group_norm")
 def _group_norm(ctx: Context, op: Operator) -> Dims:
     parameters = [_maybe(op, "weight"), _maybe(op, "bias")]
     return normalisation.grouped(ctx, _dims(op, "input"), op["num_groups"], parameters)
-
-
-@rule(
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in "123"),
-    *(f"max_pool{n}d_with_indices" for n in "123"),
-    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in "123"),
-    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in "123"),
-    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
-    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d"),
-)
-def _spatial(ctx: Context, op: Operator) -> list[Dims]:
-    x = _first(op)
-    rank = int(next(c for c in op.name if c.isdigit() and c in "123"))
-    for d in x[len(x) - rank :]:
-        ctx.freeze(d, "spatial")
-    kept = x[: len(x) - rank]
-    return [
-        (*kept, *(ctx.fresh(s, "spatial") for s in sizes[len(kept) :])) if sizes else ()
-        for sizes in op.results
-    ]
 
 
 @rule("embedding")
@@ -466,7 +456,7 @@ def _scatter(ctx: Context, op: Operator) -> Dims:
     return indexing.scattered(ctx, x, wrap(op["dim"], len(x)), op["index"], _maybe(op, "src"))
 
 
-@rule("index_add", "index_copy", "index_fill")
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
 def _rows_written(ctx: Context, op: Operator) -> Dims:
     x = _dims(op, "self")
     dim = wrap(op["dim"], len(x))

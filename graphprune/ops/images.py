@@ -13,7 +13,8 @@ from graphprune.ops.shape import replace
 rule = ATEN.rule
 
 _FOURIER = (
-    "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn "
+    "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 hfft2 ihfft2 "
+    "fftn ifftn rfftn irfftn hfftn ihfftn "
     "fftshift ifftshift"
 ).split()
 
@@ -50,6 +51,26 @@ def _fold(ctx: Context, op: Operator) -> Dims:
     return (*x[:-2], channels, *(ctx.fresh(s, "spatial") for s in op.out[-2:]))
 
 
+@rule(
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in "123"),
+    *(f"max_pool{n}d_with_indices" for n in "123"),
+    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in "123"),
+    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in "123"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d"),
+)
+def _spatial(ctx: Context, op: Operator) -> list[Dims]:
+    x = op.operands[0].dims
+    rank = int(next(c for c in op.name if c.isdigit() and c in "123"))
+    for d in x[len(x) - rank :]:
+        ctx.freeze(d, "spatial")
+    kept = x[: len(x) - rank]
+    return [
+        (*kept, *(ctx.fresh(s, "spatial") for s in sizes[len(kept) :])) if sizes else ()
+        for sizes in op.results
+    ]
+
+
 @rule("diff")
 def _diff(ctx: Context, op: Operator) -> Dims:
     x = op["self"].dims
@@ -73,11 +94,14 @@ def _windows(ctx: Context, op: Operator) -> Dims:
     return (*replace(x, dim, windows), places)
 
 
-@rule("linalg_cross")
+@rule("linalg_cross", "cross")
 def _cross(ctx: Context, op: Operator) -> Dims:
     """Cross product: the three coordinates are frozen."""
     x = elementwise(ctx, op)
-    ctx.freeze(x[wrap(op.get("dim", -1), len(x))], "coordinates of a cross product")
+    dim = op["dim"]
+    if dim is None:
+        dim = next(i for i, size in enumerate(op.out) if size.size == 3)
+    ctx.freeze(x[wrap(dim, len(x))], "coordinates of a cross product")
     return x
 
 

@@ -206,6 +206,8 @@ def histogram(ctx: Context, op: Operator) -> Dims:
     x, bins = op.operands[0], op.out[0]
     whole = x.points is not None and x.points.axis.size == bins.size
     if x.points is None or not whole or (op.get("min"), op.get("max")) != (0, bins.size - 1):
+        for e in x.dims:  # a zero in the place of a number would be counted
+            ctx.freeze(e, "counted")
         return (ctx.fresh(bins, "bins of numbers"),)
     ctx.look_up(x.points.axis, x, OUTSIDE)
     for e in x.dims:

@@ -47,6 +47,12 @@ def elementwise(ctx: Context, op: Operator) -> Dims:
     return broadcast(ctx, [o.dims for o in op.operands], op.out)
 
 
+def elementwise_each(ctx: Context, op: Operator) -> list[Dims]:
+    """Likewise, with any number of results."""
+    result = elementwise(ctx, op)
+    return [result for _ in op.results]
+
+
 def same(ctx: Context, op: Operator) -> Dims:
     """An operator whose result has the axes of its first tensor operand."""
     del ctx
@@ -81,8 +87,9 @@ def reduction(ctx: Context, op: Operator) -> list[Dims]:
         if correction is None:
             correction = int(op.get("unbiased") is not False)
         if correction >= 1:  # what the sum of squares is divided by has to stay positive
-            needed = int(correction) + 1
-            ctx.typing.minima.append(Minimum(product([x.dims[i] for i in axes]), needed))
+            needed, whole = int(correction) + 1, product([x.dims[i] for i in axes])
+            if whole.size >= needed:
+                ctx.typing.minima.append(Minimum(whole, needed))
     dims = reduce_axes(x.dims, axes, bool(op.get("keepdim", False)))
     return [dims for _ in op.results]
 

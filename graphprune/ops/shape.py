@@ -135,7 +135,7 @@ def roll(ctx: Context, dims: Dims, shifts: Sequence[int], chosen: Sequence[int])
     for shift, i in zip(shifts, chosen, strict=False):
         dim = wrap(i, len(dims))
         e = dims[dim]
-        last = shift % e.size
+        last = shift % e.size if e.size else 0
         if last and not all_frozen(e):
             first, rest = cut(ctx, e, [Size(e.size - last), Size(last)])
             dims = replace(dims, dim, concat([rest, first]))

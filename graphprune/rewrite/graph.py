@@ -14,6 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from graphprune.analysis.constants import asks_for_values
 from graphprune.analysis.infer import source_line
 from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
@@ -73,7 +74,8 @@ def _rewrite_call(
 ) -> fx.Node:
     """Give the copy `new` of `node` its slim arguments; returns what takes its place."""
     rule = rule_of(_schema_name(node))
-    if rule is None or node.name not in program.typing.values:
+    typing = program.typing
+    if rule is None or node.name not in typing.values or node.name in typing.opaque:
         return new
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
@@ -194,6 +196,7 @@ def check_shapes(
     program: Program,
     selection: Selection,
     shapes: Mapping[str, tuple[int, ...]],
+    known: Mapping[str, Any],
 ) -> None:
     """Run the slim graph on meta tensors of the example's sizes; compare all shapes with the axes.
 
@@ -202,6 +205,7 @@ def check_shapes(
         program: the dense program.
         selection: what stays.
         shapes: shape of every parameter placeholder, by its name in the graph.
+        known: values that follow from constants, by name; see `graphprune.analysis.constants`.
 
     Raises:
         GraphPruneError: an operator fails, or a shape differs from what the axes say (a fault of
@@ -219,9 +223,10 @@ def check_shapes(
         if shape is None:
             shape = tuple(d.size for d in program.typing.values[node.name][0])
         inputs.append(torch.empty(shape, dtype=value.dtype, device="meta"))
-    # An operator without a meta kernel ends the check here; `verify` runs it for real.
+    # An operator without a meta kernel, or one that asks for values that only inputs give, ends the
+    # check here; `verify` runs it for real.
     with torch.no_grad(), contextlib.suppress(NotImplementedError):
-        _ShapeCheck(graph, program, selection.keep).run(*inputs)
+        _ShapeCheck(graph, program, selection.keep, known).run(*inputs)
 
 
 class _ShapeCheck(fx.Interpreter):
@@ -231,19 +236,30 @@ class _ShapeCheck(fx.Interpreter):
     itself in every layer.
     """
 
-    def __init__(self, graph: fx.Graph, program: Program, keep: Keep) -> None:
+    def __init__(
+        self, graph: fx.Graph, program: Program, keep: Keep, known: Mapping[str, Any]
+    ) -> None:
         super().__init__(program.exported.graph_module, graph=graph)
+        self._known = known
         self._values = program.typing.values
         self._keep = keep
         self._counts: dict[int, int] = {}
         self._results: dict[Any, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        asking = asks_for_values(n)
         try:
-            result = super().run_node(n)
+            if asking and n.name in self._known:
+                result = fx.node.map_aggregate(self._known[n.name], _without_data)
+            elif asking:
+                result = self._ask(n)
+            else:
+                result = super().run_node(n)
         except NotImplementedError:
             raise
         except Exception as error:
+            if asking:
+                raise NotImplementedError from error
             raise _wrong_shape(n, str(error).strip().splitlines()[0][:200]) from error
         dims = self._values.get(n.name)
         if dims is not None and isinstance(result, torch.Tensor):
@@ -251,6 +267,14 @@ class _ShapeCheck(fx.Interpreter):
             if tuple(result.shape) != wanted:
                 raise _wrong_shape(n, f"its axes say {wanted}, the graph {tuple(result.shape)}")
         return result
+
+    def _ask(self, n: fx.Node) -> Any:
+        """The result of an operator that needs the values of operands, of those that have any."""
+        target: Any = n.target
+        args, kwargs = fx.map_arg(
+            (n.args, n.kwargs), lambda operand: self._known.get(operand.name, self.env[operand])
+        )
+        return target(*args, **kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(target, torch._ops.HigherOrderOperator):  # a branch asks for values
@@ -267,6 +291,10 @@ class _ShapeCheck(fx.Interpreter):
             if id(e) not in self._counts:
                 self._counts[id(e)] = count(e, self._keep)
         return tuple(self._counts[id(e)] for e in dims)
+
+
+def _without_data(x: Any) -> Any:
+    return x.to("meta") if isinstance(x, torch.Tensor) else x
 
 
 def _moved(x: Any) -> Any:

@@ -175,7 +175,7 @@ def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
     return register
 
 
-@_rule("view", "reshape", "_unsafe_view", "zeros", "ones", "full", "empty",
+@_rule("view", "reshape", "_unsafe_view", "view_copy", "zeros", "ones", "full", "empty",
        "new_zeros", "new_ones", "new_full", "new_empty")  # fmt: skip
 def _shape(call: Call) -> None:
     key = "shape" if "shape" in call.arguments else "size"
@@ -268,7 +268,8 @@ def _slice(call: Call) -> None:
         call.arguments["end"] = int(kept[:end].sum())
 
 
-@_rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
+@_rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split",
+       "split_copy", "split_with_sizes_copy")  # fmt: skip
 def _split(call: Call) -> None:
     x = call.dims("self")
     dim = call.arguments.get("dim", 0) % len(x)

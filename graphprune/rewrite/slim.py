@@ -19,6 +19,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from graphprune.analysis.constants import known_values
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
 from graphprune.analysis.liveness import live_nodes
@@ -121,7 +122,8 @@ class Slim:
         """The slim graph with parameters as placeholders, its shapes checked."""
         graph = rewrite_graph(self.program, self.selection)
         _renumber_modules(graph, shifts_of(self.program, self.selection))
-        check_shapes(graph, self.program, self.selection, self._placeholder_shapes(graph))
+        shapes, known = self._placeholder_shapes(graph), self._known_values(graph)
+        check_shapes(graph, self.program, self.selection, shapes, known)
         return graph
 
     @cached_property
@@ -137,6 +139,16 @@ class Slim:
             if spec.target is not None and isinstance(spec.arg, TensorArgument):
                 shapes[spec.arg.name] = self.shapes[self.renamed[spec.target]]
         return shapes
+
+    def _known_values(self, graph: fx.Graph) -> dict[str, Any]:
+        """What follows from the slim model's constants, where the graph asks for values."""
+        own = graph_constants(graph)
+        stored = {s.arg.name: self.renamed[s.target] for s in self._specs if s.target is not None}
+        return known_values(
+            graph,
+            {**stored, **{n: n for n in own}},
+            lambda name: own[name] if name in own else self.weights[name],
+        )
 
     @property
     def _specs(self) -> list[InputSpec]:
