@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
 
@@ -26,6 +27,7 @@ _RECURRENT_WEIGHTS = (
 )
 
 
+@one_at_a_time
 def trace(
     module: torch.nn.Module,
     args: tuple[Any, ...] = (),
@@ -68,6 +70,7 @@ def trace(
     return assemble(exported, module, aliases, (args, kwargs), source=source, weights=weights)
 
 
+@one_at_a_time
 def assemble(
     exported: ExportedProgram,
     module: torch.nn.Module | None,
