@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from graphprune._version import __version__
+from graphprune.exclusive import alone
 
 if TYPE_CHECKING:
     from graphprune import runtime
@@ -81,7 +82,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    with alone():  # of two that import at once, one may see half a module
+        value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -23,6 +23,8 @@ from torch.utils import _pytree as pytree
 
 from graphprune.axes import Dims
 from graphprune.errors import VerifyError
+from graphprune.exclusive import default_dtype
+from graphprune.masked_floats import makes_floats, settled
 from graphprune.masked_ops import Call, Masks, formula_of
 from graphprune.plan import Selection
 from graphprune.program import Program
@@ -129,6 +131,7 @@ class GraphRunner(fx.Interpreter):
         }
         self._needed: set[fx.Node] = set()
         self._bound: dict[fx.Node, dict[str, Any]] = {}
+        self._free: set[fx.Node] = set()  # makes floating numbers, of no dtype that is given
         self.garbage_collect_values = True
         self.user_to_last_uses = self._last_uses()
 
@@ -138,15 +141,12 @@ class GraphRunner(fx.Interpreter):
         Raises:
             VerifyError: the inputs don't have the form of the example.
         """
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)  # of what the graph creates without naming a dtype
         try:
             with torch.no_grad():
                 everything = self.run(
                     *flat_inputs(self.exported, inputs), enable_io_processing=False
                 )
         finally:
-            torch.set_default_dtype(before)
             self.env.clear()
         specs = self.exported.graph_signature.output_specs
         return [v for v, s in zip(everything, specs, strict=True) if s.kind in _RETURNED]
@@ -163,10 +163,18 @@ class GraphRunner(fx.Interpreter):
         if n in self._stand_ins:
             return self._finish(n, self.env[self._stand_ins[n]])
         if n.op == "output":
-            return super().run_node(n)
+            return self._run(n)
+        if isinstance(n.target, torch._ops.HigherOrderOperator):
+            with default_dtype(self.dtype):  # its graphs are not ours to run
+                return self._finish(n, self._cast(self._run(n)))
         if not isinstance(n.target, torch._ops.OpOverload):
-            return self._finish(n, self._cast(super().run_node(n)))
+            return self._finish(n, self._cast(self._run(n)))
         return self._finish(n, self._call(n, n.target))
+
+    def _run(self, n: fx.Node) -> Any:
+        """As fx runs a node, but for telling the whole process which one it is."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
         """`args` with values in place of nodes; weights are read now."""
@@ -190,9 +198,14 @@ class GraphRunner(fx.Interpreter):
         bound = self._bound.get(node)
         if bound is None:
             bound = self._bound[node] = _bind(target, node)
+            if makes_floats(node):
+                self._free.add(node)
         arguments = map_aggregate(self.map_nodes_to_values(bound, node), self._retyped)
         if "half_to_float" in arguments:  # only defined on half precision
             arguments = {**arguments, "half_to_float": False}
+        if node in self._free:
+            target, arguments = settled(target, arguments, self.dtype)
+            return self._cast(self._compute(target, arguments, bound))
         return self._compute(target, dict(arguments), bound)
 
     def _compute(

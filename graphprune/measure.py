@@ -19,6 +19,7 @@ from graphprune.axes import Atom
 from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError, LoadError
+from graphprune.exclusive import alone, one_at_a_time
 from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
 from graphprune.inputs import is_causal, tokenizer_of
@@ -40,6 +41,7 @@ RUINED = 10
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@one_at_a_time
 def measured(
     report: Report,
     recipe: Recipe,
@@ -111,6 +113,7 @@ def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
     return replace(report, before=before, after=after)
 
 
+@one_at_a_time
 def measure_sources(
     sources: Sequence[str],
     text: str | None,
@@ -193,12 +196,13 @@ def _sizes(program: Program, inputs: Example) -> dict[Atom, int]:
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
     """Let PyTorch compute on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if wanted is None else wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with alone():
+        before = torch.get_num_threads()
+        torch.set_num_threads(before if wanted is None else wanted)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _module(program: Program) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes.expr import IntArray
 from graphprune.errors import EmitError, PlanError, RecipeError
+from graphprune.exclusive import alone
 from graphprune.frontends.module import assemble, trace
 from graphprune.onnx_program import SlimOnnx
 from graphprune.passes.budget import RESOURCES
@@ -93,7 +94,7 @@ def retrace(slim: Slim | SlimOnnx, dtype: torch.dtype | None = None) -> BaseProg
     if not isinstance(slim, Slim):
         return slim.retraced()
     args, kwargs = slim.program.example
-    with warnings.catch_warnings():  # nobody asked for the module
+    with alone(), warnings.catch_warnings():  # nobody asked for the module
         warnings.filterwarnings("ignore", message="the slim module is the exported graph")
         module = slim.module
     if not isinstance(module, type(slim.program.module)):  # it has no other form than its graph

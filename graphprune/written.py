@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphprune.errors import LoadError, VerifyError
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.weights import map_checkpoint
 
 TRANSPOSED = "^T"
@@ -61,6 +62,7 @@ def check_written(
     return Found(total, {})
 
 
+@one_at_a_time
 def read_weights(path: Path, names: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
     """Weights of a checkpoint directory or a ``.pt2`` file; those of a directory are mapped.
 

@@ -15,7 +15,7 @@ from graphprune.program import BaseProgram, Program
 from graphprune.streaming.data import Batch, batches
 from graphprune.streaming.layout import Matrix
 from graphprune.streaming.padding import Padding
-from graphprune.streaming.runner import Runner, Values, computing
+from graphprune.streaming.runner import Runner, Values
 from graphprune.streaming.schedule import Schedule
 from graphprune.streaming.sites import Site, Sites, find_sites
 
@@ -204,7 +204,7 @@ def show_all(
 ) -> None:
     """Run all samples, and show the values named `wanted`; `after` is called after each batch."""
     forward = Forward(program, Route(program, sites_of(program), wanted))
-    with computing(torch.float32):
+    with torch.no_grad():
         for batch in samples:
             leaves = flat_inputs(program.exported, (batch.args, batch.kwargs))
             forward.show(leaves, lambda node, value, b=batch: see(node.name, value, b))  # type: ignore[misc]

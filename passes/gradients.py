@@ -15,6 +15,7 @@ import torch
 from torch.func import functional_call
 
 from graphprune.errors import PlanError
+from graphprune.exclusive import alone, one_at_a_time
 from graphprune.passes.reduce import Salience
 from graphprune.passes.score import Inputs, Loss, Sums, checked_marginals
 from graphprune.passes.units import FloatArray
@@ -108,10 +109,11 @@ def backward(
         leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     for batch, count in batches:
         share = count / samples
-        with torch.enable_grad():
-            value = loss(model, batch) if loss else next_token_loss(program, model, batch)
-        _check_loss(value)
-        torch.autograd.backward(value, inputs=list(leaves.values()))
+        with alone():  # a module, which another thread's trace would listen to
+            with torch.enable_grad():
+                value = loss(model, batch) if loss else next_token_loss(program, model, batch)
+            _check_loss(value)
+            torch.autograd.backward(value, inputs=list(leaves.values()))
 
 
 def mean_gradients(
@@ -263,6 +265,7 @@ def _batches(calibration: Any, size: int) -> Iterator[Batch]:
             yield batch, len(batch) if isinstance(batch, torch.Tensor) else 1
 
 
+@one_at_a_time
 def _callable_state(
     program: Program, wanted: Collection[str]
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ from graphprune.passes.similarity import only_blocks
 from graphprune.passes.units import FloatArray
 from graphprune.plan import Units
 from graphprune.program import BaseProgram, Block, Program, Structure
-from graphprune.streaming.runner import Values, computing
+from graphprune.streaming.runner import Values
 from graphprune.streaming.sites import Sites
 
 NAME = "loss-greedy"
@@ -191,7 +191,7 @@ def losses_without(
     model = _Suffixes(program, gone, candidates, sites)
     windows = sum(count for _, count in data)
     total = {b.index: 0.0 for b in candidates}
-    with computing(torch.float32):
+    with torch.no_grad():
         for batch, count in data:
             model.forget()
             for block in candidates:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from graphprune.emit.fields import Data, Path
 from graphprune.emit.patch import named_tensors, plain_attributes
+from graphprune.exclusive import alone
 
 Shape = tuple[int, ...]
 
@@ -126,12 +127,13 @@ def _parts(config: PretrainedConfig, prefix: Path = ()) -> Iterator[tuple[Path, 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what transformers says to configs that are only tried; works as a decorator too."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(ERROR)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with alone():
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(ERROR)
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -35,10 +35,12 @@ from graphprune.emit.patch import (
 )
 from graphprune.emit.trials import Check
 from graphprune.errors import EmitError
+from graphprune.exclusive import one_at_a_time
 from graphprune.masked import run_graph
 from graphprune.verification import affordable_dtype
 
 
+@one_at_a_time
 def build(slim: Any) -> nn.Module:
     """Build the slim model as a module.
 

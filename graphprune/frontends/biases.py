@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from graphprune.errors import PlanError
-from graphprune.frontends.hf import parameters_on_meta, trace_model
+from graphprune.exclusive import one_at_a_time
+from graphprune.frontends.hf import trace_model
+from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.program import Program
 
 
+@one_at_a_time
 def with_biases(program: Program, weights: Iterable[str]) -> Program:
     """The same function with zero biases beside some weights, or the program if it has them.
 

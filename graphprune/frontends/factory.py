@@ -19,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import LoadError
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.module import trace, unwrap
 from graphprune.program import Program
 
@@ -36,6 +37,7 @@ def file_of(source: str | Path) -> Path:
     return Path(str(source).rpartition(":")[0] if is_factory(source) else source)
 
 
+@one_at_a_time
 def load_factory(source: str, weights: str | Path | None = None) -> Program:
     """Call a factory of one's own and trace the module that it makes.
 
@@ -74,6 +76,7 @@ def load_factory(source: str, weights: str | Path | None = None) -> Program:
         return _traced(made, source, weights)
 
 
+@one_at_a_time
 def call_own(source: str, what: str) -> Any:
     """Import code of one's own and call it; what is no function is taken as it is.
 

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from graphprune.errors import LoadError
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.module import trace
+from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import PACKED, has_weights, map_checkpoint
 from graphprune.program import Program, Source
 
 
+@one_at_a_time
 def load_checkpoint(path: Path) -> Program:
     """Trace the model of a checkpoint directory.
 
@@ -101,6 +104,7 @@ def _model_class(config: Any, path: Path) -> Any:
         ) from error
 
 
+@one_at_a_time
 def construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
     """The model with the weights that its class begins with, under the default device.
 
@@ -133,6 +137,7 @@ def _plain_experts(model: Any) -> None:
         return  # a model without experts
 
 
+@one_at_a_time
 def build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
     """The model with memory-mapped weights, or read by transformers where names differ.
 
@@ -223,24 +228,7 @@ def _from_pretrained(path: Path, config: Any, model_class: Any) -> torch.nn.Modu
     return model  # type: ignore[no-any-return]
 
 
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters have no memory, while buffers are computed as usual."""
-    original = torch.nn.Module.register_parameter
-
-    def register(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        original(self, name, param)
-        if param is not None and not param.is_meta:
-            meta = torch.nn.Parameter(param.detach().to("meta"), requires_grad=False)
-            self._parameters[name] = meta
-
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
+@one_at_a_time
 def trace_model(model: Any, source: Source | None = None, device: str = "cpu") -> Program:
     """Trace a transformers model in memory with example inputs of its own kind.
 

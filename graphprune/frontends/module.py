@@ -16,6 +16,7 @@ from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
 from graphprune.frontends.decompose import decompose
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
 
@@ -27,6 +28,7 @@ _RECURRENT_WEIGHTS = (
 )
 
 
+@one_at_a_time
 def trace(
     module: torch.nn.Module,
     args: tuple[Any, ...] = (),
@@ -69,6 +71,7 @@ def trace(
     return assemble(exported, module, aliases, (args, kwargs), source=source, weights=weights)
 
 
+@one_at_a_time
 def assemble(
     exported: ExportedProgram,
     module: torch.nn.Module | None,

@@ -10,10 +10,12 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from graphprune.errors import LoadError
+from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.module import assemble
 from graphprune.program import Program
 
 
+@one_at_a_time
 def load_pt2(path: Path) -> Program:
     """Open an exported program.
 

@@ -22,14 +22,15 @@ from graphprune.emit import pruned
 from graphprune.emit.companions import copy_companions
 from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
+from graphprune.exclusive import one_at_a_time
 from graphprune.files import replacing
 from graphprune.frontends.hf import (
     build,
     checkpoint_class,
     construct,
-    parameters_on_meta,
     tied_names,
 )
+from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import (
     FLATTENED,
     PACKED,
@@ -52,6 +53,7 @@ from graphprune.packing.weights import AUTO, check_format, packed_tensor, packed
 _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
 
+@one_at_a_time
 def pack_checkpoint(
     source: Path, output: Path, format: str, tokens: tuple[int, ...], progress: Any
 ) -> Packing:
@@ -129,6 +131,7 @@ def linear_weights(model: nn.Module) -> dict[str, str]:
     }
 
 
+@one_at_a_time
 def open_packed(
     path: Path, format: str, tokens: tuple[int, ...], device: torch.device, progress: Any
 ) -> nn.Module:

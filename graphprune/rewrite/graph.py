@@ -18,6 +18,7 @@ from graphprune.analysis.constants import asks_for_values
 from graphprune.analysis.infer import source_line
 from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
+from graphprune.exclusive import one_at_a_time
 from graphprune.plan import Selection
 from graphprune.program import Program
 from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled, rule_of
@@ -191,6 +192,7 @@ def _drop_dead_code(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+@one_at_a_time
 def check_shapes(
     graph: fx.Graph,
     program: Program,
@@ -322,6 +324,7 @@ def _wrong_shape(node: fx.Node, why: str) -> GraphPruneError:
     )
 
 
+@one_at_a_time
 def propagate_metadata(
     graph_module: fx.GraphModule, program: Program, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:

@@ -25,6 +25,7 @@ from graphprune.analysis.layers import module_path
 from graphprune.analysis.liveness import live_nodes
 from graphprune.axes import Atom, count
 from graphprune.errors import EmitError
+from graphprune.exclusive import one_at_a_time
 from graphprune.plan import Plan, Selection
 from graphprune.program import Program
 from graphprune.rewrite.graph import (
@@ -245,6 +246,7 @@ class Slim:
         """Names of the structures of branches that have left layers which stay."""
         return [s for s in self.selection.cuts if self.program.by_name[s].parent]
 
+    @one_at_a_time
     def save(self, path: str | Path, format: Format = "hf") -> None:
         """Write the slim model.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graphprune.errors import CalibrationError, EvaluationError
 from graphprune.evaluate import NoPerplexityError, Perplexity, onnx_session, perplexity
+from graphprune.exclusive import alone
 from graphprune.inputs import inputs_of, is_causal, token_input
 from graphprune.onnx_program import OnnxProgram
 from graphprune.program import BaseProgram, Program
@@ -57,7 +58,7 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
         return None
     check_ids(tokens, given, "the calibration windows")
     try:
-        with _model(program) as model:
+        with alone(), _model(program) as model:
             if model is None:
                 return None
             found = perplexity(model, tokens.to(torch.int64))

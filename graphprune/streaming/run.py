@@ -34,7 +34,6 @@ from graphprune.streaming.runner import (
     MaskedRunner,
     Runner,
     Values,
-    computing,
     tensors_in,
 )
 from graphprune.streaming.schedule import Probe, Schedule, spans
@@ -154,7 +153,7 @@ def stream(
         LoadError: `state` belongs to another run.
     """
     run = _Run(program, sites, batches, treatment, dtype, held, state, reference, selection)
-    with computing(dtype):
+    with torch.no_grad():
         return run.treat(progress or (lambda step: None))
 
 

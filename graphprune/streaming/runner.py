@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -151,18 +150,6 @@ class MaskedRunner(Masking, Runner):
         """See `Runner`."""
         self.masks = self._masks.setdefault(sizes, Masks(self.keep))
         return super().execute(node, values)
-
-
-@contextmanager
-def computing(dtype: torch.dtype) -> Iterator[None]:
-    """Without gradients, and with `dtype` for what a graph creates without naming one."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
