@@ -8,7 +8,7 @@ by the formulas of `graphprune.masked_ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -26,6 +26,7 @@ from graphprune.errors import VerifyError
 from graphprune.masked_ops import Call, Masks, formula_of
 from graphprune.plan import Selection
 from graphprune.program import Program
+from graphprune.randomness import draws, seeded
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -89,7 +90,8 @@ class GraphRunner(fx.Interpreter):
     """Interprets an exported program in one floating dtype.
 
     Weights are read, converted and dropped at each use. What no output depends on isn't run, so
-    checks of sizes and dtypes, which would fail in another dtype, are left out.
+    checks of sizes and dtypes, which would fail in another dtype, are left out. Random numbers are
+    the same in every run; those that nobody reads are drawn too, since others come after them.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class GraphRunner(fx.Interpreter):
         aliases: Mapping[str, str],
         stand_ins: Mapping[str, str] | None = None,
         *,
+        removed: Collection[str] = (),
         watch: bool = False,
     ) -> None:
         """A runner; see `run_graph`.
@@ -110,6 +113,7 @@ class GraphRunner(fx.Interpreter):
             dtype: the floating dtype of everything.
             aliases: tied name to canonical name.
             stand_ins: value name to the name of an earlier value that takes its place.
+            removed: names of values of removed layers, which draw no random numbers.
             watch: record in `nonfinite` which values hold NaN or infinity.
         """
         super().__init__(exported.graph_module, garbage_collect_values=False)
@@ -127,7 +131,7 @@ class GraphRunner(fx.Interpreter):
             for spec in exported.graph_signature.input_specs
             if spec.kind != InputKind.USER_INPUT and spec.target is not None
         }
-        self._needed: set[fx.Node] = set()
+        self._needed = {n for n in self.graph.nodes if draws(n) and n.name not in removed}
         self._bound: dict[fx.Node, dict[str, Any]] = {}
         self.garbage_collect_values = True
         self.user_to_last_uses = self._last_uses()
@@ -141,7 +145,7 @@ class GraphRunner(fx.Interpreter):
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)  # of what the graph creates without naming a dtype
         try:
-            with torch.no_grad():
+            with torch.no_grad(), seeded():
                 everything = self.run(
                     *flat_inputs(self.exported, inputs), enable_io_processing=False
                 )
@@ -313,6 +317,7 @@ class MaskedInterpreter(Masking):
             dtype,
             program.aliases,
             stand_ins(selection),
+            removed=selection.removed_nodes,
             watch=watch,
         )
         self.begin(program, selection)
