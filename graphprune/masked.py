@@ -8,7 +8,7 @@ by the formulas of `graphprune.masked_ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -28,6 +28,7 @@ from graphprune.masked_floats import makes_floats, settled
 from graphprune.masked_ops import Call, Masks, formula_of
 from graphprune.plan import Selection
 from graphprune.program import Program
+from graphprune.randomness import draws, seeded
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -91,7 +92,8 @@ class GraphRunner(fx.Interpreter):
     """Interprets an exported program in one floating dtype.
 
     Weights are read, converted and dropped at each use. What no output depends on isn't run, so
-    checks of sizes and dtypes, which would fail in another dtype, are left out.
+    checks of sizes and dtypes, which would fail in another dtype, are left out. Random numbers are
+    the same in every run; those that nobody reads are drawn too, since others come after them.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class GraphRunner(fx.Interpreter):
         aliases: Mapping[str, str],
         stand_ins: Mapping[str, str] | None = None,
         *,
+        removed: Collection[str] = (),
         watch: bool = False,
     ) -> None:
         """A runner; see `run_graph`.
@@ -112,6 +115,7 @@ class GraphRunner(fx.Interpreter):
             dtype: the floating dtype of everything.
             aliases: tied name to canonical name.
             stand_ins: value name to the name of an earlier value that takes its place.
+            removed: names of values of removed layers, which draw no random numbers.
             watch: record in `nonfinite` which values hold NaN or infinity.
         """
         super().__init__(exported.graph_module, garbage_collect_values=False)
@@ -129,7 +133,7 @@ class GraphRunner(fx.Interpreter):
             for spec in exported.graph_signature.input_specs
             if spec.kind != InputKind.USER_INPUT and spec.target is not None
         }
-        self._needed: set[fx.Node] = set()
+        self._needed = {n for n in self.graph.nodes if draws(n) and n.name not in removed}
         self._bound: dict[fx.Node, dict[str, Any]] = {}
         self._free: set[fx.Node] = set()  # makes floating numbers, of no dtype that is given
         self.garbage_collect_values = True
@@ -142,7 +146,7 @@ class GraphRunner(fx.Interpreter):
             VerifyError: the inputs don't have the form of the example.
         """
         try:
-            with torch.no_grad():
+            with torch.no_grad(), seeded():
                 everything = self.run(
                     *flat_inputs(self.exported, inputs), enable_io_processing=False
                 )
@@ -326,6 +330,7 @@ class MaskedInterpreter(Masking):
             dtype,
             program.aliases,
             stand_ins(selection),
+            removed=selection.removed_nodes,
             watch=watch,
         )
         self.begin(program, selection)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from graphprune.emit.reload import outputs
+from graphprune.emit.reload import SEED, run_plainly, run_widened
+from graphprune.randomness import seeded
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 Outputs = Mapping[str, torch.Tensor]
@@ -19,8 +20,11 @@ Outputs = Mapping[str, torch.Tensor]
 TOLERANCE = 2e-5
 """Largest difference that passes, relative to the largest output; more for short floats."""
 
-EXACT = 1e-5
-"""The same in float64: transformers computes some steps in float32 whatever the weights are."""
+EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""The same where all numbers are computed in this dtype."""
+
+SCALES = (0.01, 1.0, 100.0)
+"""Of random inputs. What a factor does to a softmax, or an epsilon to a norm, shows at some."""
 
 _MUCH = 1e-3
 """The most that passes as rounding of float32, relative to the largest output."""
@@ -38,9 +42,10 @@ def probe(example: Example, seed: int = 0) -> Example:
         if not isinstance(value, torch.Tensor):
             return value
         device = "cpu" if value.is_meta else value.device
-        if value.is_floating_point() or value.is_complex():
-            dtype = torch.complex64 if value.is_complex() else torch.float32
-            drawn = torch.randn(value.shape, generator=generator, dtype=dtype)
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+        if value.is_complex():
+            drawn = torch.randn(value.shape, generator=generator, dtype=torch.complex64)
             return drawn.to(device, value.dtype)
         if value.is_meta:
             return torch.randint(1, 3, value.shape, generator=generator).to(value.dtype)
@@ -49,11 +54,50 @@ def probe(example: Example, seed: int = 0) -> Example:
     return pytree.tree_map(draw, example)  # type: ignore[no-any-return]
 
 
+def probes(example: Example) -> list[Example]:
+    """Return the inputs that forms of a model are compared on.
+
+    Random ones of unit scale come first, then those of other scales, then the caller's example
+    where it has values. Integers are the example's in all of them.
+    """
+    leaves = [x for x in pytree.tree_leaves(example) if isinstance(x, torch.Tensor)]
+    drawn = probe(example)
+    found = [drawn]
+    if any(x.is_floating_point() or x.is_complex() for x in leaves):
+        found += [_scaled(drawn, scale) for scale in SCALES if scale != 1]
+        found += [] if any(x.is_meta for x in leaves) else [example]
+    return found
+
+
+def _scaled(inputs: Example, scale: float) -> Example:
+    def multiply(value: Any) -> Any:
+        inexact = isinstance(value, torch.Tensor) and (
+            value.is_floating_point() or value.is_complex()
+        )
+        return value * scale if inexact else value
+
+    return pytree.tree_map(multiply, inputs)  # type: ignore[no-any-return]
+
+
 def run(model: Callable[..., Any], inputs: Example) -> dict[str, torch.Tensor]:
-    """Run a model and return its floating-point outputs by name."""
-    args, kwargs = inputs
-    with torch.no_grad():
-        return outputs(model(*args, **kwargs))
+    """Run a model and return its floating-point outputs by name; random numbers are the same."""
+    with seeded(SEED):
+        return run_plainly(model, inputs)
+
+
+def run_exactly(module: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Run a model with everything in float64, or in float32 where that is all that fits.
+
+    Returns:
+        All of its outputs, integers too.
+
+    Raises:
+        RuntimeError: Its code doesn't go with that dtype. Models raise other exceptions too.
+    """
+    # Recurrent layers compare the dtype of their weights with that of their input.
+    wide = copy.deepcopy(module).double() if dtype == torch.float64 else module
+    with seeded(SEED):
+        return run_widened(wide, inputs, dtype)
 
 
 @contextmanager
@@ -67,16 +111,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def in_float64(module: nn.Module, inputs: Example) -> tuple[nn.Module, Example]:
-    """Return copies of a module and its inputs with all floats in float64."""
-
-    def widen(value: Any) -> Any:
-        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.double() if floats else value
-
-    return copy.deepcopy(module).double(), pytree.tree_map(widen, inputs)
 
 
 def rounding(module: nn.Module) -> float:
@@ -102,7 +136,7 @@ def rounded_off(found: Outputs, exact: Outputs) -> float:
     Returns:
         Relative to the largest output.
     """
-    lost = [error / scale for error, scale in (_apart(found[n], exact[n]) for n in exact)]
+    lost = [error / scale for error, scale in (_apart(found[n], exact[n]) for n in found)]
     return min(2 * max(lost, default=0.0), _MUCH)
 
 
@@ -111,7 +145,7 @@ def deviation(found: Outputs, expected: Outputs, tolerance: float | None = None)
 
     Args:
         found: Outputs by name.
-        expected: Those that have to be there.
+        expected: Those that have to be there. Integers have to be equal.
         tolerance: The largest difference that passes, relative to the largest output; None for
             what the dtype of the output allows.
 
@@ -119,12 +153,16 @@ def deviation(found: Outputs, expected: Outputs, tolerance: float | None = None)
         None if all the expected ones are there and equal within the tolerance.
     """
     if not expected:
-        return "there are no floating-point outputs to compare"
+        return "there are no outputs to compare"
     for name, want in expected.items():
         got = found.get(name)
         if got is None or got.shape != want.shape:
             shape = None if got is None else tuple(got.shape)
             return f"output '{name}' has shape {shape} instead of {tuple(want.shape)}"
+        if not want.is_floating_point():
+            if not torch.equal(want.cpu(), got.cpu()):
+                return f"output '{name}' has other values"
+            continue
         if not torch.equal(want.isfinite().cpu(), got.isfinite().cpu()):
             return f"output '{name}' is infinite or NaN in other places"
         error, scale = _apart(got, want)

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from graphprune.emit import pruned, reload
 from graphprune.emit.builds import build_on_meta, quiet
 from graphprune.emit.checkpoint import write_weights
 from graphprune.emit.companions import copy_companions
-from graphprune.emit.compare import Example, deviation, evaluating, probe, rounding, run
+from graphprune.emit.compare import evaluating
 from graphprune.emit.config import SolvedConfig, solve_config
+from graphprune.emit.expected import Expected
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
 from graphprune.files import replacing
@@ -63,9 +63,10 @@ def save(slim: Any, path: str | Path) -> None:
             behind then.
     """
     solved = _solve(slim)
-    inputs = probe(slim.program.example)
+    with evaluating(slim.module):  # as a loaded model is
+        expected = Expected.of(slim)
     with replacing(Path(path)) as directory:
-        job = _Job(slim, solved, directory, inputs, _expected(slim.module, inputs))
+        job = _Job(slim, solved, directory, expected)
         _write(job)
         if slim.program.source.path is not None:
             copy_companions(Path(slim.program.source.path), directory)
@@ -80,20 +81,13 @@ class _Job:
         slim: The slim model.
         solved: Its native config, if there is one.
         directory: Where the checkpoint is built.
-        inputs: What to try it on.
-        expected: The slim module's outputs for these inputs.
+        expected: What it has to compute.
     """
 
     slim: Any
     solved: SolvedConfig
     directory: Path
-    inputs: Example
-    expected: Mapping[str, torch.Tensor]
-
-    @property
-    def tolerance(self) -> float:
-        """The difference of the outputs that passes."""
-        return rounding(self.slim.module)
+    expected: Expected
 
     @property
     def model_class(self) -> type[nn.Module]:
@@ -134,12 +128,6 @@ def _solve(slim: Any) -> SolvedConfig:
     )
 
 
-def _expected(module: nn.Module, inputs: Example) -> dict[str, torch.Tensor]:
-    """The outputs in evaluation mode, in which a loaded model is."""
-    with evaluating(module):
-        return run(module, inputs)
-
-
 def _write(job: _Job) -> None:
     """Write the first form that gives the right outputs.
 
@@ -173,7 +161,7 @@ def _write_native(job: _Job) -> list[str]:
         config.save_pretrained(job.directory)
         if len(candidates) > 1:  # only the one that is right is worth a process of its own
             try:
-                wrong = deviation(_expected(_load(job), job.inputs), job.expected, job.tolerance)
+                wrong = job.expected.deviation_of(_load(job))
             except Exception as error:  # whatever a model's code says to odd sizes
                 wrong = f"the model can't be loaded or run: {error}"
             if wrong is not None:
@@ -253,10 +241,11 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
             "class": name,
             "trust_remote_code": trust,
             "attention": job.attention,
+            "dtype": job.expected.dtype_name,
             "inputs": str(inputs),
             "outputs": str(found),
         }
-        torch.save(job.inputs, inputs)
+        torch.save(job.expected.inputs, inputs)
         (scratch / "request.json").write_text(json.dumps(request))
         # -P keeps the working directory off the path; modelling code is cached, and then gone.
         environment = {
@@ -280,5 +269,5 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
             for kind in ("missing", "unexpected", "mismatched")
             if answer[kind]
         ]
-        wrong = deviation(load_file(found), job.expected, job.tolerance)
+        wrong = job.expected.deviation(load_file(found))
     return trouble + ([wrong] if wrong else [])

@@ -10,20 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from graphprune.emit.attributes import find_patch
-from graphprune.emit.compare import (
-    EXACT,
-    Example,
-    Outputs,
-    deviation,
-    in_float64,
-    probe,
-    rounded_off,
-    rounding,
-    run,
-)
 from graphprune.emit.patch import (
     Patch,
     apply_patch,
@@ -36,8 +24,9 @@ from graphprune.emit.patch import (
 from graphprune.emit.trials import Check
 from graphprune.errors import EmitError
 from graphprune.exclusive import one_at_a_time
-from graphprune.masked import run_graph
-from graphprune.verification import affordable_dtype
+
+CALLER = 5
+"""Frames from `build` to the code that asked for `Slim.module`, a cached property."""
 
 
 @one_at_a_time
@@ -52,12 +41,15 @@ def build(slim: Any) -> nn.Module:
         (the source is a graph) or none can be found (with a warning): the slim graph as a module.
     """
     if slim.program.module is not None:
+        name = type(slim.program.module).__name__
         try:
             return _resized(slim)
         except EmitError as error:
+            what = error.what[:1].lower() + error.what[1:].rstrip(".")
+            where = f" ({error.where})" if error.where else ""
             warnings.warn(
-                f"the slim module is the exported graph instead of the original class: {error}",
-                stacklevel=2,
+                f"the slim module is the exported graph instead of {name}: {what}{where}",
+                stacklevel=CALLER,
             )
     module: nn.Module = slim.exported.module()
     return module
@@ -83,10 +75,6 @@ def _resized(slim: Any) -> nn.Module:
         for old, buffer in program.module.named_buffers(remove_duplicate=False)
         if (name := slim_name(old, dropped)) is not None
     }
-    inputs = probe(program.example)
-    expected = run(slim.exported.module(), inputs)
-    exact = _exact_outputs(slim, inputs, expected)
-    lost = 0.0 if exact is None else rounded_off(expected, exact)
 
     def filled(candidate: nn.Module) -> nn.Module:
         if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
@@ -94,13 +82,10 @@ def _resized(slim: Any) -> nn.Module:
         return candidate
 
     def check(candidate: nn.Module) -> bool:
-        tolerance = max(rounding(candidate), lost)
-        if deviation(run(filled(candidate), inputs), expected, tolerance) is not None:
-            return False
-        return exact is None or _is_exact(candidate, inputs, exact, max(EXACT, lost))
+        return slim.judge.accepts(filled(candidate))
 
     def strict(candidate: nn.Module) -> bool:
-        return check(candidate) and _plainly(candidate, inputs, expected, lost)
+        return check(candidate) and _plainly(candidate, check)
 
     module: nn.Module | None = None
     failure: EmitError | None = None
@@ -111,7 +96,7 @@ def _resized(slim: Any) -> nn.Module:
         except EmitError as error:
             failure = failure or error
             continue
-        if not _plainly(module, inputs, expected, lost):
+        if not _plainly(module, check):
             # Some size that fused attention doesn't read is wrong.
             with suppress(EmitError):
                 module = _native_sizes(_applied(blank, find(strict)), native, strict)
@@ -126,28 +111,6 @@ def _resized(slim: Any) -> nn.Module:
     }
     assign(module, slim.weights, buffers, dense)
     return module
-
-
-def _exact_outputs(slim: Any, inputs: Example, expected: Outputs) -> Outputs | None:
-    """What the slim graph computes in float64; None where that doesn't fit into memory.
-
-    In the model's own dtype a small error of a module looks like rounding.
-    """
-    exported = slim.exported
-    if not isinstance(exported, ExportedProgram) or affordable_dtype(slim.program) != torch.float64:
-        return None
-    values = run_graph(exported, slim.weights, inputs, torch.float64, aliases=slim.aliases)
-    floats = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    return dict(zip(expected, floats, strict=True)) if len(floats) == len(expected) else None
-
-
-def _is_exact(module: nn.Module, inputs: Example, expected: Outputs, tolerance: float) -> bool:
-    wide, wide_inputs = in_float64(module, inputs)
-    try:
-        found = run(wide, wide_inputs)
-    except RuntimeError:  # its code names a dtype: the comparison in its own has to do
-        return True
-    return deviation(found, expected, tolerance) is None
 
 
 def _applied(blank: nn.Module, patch: Patch) -> nn.Module:
@@ -174,7 +137,7 @@ def _native_sizes(module: nn.Module, native: nn.Module | None, check: Check) -> 
         return module
 
 
-def _plainly(module: nn.Module, inputs: Example, expected: Outputs, lost: float) -> bool:
+def _plainly(module: nn.Module, check: Check) -> bool:
     """Whether the outputs are right as well where attention isn't a fused operator.
 
     Decoding with a mask and exporting take that way through the code. True for models without it.
@@ -187,8 +150,7 @@ def _plainly(module: nn.Module, inputs: Example, expected: Outputs, lost: float)
     for config in found.values():
         config._attn_implementation = "eager"
     try:
-        tolerance = max(rounding(module), lost)
-        return not found or deviation(run(module, inputs), expected, tolerance) is None
+        return not found or check(module)
     except Exception:  # anything that a model's code raises on wrong sizes
         return False
     finally:

@@ -15,8 +15,8 @@ from torch.export.graph_signature import InputKind
 from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
-from graphprune.frontends.decompose import decompose
 from graphprune.exclusive import one_at_a_time
+from graphprune.frontends.decompose import decompose
 from graphprune.frontends.functional import functional
 from graphprune.program import Program, Source
 

@@ -363,6 +363,9 @@ ATEN.add("aten.conv_transpose3d", _convolution)
 
 @rule("scaled_dot_product_attention")
 def _attention(ctx: Context, op: Operator) -> Dims:
+    if op.get("dropout_p"):  # a number for every weight of the attention
+        for e in (*_dims(op, "query")[:-1], *_dims(op, "key")[:-1]):
+            ctx.freeze(e, pointwise.RANDOM)
     return contraction.attention(
         ctx,
         _dims(op, "query"),

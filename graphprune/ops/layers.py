@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from graphprune.axes import Dims
 from graphprune.ops import contraction, recurrent
 from graphprune.ops.context import Context, Operand, Operator, RuleError, Size
-from graphprune.ops.pointwise import broadcast, wrap
+from graphprune.ops.pointwise import RANDOM, broadcast, drawn, wrap
 from graphprune.ops.registry import ATEN
 
 rule = ATEN.rule
@@ -31,7 +31,7 @@ def _dropout(ctx: Context, op: Operator) -> list[Dims]:
     x = op.operands[0].dims
     if op.get("train", op.get("training")):
         for e in x:
-            ctx.freeze(e, "random numbers")
+            ctx.freeze(e, RANDOM)
     return [x for _ in op.results]
 
 
@@ -96,13 +96,33 @@ def _embedding_bag(ctx: Context, op: Operator) -> list[Dims]:
     return found
 
 
-@rule("randn_like", "rand_like", "randint_like", "bernoulli", "normal", "poisson")
+@rule(
+    "randn_like",
+    "rand_like",
+    "randint_like",
+    "bernoulli",
+    "normal",
+    "normal_functional",
+    "poisson",
+    "uniform",
+    "exponential",
+    "cauchy",
+    "log_normal",
+    "geometric",
+    "random",
+    "multinomial",
+    "binomial",
+    "_standard_gamma",
+    "_sample_dirichlet",
+)
 def _random(ctx: Context, op: Operator) -> Dims:
-    """Random numbers of the shape of a tensor: a slim model would draw others."""
-    x = op.operands[0].dims
-    for e in x:
-        ctx.freeze(e, "random numbers")
-    return x
+    """Random numbers for every element: a slim model would draw others."""
+    for operand in op.operands:
+        for e in operand.dims:
+            ctx.freeze(e, RANDOM)
+    first = op.operands[0].dims if op.operands else ()
+    same = [e.size for e in first] == [size.size for size in op.out]
+    return first if same else drawn(ctx, op)
 
 
 @rule("cosine_similarity")

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from graphprune.axes import UNIT, Dims, Expr, atoms, product
 from graphprune.ops.context import Context, Minimum, Operand, Operator, Sizes
 
+RANDOM = "random numbers"
+"""Why an axis stays that random numbers are drawn along."""
+
 # Nonlinearities that make a width of features: without one, two linear maps around it are one.
 ACTIVATIONS = frozenset(
     f"aten.{_name}"
@@ -144,7 +147,7 @@ def uniform(ctx: Context, op: Operator) -> Dims:
 
 def drawn(ctx: Context, op: Operator) -> Dims:
     """A new tensor of random numbers: those at the places that stay would be others."""
-    return tuple(ctx.fresh(size, "random numbers") for size in op.out)
+    return tuple(ctx.fresh(size, RANDOM) for size in op.out)
 
 
 def opaque(ctx: Context, op: Operator, why: str) -> list[Dims]:

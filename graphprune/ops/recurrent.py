@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from graphprune.axes import Dims, Expr, concat, product
 from graphprune.ops.context import Context, Minimum, Operand, Operator, RuleError
+from graphprune.ops.pointwise import RANDOM
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -30,6 +31,8 @@ def layers(ctx: Context, op: Operator) -> list[Dims]:
         for a, b in zip(begin[1:-1], x[1 - time : 2 - time], strict=False):
             ctx.unify(a, b)  # the batch
     hidden = (memory or state)[-1]
+    if op.get("train") and op.get("dropout"):
+        ctx.freeze(state[-1], RANDOM)
     projected = hidden.size != state[-1].size
     if projected:  # torch tells projections from none by comparing the two sizes
         ctx.typing.minima.append(Minimum(hidden, state[-1].size + 1, above=state[-1]))

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import fx
@@ -36,6 +36,9 @@ from graphprune.rewrite.graph import (
 )
 from graphprune.rewrite.renumber import shifted, shifts_of
 from graphprune.rewrite.weights import SlicedWeights
+
+if TYPE_CHECKING:
+    from graphprune.emit.judge import Judge
 
 Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
 _WRITERS = {"onnx-decoder": "decoder"}
@@ -213,10 +216,26 @@ class Slim:
 
     @cached_property
     def module(self) -> torch.nn.Module:
-        """The slim model as a module with the signature of the source."""
+        """The slim model as a module with the signature of the source; see `form`."""
         from graphprune.emit.module import build
 
         return build(self)
+
+    @property
+    def form(self) -> Literal["class", "graph"]:
+        """What `module` is: one of the source's class, or the exported graph as a module.
+
+        The latter where the source is a file, and where no sizes of the class compute what the
+        graph computes, such as where its code takes a factor from a size that has changed.
+        """
+        return "class" if type(self.module) is type(self.program.module) else "graph"
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What other forms of the slim model are compared with."""
+        from graphprune.emit.judge import Judge
+
+        return Judge(self)
 
     def size_hints(self) -> dict[str, list[tuple[int, int]]]:
         """Changed sizes of the values that each module computes: path to (old, new) pairs.

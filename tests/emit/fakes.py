@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.emit.judge import Judge
 from graphprune.emit.module import build
 from graphprune.emit.patch import named_tensors
+from graphprune.frontends.hf import traceable
 
 
 @dataclass
@@ -33,9 +37,22 @@ class FakeSlim:
     def shapes(self):
         return {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
 
-    @property
+    @cached_property
     def exported(self):
-        return SimpleNamespace(module=lambda: self.reference)
+        source = self.program.source
+        with traceable(self.reference) if source else nullcontext():
+            exported = torch.export.export(self.reference, *self.program.example, strict=False)
+        exported.module = lambda: self.reference
+        self.program.exported = exported  # its inputs are those of the dense one
+        return exported
+
+    @cached_property
+    def judge(self):
+        return Judge(self)
+
+    @property
+    def aliases(self):
+        return {}
 
     @property
     def plan(self):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
 import graphprune as gp
 from graphprune.emit import hf, pruned
-from graphprune.emit.compare import TOLERANCE, deviation, probe, run
+from graphprune.emit.compare import TOLERANCE, probe, run
 from graphprune.frontends.hf import traceable
 from zoo.case import check
 from zoo.expected_pretrained import MODELS
@@ -46,8 +46,7 @@ def _same_process(monkeypatch):
     """Saving opens the checkpoint in a process of its own; `emit` tests that, it takes seconds."""
 
     def reopen(job: Any, module: str, name: str, *, trust: bool) -> list[str]:
-        found = run(opened(job.directory), job.inputs)
-        wrong = deviation(found, job.expected)
+        wrong = job.expected.deviation_of(opened(job.directory))
         return [wrong] if wrong else []
 
     monkeypatch.setattr(hf, "_reopen", reopen)
