@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphprune.errors import LoadError, VerifyError
+from graphprune.frontends.pt2 import open_exported
 from graphprune.frontends.weights import map_checkpoint
 
 TRANSPOSED = "^T"
@@ -52,7 +53,8 @@ def check_written(
     if form.startswith("onnx"):
         return _check_onnx(path, weights)
     total = 0
-    stored = read_weights(path, {n: (n, *names.get(n, ())) for n in weights})
+    # We have written it just now.
+    stored = read_weights(path, {n: (n, *names.get(n, ())) for n in weights}, trust=True)
     for name, weight in weights.items():
         wanted, count = _zeros(weight), _zeros(stored[name])
         if count != wanted or not torch.equal(stored[name], weight):
@@ -61,17 +63,24 @@ def check_written(
     return Found(total, {})
 
 
-def read_weights(path: Path, names: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
+def read_weights(
+    path: Path, names: Mapping[str, Iterable[str]], *, trust: bool = False
+) -> dict[str, Tensor]:
     """Weights of a checkpoint directory or a ``.pt2`` file; those of a directory are mapped.
 
     Args:
         path: it.
         names: name to the names that the weight may be stored under.
+        trust: whether a ``.pt2`` file may run code.
 
     Raises:
         LoadError: it can't be read, or lacks one.
     """
-    state = torch.export.load(path).state_dict if path.suffix == ".pt2" else map_checkpoint(path)
+    state: Mapping[str, Tensor]
+    if path.suffix == ".pt2":
+        state = open_exported(path, trust=trust).state_dict
+    else:
+        state = map_checkpoint(path)
     found = {}
     for name, others in names.items():
         stored = next((n for n in others if n in state), None)
