@@ -46,6 +46,7 @@ def verify_output(
     weights: Path | None = None,
     *,
     progress: Callable[[str], None],
+    trust: bool = False,
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
@@ -57,6 +58,7 @@ def verify_output(
         source: the dense model; None takes the one that the report names, with its weights.
         weights: the file with the weights of a factory's module.
         progress: told of each stage.
+        trust: whether checkpoints and ``.pt2`` files may run code of their own.
 
     Returns:
         File name to the largest absolute difference.
@@ -72,7 +74,7 @@ def verify_output(
     if source is None:
         source, recorded = _source(output)
         weights = weights or recorded
-    program = load(source, weights)
+    program = load(source, weights, trust=trust)
     plan.bind(program)
     report = _report(output)
     refits = report.get("refits") or {}
@@ -82,7 +84,7 @@ def verify_output(
     errors = {}
     for path in models:
         progress(f"checking {path.name}")
-        program = _with_written(dense, plan, path, refits, report.get("masks") or {})
+        program = _with_written(dense, plan, path, refits, report.get("masks") or {}, trust)
         if not isinstance(program, Program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
@@ -91,7 +93,7 @@ def verify_output(
         if path.suffix == ".onnx":
             errors[path.name] = _verify_onnx(program, plan, path)
             continue
-        written = load_traced(path)
+        written = load_traced(path, trust=trust)
         certificate = verify(program, plan, _Written(written.exported, _weights(written)))
         certificate.raise_if_failed()
         errors[path.name] = certificate.max_abs_error
@@ -145,6 +147,7 @@ def _with_written(
     path: Path,
     refits: Mapping[str, Any],
     masks: Mapping[str, Any],
+    trust: bool,
 ) -> BaseProgram:
     """The dense model with those weights of a written one that were given new values.
 
@@ -154,6 +157,7 @@ def _with_written(
         path: of the written model.
         refits: of the report; empty where nothing was refitted.
         masks: likewise.
+        trust: whether the written model may run code of its own.
 
     Raises:
         LoadError: they can't be found.
@@ -189,7 +193,7 @@ def _with_written(
         tied: dict[str, list[str]] = {name: [name] for name in wanted}
         for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
             tied.get(name, []).append(alias)
-        found = read_weights(path, tied)
+        found = read_weights(path, tied, trust=trust)
     for name in wanted:
         if name not in found:
             raise LoadError(

@@ -208,19 +208,27 @@ def too_short(
     )
 
 
-def load_tokenizer(directory: Path) -> Any | None:
+def load_tokenizer(directory: Path, *, trust: bool = False) -> Any | None:
     """Returns the tokenizer of a checkpoint directory, or None if it has none.
 
+    Args:
+        directory: It.
+        trust: Whether code in the directory may be run.
+
     Raises:
-        LoadError: It has one that transformers can't open.
+        LoadError: It has one that transformers can't open, or that needs code which isn't trusted.
     """
     patterns = ("tokenizer*.json", "vocab*", "*.model", "*.tiktoken")
     if not any(found for pattern in patterns for found in directory.glob(pattern)):
         return None
     from transformers import AutoTokenizer
 
+    from graphprune.frontends.own_code import open_part
+
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return open_part(AutoTokenizer, directory, "the tokenizer", trust=trust)
+    except LoadError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise LoadError(
             "transformers can't open the tokenizer",

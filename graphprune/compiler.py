@@ -31,6 +31,7 @@ from graphprune.formats import check_formats, form_written, native_form, shown, 
 from graphprune.frontends import load
 from graphprune.frontends.factory import file_of
 from graphprune.frontends.module import trace
+from graphprune.frontends.weights import find_pickles
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
@@ -70,6 +71,7 @@ def compile(
     resume: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    trust: bool = False,
 ) -> Report:
     """Prune a model and write it.
 
@@ -95,6 +97,7 @@ def compile(
             to the same files; begin if there is none.
         example: example inputs of a module: positional, or by keyword.
         weights: a safetensors file with the state dict of a factory's module.
+        trust: whether a checkpoint or a ``.pt2`` file may run code of its own.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
@@ -105,7 +108,7 @@ def compile(
     target = None if dry_run else Target.of(output, settled, overwrite, on_disk)
     run = _Run(settled, progress or (lambda stage: None))
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights), settled.names)
+        program = named(_open(source, example, weights, trust), settled.names)
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
     check_masks(program, settled)
@@ -426,9 +429,10 @@ def _open(
     source: str | Path | torch.nn.Module | BaseProgram,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
     weights: str | Path | None,
+    trust: bool,
 ) -> BaseProgram:
     if isinstance(source, str | Path):
-        return load(source, weights)
+        return load(source, weights, trust=trust)
     if weights is not None:
         raise LoadError("weights from a file go with module:factory", where=str(weights))
     if isinstance(source, BaseProgram):
@@ -449,9 +453,7 @@ def _check_weights(program: BaseProgram) -> None:
     for name in sorted(program.trainable):
         weight = program.weights[name]
         if weight.is_meta:
-            raise LoadError(
-                "the model has no weights", where=name, hint="only inspect and dry runs need none"
-            )
+            raise _without_weights(program, name)
         broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
         if broken:
             raise LoadError(
@@ -460,6 +462,21 @@ def _check_weights(program: BaseProgram) -> None:
                 why=f"{broken} of {weight.numel()} are NaN or infinite",
                 hint="repair the checkpoint",
             )
+
+
+def _without_weights(program: BaseProgram, name: str) -> LoadError:
+    path = program.source.path if isinstance(program, Program) and program.source else None
+    pickles = find_pickles(path) if path is not None else []
+    if pickles:
+        return LoadError(
+            "the checkpoint's weights are pickles, which are not opened",
+            where=str(pickles[0]),
+            why="a pickle may run code; there are no safetensors files beside it",
+            hint="save the model again with save_pretrained, which writes safetensors",
+        )
+    return LoadError(
+        "the model has no weights", where=name, hint="only inspect and dry runs need none"
+    )
 
 
 def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:

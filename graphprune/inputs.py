@@ -86,7 +86,7 @@ def tokenizer_of(program: BaseProgram) -> Any | None:
     source = program.source if isinstance(program, Program) else None
     if source is None or source.path is None:
         return None
-    return load_tokenizer(source.path)
+    return load_tokenizer(source.path, trust=source.trust)
 
 
 def _bound(node: fx.Node) -> int | None:

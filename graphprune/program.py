@@ -91,11 +91,13 @@ class Source:
         path: its directory, or None for a module in memory.
         config: its configuration object.
         model_class: the transformers class that was built.
+        trust: whether code in the directory may be run.
     """
 
     path: Path | None
     config: Any
     model_class: type[torch.nn.Module]
+    trust: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphprune.errors import LoadError, VerifyError
 from graphprune.exclusive import one_at_a_time
+from graphprune.frontends.pt2 import open_exported
 from graphprune.frontends.weights import map_checkpoint
 
 TRANSPOSED = "^T"
@@ -53,7 +54,8 @@ def check_written(
     if form.startswith("onnx"):
         return _check_onnx(path, weights)
     total = 0
-    stored = read_weights(path, {n: (n, *names.get(n, ())) for n in weights})
+    # We have written it just now.
+    stored = read_weights(path, {n: (n, *names.get(n, ())) for n in weights}, trust=True)
     for name, weight in weights.items():
         wanted, count = _zeros(weight), _zeros(stored[name])
         if count != wanted or not torch.equal(stored[name], weight):
@@ -63,17 +65,24 @@ def check_written(
 
 
 @one_at_a_time
-def read_weights(path: Path, names: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
+def read_weights(
+    path: Path, names: Mapping[str, Iterable[str]], *, trust: bool = False
+) -> dict[str, Tensor]:
     """Weights of a checkpoint directory or a ``.pt2`` file; those of a directory are mapped.
 
     Args:
         path: it.
         names: name to the names that the weight may be stored under.
+        trust: whether a ``.pt2`` file may run code.
 
     Raises:
         LoadError: it can't be read, or lacks one.
     """
-    state = torch.export.load(path).state_dict if path.suffix == ".pt2" else map_checkpoint(path)
+    state: Mapping[str, Tensor]
+    if path.suffix == ".pt2":
+        state = open_exported(path, trust=trust).state_dict
+    else:
+        state = map_checkpoint(path)
     found = {}
     for name, others in names.items():
         stored = next((n for n in others if n in state), None)

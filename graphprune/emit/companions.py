@@ -32,7 +32,7 @@ _MODULES = "modules.json"
 _SENTENCES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 
 
-def copy_companions(source: Path, directory: Path) -> None:
+def copy_companions(source: Path, directory: Path, *, code: bool = False) -> None:
     """Copy what stands beside a model.
 
     The modules of sentence-transformers (pooling, normalisation, dense layers) read the outputs of
@@ -41,8 +41,11 @@ def copy_companions(source: Path, directory: Path) -> None:
     Args:
         source: the dense checkpoint.
         directory: the new one.
+        code: whether to copy the code that the checkpoint brings along, too.
     """
     _copy(source, directory, _COPIED)
+    if code:
+        copy_code(source, directory)
     modules = _modules(source)
     if modules is None:
         return
@@ -50,6 +53,11 @@ def copy_companions(source: Path, directory: Path) -> None:
     for module in modules:
         new = directory / module.relative_to(source)
         shutil.copytree(module, new, dirs_exist_ok=True)
+
+
+def copy_code(source: Path, directory: Path) -> None:
+    """Copy the code that a checkpoint brings along, whose classes its configuration names."""
+    _copy(source, directory, ("*.py",))
 
 
 def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:

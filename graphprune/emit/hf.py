@@ -25,13 +25,14 @@ from transformers import PretrainedConfig
 from graphprune.emit import pruned, reload
 from graphprune.emit.builds import build_on_meta, quiet
 from graphprune.emit.checkpoint import write_weights
-from graphprune.emit.companions import copy_companions
+from graphprune.emit.companions import copy_code, copy_companions
 from graphprune.emit.compare import evaluating
 from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.expected import Expected
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
 from graphprune.files import replacing
+from graphprune.frontends.own_code import auto_class, is_own
 
 PLAN = "graphprune_plan.json"
 
@@ -69,7 +70,8 @@ def save(slim: Any, path: str | Path) -> None:
         job = _Job(slim, solved, directory, expected)
         _write(job)
         if slim.program.source.path is not None:
-            copy_companions(Path(slim.program.source.path), directory)
+            own = is_own(job.model_class)
+            copy_companions(Path(slim.program.source.path), directory, code=own)
         (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
 
 
@@ -167,7 +169,10 @@ def _write_native(job: _Job) -> list[str]:
             if wrong is not None:
                 trouble = trouble or wrong
                 continue
-        return _reopen(job, job.model_class.__module__, job.model_class.__name__, trust=False)
+        if not is_own(job.model_class):
+            return _reopen(job, job.model_class.__module__, job.model_class.__name__, trust=False)
+        copy_code(Path(job.slim.program.source.path), job.directory)
+        return _reopen(job, "transformers", auto_class(config, job.model_class), trust=True)
     return [trouble]
 
 
@@ -175,6 +180,8 @@ def _write_self_contained(job: _Job) -> list[str]:
     """Write config with patch, modelling file and weights; return what is wrong with them."""
     if not isinstance(job.slim.module, job.model_class):
         return ["the slim module is a graph, not a resized instance of the original class"]
+    if is_own(job.model_class):
+        return ["the class is in the checkpoint's own code, which only its config can resize"]
     config, patch = _patched(job)
     blank = build_on_meta(job.model_class, config)
     apply_patch(blank, patch)

@@ -33,7 +33,7 @@ def outputs(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 
     Args:
         value: A tensor, or a nest of mappings, sequences and dataclasses; other objects (caches)
-            are skipped. Complex numbers become pairs of real ones.
+            are skipped.
         name: What the names begin with.
     """
     if isinstance(value, torch.Tensor):

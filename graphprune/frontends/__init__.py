@@ -9,19 +9,24 @@ from graphprune.frontends.factory import is_factory
 from graphprune.program import BaseProgram, Program
 
 
-def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
+def load(
+    source: str | Path, weights: str | Path | None = None, *, trust: bool = False
+) -> BaseProgram:
     """Open a model: a Hugging Face directory, a hub id, a ``.pt2`` or ``.onnx`` file, or own code.
 
     Args:
         source: path, hub id, ``package.module:factory`` or ``path/to/file.py:factory``; see
             `graphprune.frontends.factory.load_factory` for what a factory returns.
         weights: a safetensors file with the state dict of a factory's module.
+        trust: whether a checkpoint or a ``.pt2`` file may run code of its own; one that would is
+            refused otherwise. A factory is code, and always runs.
 
     Returns:
         A `Program` of a PyTorch model, an `OnnxProgram` of an ONNX file.
 
     Raises:
-        LoadError: the source is missing, damaged or of an unknown kind.
+        LoadError: the source is missing, damaged or of an unknown kind, or has code that isn't
+            trusted.
         TraceError: torch.export can't capture the model.
     """
     path = Path(source)
@@ -29,10 +34,12 @@ def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
         from graphprune.onnx_program import load_onnx
 
         return load_onnx(path)
-    return load_traced(source, weights)
+    return load_traced(source, weights, trust=trust)
 
 
-def load_traced(source: str | Path, weights: str | Path | None = None) -> Program:
+def load_traced(
+    source: str | Path, weights: str | Path | None = None, *, trust: bool = False
+) -> Program:
     """Open a PyTorch model; as `load`, but for ONNX files.
 
     Raises:
@@ -53,28 +60,27 @@ def load_traced(source: str | Path, weights: str | Path | None = None) -> Progra
     if path.suffix == ".pt2":
         from graphprune.frontends.pt2 import load_pt2
 
-        return load_pt2(path)
+        return load_pt2(path, trust=trust)
     from graphprune.frontends.hf import load_checkpoint
 
     if path.is_dir():
-        return load_checkpoint(path)
+        return load_checkpoint(path, trust=trust)
     if path.exists():
         raise LoadError(
             "a file of an unknown kind",
             where=str(path),
             hint="give a checkpoint directory, a hub id, a .pt2 or .onnx file, or file.py:factory",
         )
-    return load_checkpoint(_download(str(source)))
+    return load_checkpoint(_download(str(source), trust), trust=trust)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, trust: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        found = snapshot_download(
-            hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        )
+        found = snapshot_download(hub_id, allow_patterns=[*wanted, "*.py"] if trust else wanted)
     except HFValidationError as error:
         raise LoadError("no such file or directory", where=hub_id, hint="check the path") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

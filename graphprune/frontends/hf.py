@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,35 @@ from graphprune.errors import LoadError
 from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.module import trace
+from graphprune.frontends.own_code import (
+    check_local,
+    named_code,
+    untrusted,
+    without_code,
+    without_kernels,
+)
 from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import PACKED, has_weights, map_checkpoint
 from graphprune.program import Program, Source
 
 
 @one_at_a_time
-def load_checkpoint(path: Path) -> Program:
+def load_checkpoint(path: Path, *, trust: bool = False) -> Program:
     """Trace the model of a checkpoint directory.
 
     The configuration decides the class. Weights stay in their memory-mapped files until they are
     used; a directory without weights can be inspected and planned for, but not applied.
 
+    Args:
+        path: the directory.
+        trust: whether code in the directory may be run.
+
     Raises:
-        LoadError: the directory is no checkpoint that transformers can open.
+        LoadError: the directory is no checkpoint that transformers can open, or needs code of its
+            own that isn't trusted.
         TraceError: torch.export can't capture the model.
     """
-    config, model_class = checkpoint_class(path)
+    config, model_class = checkpoint_class(path, trust=trust)
     if has_weights(path):
         model = build(path, config, model_class)
         device = "cpu"
@@ -40,21 +53,29 @@ def load_checkpoint(path: Path) -> Program:
             model = construct(model_class, config, path)
         device = "meta"
     model.eval()
-    source = Source(path=path, config=config, model_class=model_class)
+    source = Source(path=path, config=config, model_class=model_class, trust=trust)
     return trace_model(model, source, device)
 
 
-def checkpoint_class(path: Path) -> tuple[Any, Any]:
+def checkpoint_class(path: Path, *, trust: bool = False) -> tuple[Any, Any]:
     """The configuration of a checkpoint directory and the class of its model.
 
+    Args:
+        path: the directory.
+        trust: whether code in the directory may be run.
+
     Raises:
-        LoadError: the directory is no checkpoint that transformers can open.
+        LoadError: the directory is no checkpoint that transformers can open, or needs code of its
+            own that isn't trusted.
     """
-    config = _config(path)
-    return config, _model_class(config, path)
+    code = named_code(path / "config.json")
+    config = without_kernels(_config(path, code, trust))
+    own = _own_class(config, path, code) if trust else None
+    found = own or _model_class(config, path, code)
+    return config if own else without_code(config), found
 
 
-def _config(path: Path) -> Any:
+def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
@@ -64,9 +85,14 @@ def _config(path: Path) -> Any:
             why="it has no config.json",
             hint="give a directory that save_pretrained wrote, a .pt2 file, or module:factory",
         )
+    if trust:
+        check_local(path, {k: v for k, v in code.items() if k == "AutoConfig"})
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with redirect_stdout(sys.stderr):  # what the code prints is no result of ours
+            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if not trust and "AutoConfig" in code and isinstance(error, ValueError):
+            raise untrusted(path / "config.json", "the configuration", code) from error
         raise LoadError(
             "transformers can't read the configuration",
             where=str(path / "config.json"),
@@ -75,7 +101,37 @@ def _config(path: Path) -> Any:
         ) from error
 
 
-def _model_class(config: Any, path: Path) -> Any:
+def _own_class(config: Any, path: Path, code: Mapping[str, str]) -> Any | None:
+    """The class in a checkpoint's own code; None if it is of transformers or of ours.
+
+    Raises:
+        LoadError: the code isn't in the directory, or can't be imported.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    from graphprune.emit.pruned import KEY
+
+    models = {k: v for k, v in code.items() if k.startswith("AutoModel")}
+    if not models or getattr(config, KEY, None) is not None:
+        return None
+    names = list(config.architectures or [])
+    named = [v for v in models.values() if v.rpartition(".")[2] in names]
+    check_local(path, models)
+    try:
+        with redirect_stdout(sys.stderr):
+            return get_class_from_dynamic_module(
+                named[0] if named else next(iter(models.values())), path, local_files_only=True
+            )
+    except Exception as error:  # whatever somebody's code raises
+        raise LoadError(
+            "the checkpoint's own code can't be imported",
+            where=str(path),
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            hint="it may need packages that aren't installed, or another transformers",
+        ) from error
+
+
+def _model_class(config: Any, path: Path, code: Mapping[str, str]) -> Any:
     import transformers
 
     from graphprune.emit.pruned import class_of
@@ -85,9 +141,11 @@ def _model_class(config: Any, path: Path) -> Any:
         return pruned
     names = list(config.architectures or [])
     for name in names:
-        found = getattr(transformers, name, None)
-        if found is not None:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
+    if any(kind.startswith("AutoModel") for kind in code):
+        raise untrusted(path / "config.json", "the model", code)
     if names:
         raise LoadError(
             f"transformers has no class {names[0]}",

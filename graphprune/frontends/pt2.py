@@ -12,20 +12,42 @@ from torch.export import ExportedProgram
 from graphprune.errors import LoadError
 from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.module import assemble
+from graphprune.frontends.pt2_check import check_pt2
 from graphprune.program import Program
 
 
 @one_at_a_time
-def load_pt2(path: Path) -> Program:
+def load_pt2(path: Path, *, trust: bool = False) -> Program:
     """Open an exported program.
 
+    Args:
+        path: the file.
+        trust: whether it may run code; see `open_exported`.
+
     Raises:
-        LoadError: the file is missing, damaged, or of a version that this torch can't read.
+        LoadError: the file is missing, damaged, of a version that this torch can't read, or may
+            run code.
+    """
+    return from_exported(open_exported(path, trust=trust))
+
+
+@one_at_a_time
+def open_exported(path: Path, *, trust: bool = False) -> ExportedProgram:
+    """Read a ``.pt2`` file, after `graphprune.frontends.pt2_check` has let it pass.
+
+    Args:
+        path: the file.
+        trust: have PyTorch open it without looking at it first. It may run code then.
+
+    Raises:
+        LoadError: see `load_pt2`.
     """
     if not path.is_file():
         raise LoadError("no such file", where=str(path))
+    if not trust:
+        check_pt2(path)
     try:
-        exported = torch.export.load(path)
+        return torch.export.load(path)
     except Exception as error:  # a damaged archive surfaces as many kinds of error
         raise LoadError(
             "torch.export can't open the file",
@@ -33,11 +55,13 @@ def load_pt2(path: Path) -> Program:
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
             hint="save it again with torch.export.save",
         ) from error
-    return from_exported(exported)
 
 
 def from_exported(exported: ExportedProgram) -> Program:
-    """The program of an exported one, which stays as it is."""
+    """The program of an exported one, which stays as it is.
+
+    Of checks of its inputs that are written as code, none is taken over.
+    """
     example: Any = exported.example_inputs or ((), {})
     return assemble(_copied(exported), None, _tied(exported), (tuple(example[0]), dict(example[1])))
 

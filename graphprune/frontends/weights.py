@@ -67,6 +67,14 @@ def has_weights(directory: Path) -> bool:
     return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
 
 
+def find_pickles(directory: Path) -> list[Path]:
+    """The files of a checkpoint that hold weights as a pickle, which nothing here opens."""
+    return sorted(
+        file for pattern in ("pytorch_model*.bin", "*.pth", "*.ckpt")
+        for file in directory.glob(pattern)
+    )  # fmt: skip
+
+
 def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint as views of its memory-mapped files; packed ones unpacked.
 

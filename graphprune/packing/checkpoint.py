@@ -30,6 +30,7 @@ from graphprune.frontends.hf import (
     construct,
     tied_names,
 )
+from graphprune.frontends.own_code import is_own
 from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import (
     FLATTENED,
@@ -55,12 +56,18 @@ _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
 @one_at_a_time
 def pack_checkpoint(
-    source: Path, output: Path, format: str, tokens: tuple[int, ...], progress: Any
+    source: Path,
+    output: Path,
+    format: str,
+    tokens: tuple[int, ...],
+    progress: Any,
+    *,
+    trust: bool = False,
 ) -> Packing:
     """See `graphprune.packing.pack`."""
     check_format(format)
     progress("reading the checkpoint")
-    config, model_class = checkpoint_class(source)
+    config, model_class = checkpoint_class(source, trust=trust)
     _check_plain(config, source)
     if not has_weights(source):
         raise LoadError(
@@ -107,7 +114,7 @@ def pack_checkpoint(
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
-        copy_companions(source, directory)
+        copy_companions(source, directory, code=is_own(model_class))
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
         notes = {TURNED: turned, FLATTENED: flattened}
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
@@ -133,12 +140,18 @@ def linear_weights(model: nn.Module) -> dict[str, str]:
 
 @one_at_a_time
 def open_packed(
-    path: Path, format: str, tokens: tuple[int, ...], device: torch.device, progress: Any
+    path: Path,
+    format: str,
+    tokens: tuple[int, ...],
+    device: torch.device,
+    progress: Any,
+    *,
+    trust: bool = False,
 ) -> nn.Module:
     """See `graphprune.runtime.model`."""
     check_format(format, (*FORMATS, AUTO, "file", DENSE))
     check_device(device)
-    config, model_class = checkpoint_class(path)
+    config, model_class = checkpoint_class(path, trust=trust)
     _check_plain(config, path)
     state: Mapping[str, Stored]
     if (path / PACKED).is_file():

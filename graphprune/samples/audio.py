@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphprune.errors import LoadError
+from graphprune.frontends.own_code import open_part
 from graphprune.inputs import Input
 from graphprune.program import BaseProgram, Program
 from graphprune.samples.contents import File
@@ -92,15 +93,18 @@ def load_audio(
 
 
 def _extractor(program: BaseProgram, given: Input) -> Any:
-    path = program.source.path if isinstance(program, Program) and program.source else None
+    source = program.source if isinstance(program, Program) else None
+    path = source.path if source else None
     hint = f"give {given.name} as arrays: a .npz or .safetensors file"
-    if path is None or not (Path(path) / "preprocessor_config.json").is_file():
+    if source is None or path is None or not (Path(path) / "preprocessor_config.json").is_file():
         raise LoadError("recordings need a feature extractor, and the model has none", hint=hint)
     import transformers
 
     opened: Any = transformers.AutoFeatureExtractor
     try:
-        return opened.from_pretrained(path, local_files_only=True)
+        return open_part(opened, Path(path), "the feature extractor", trust=source.trust)
+    except LoadError:
+        raise
     except Exception as error:  # what its code raises, and what it can't import
         raise LoadError(
             "transformers can't open the feature extractor",

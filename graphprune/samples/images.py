@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import LoadError
+from graphprune.frontends.own_code import open_part
 from graphprune.inputs import Input
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe_calibration import Calibration
@@ -164,14 +165,21 @@ def _per_channel(values: Sequence[float], channels: int, name: str) -> Tensor:
 
 def _processor(program: BaseProgram) -> Any | None:
     """The image processor of the checkpoint behind a program, if it has one."""
-    path = program.source.path if isinstance(program, Program) and program.source else None
-    if path is None or not any((Path(path) / name).is_file() for name in _PROCESSORS):
+    source = program.source if isinstance(program, Program) else None
+    path = source.path if source else None
+    if (
+        source is None
+        or path is None
+        or not any((Path(path) / name).is_file() for name in _PROCESSORS)
+    ):
         return None
     import transformers
 
     opened: Any = transformers.AutoImageProcessor
     try:
-        return opened.from_pretrained(path, local_files_only=True)
+        return open_part(opened, Path(path), "the image processor", trust=source.trust)
+    except LoadError:
+        raise
     except Exception as error:  # what a processor's code raises, and what it can't import
         raise LoadError(
             "transformers can't open the image processor",

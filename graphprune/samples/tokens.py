@@ -134,7 +134,9 @@ def tokenizer_for(program: BaseProgram, wanted: Calibration) -> Any | None:
     """
     if wanted.tokenizer is None:
         return tokenizer_of(program)
-    found = load_tokenizer(Path(wanted.tokenizer))
+    source = program.source if isinstance(program, Program) else None
+    trust = source is not None and source.trust
+    found = load_tokenizer(Path(wanted.tokenizer), trust=trust)
     if found is None:
         raise LoadError("the directory has no tokenizer", where=wanted.tokenizer)
     return found
