@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from graphprune.calibration import (
     BUILTIN,
+    LINE,
     LINES,
     joined,
     opened,
@@ -15,6 +16,7 @@ from graphprune.calibration import (
     read_lines,
     read_text,
     record_of,
+    too_long,
 )
 from graphprune.errors import LoadError, RecipeError
 from graphprune.frontends.factory import call_own, is_factory
@@ -166,7 +168,10 @@ def _records(path: Path, field: str | None) -> Text | Ids:
 def _list(path: Path, field: str | None) -> list[str | list[int]]:
     """Records of one JSON value: a list of them, or an object with such a list."""
     with opened(path) as file:
-        raw = file.read()
+        raw = file.read(LINE + 1)
+    if len(raw) > LINE:
+        hint = "save it as .jsonl with one record a line, which is read as far as it is needed"
+        raise too_long("the file", str(path), hint)
     try:
         value = parsed(raw.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
