@@ -145,7 +145,7 @@ def _hint(raw: bytes | str) -> str:
     """What to do about a file that is no plan; the files beside plans are known by their look."""
     start = raw[: 1 << 12] if isinstance(raw, str) else raw[: 1 << 12].decode("utf-8", "replace")
     if '"source"' in start and '"fingerprint"' not in start:
-        return "this looks like a report: give plan.json, which lies beside it"
+        return "this looks like a report: give graphprune_plan.json, which lies beside it"
     if not start.lstrip().startswith(("{", "[")):
         return f"{_EXPECTED}; a recipe is given without --plan"
     return _EXPECTED

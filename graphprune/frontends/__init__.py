@@ -6,6 +6,7 @@ from pathlib import Path
 
 from graphprune.errors import LoadError
 from graphprune.frontends.factory import is_factory
+from graphprune.paths import usable
 from graphprune.program import BaseProgram, Program
 
 
@@ -24,7 +25,7 @@ def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
         LoadError: the source is missing, damaged or of an unknown kind.
         TraceError: torch.export can't capture the model.
     """
-    path = Path(source)
+    path = usable(source)
     if path.suffix == ".onnx" and weights is None:
         from graphprune.onnx_program import load_onnx
 
@@ -38,7 +39,7 @@ def load_traced(source: str | Path, weights: str | Path | None = None) -> Progra
     Raises:
         LoadError, TraceError: see `load`.
     """
-    path = Path(source)
+    path = usable(source)
     if is_factory(source):
         from graphprune.frontends.factory import load_factory
 

@@ -19,6 +19,7 @@ from graphprune.frontends.onnx_data import bind_data, check, check_elements
 from graphprune.frontends.onnx_extent import check_extent
 from graphprune.frontends.onnx_packed import unpack_products
 from graphprune.ops.onnx_schemas import register_schemas
+from graphprune.paths import usable
 
 OLDEST_OPSET = 11
 
@@ -46,7 +47,7 @@ def read_onnx(path: Path) -> ir.Model:
         LoadError: the file or its data is missing, damaged, invalid, of another opset, or not to
             be trusted.
     """
-    if not path.is_file():
+    if not usable(path).is_file():
         raise LoadError("no such file", where=str(path))
     register_schemas()
     try:

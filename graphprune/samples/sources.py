@@ -20,6 +20,7 @@ from graphprune.calibration import (
 )
 from graphprune.errors import LoadError, RecipeError
 from graphprune.frontends.factory import call_own, is_factory
+from graphprune.paths import usable
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.arrays import PICKLES, SUFFIXES, ids_of_lists, read_arrays
 from graphprune.samples.contents import Arrays, Content, File, Files, Ids, Own, Text
@@ -58,7 +59,7 @@ def kind_of(source: str) -> Kind:
         return "text"
     if is_factory(source):
         return "function"
-    path = Path(source)
+    path = usable(source)
     if path.is_dir():
         return _kind_of_directory(path)
     suffix = path.suffix.lower()
