@@ -71,8 +71,8 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
     if math.fsum(found.losses) / found.windows > most:
         raise _nonsense(
             f"its perplexity on {found.windows} windows of {found.length} tokens is "
-            f"{found.value:.4g}; by the frequencies of their tokens it may be {math.exp(most):.4g} "
-            f"of {found.vocabulary}, which is guessing: {_WRONG}"
+            f"{found.value:.4g}, and its vocabulary has {found.vocabulary}; by how often each "
+            f"token occurs in them, it should be below {math.exp(most):.4g}: {_WRONG}"
         )
     return found
 

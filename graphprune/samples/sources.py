@@ -28,8 +28,15 @@ from graphprune.samples.datasets import is_dataset, read_dataset
 
 Kind: TypeAlias = Literal["text", "records", "dataset", "arrays", "images", "audio", "function"]
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 AUDIO = (".wav",)
+_OTHERS = {
+    **dict.fromkeys((".gif", ".ppm", ".pgm", ".eps", ".svg", ".heic", ".avif"), "save it as PNG"),
+    **dict.fromkeys((".mp3", ".flac", ".ogg", ".m4a"), "save it as .wav with whole numbers (PCM)"),
+    **dict.fromkeys((".gz", ".zip", ".xz", ".zst", ".bz2", ".tar", ".tgz"), "unpack it"),
+    **dict.fromkeys((".parquet", ".arrow"), "save it as .jsonl, or with datasets.save_to_disk"),
+}
+"""Suffixes of files that would else be taken for text, and what to do with them."""
 
 _OPTIONS: dict[str, tuple[Kind, ...]] = {
     "field": ("records", "dataset"),
@@ -69,6 +76,8 @@ def kind_of(source: str) -> Kind:
             where=source,
             hint="save arrays as .npy, .npz or .safetensors",
         )
+    if suffix in _OTHERS:
+        raise LoadError(f"{suffix} files are not read", where=source, hint=_OTHERS[suffix])
     suffixes: dict[Kind, tuple[str, ...]] = {
         "records": (*LINES, ".json"),
         "arrays": SUFFIXES,
