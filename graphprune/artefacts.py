@@ -20,6 +20,7 @@ from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.masking import slim_names, written_back
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.paths import usable
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import verify
@@ -68,7 +69,7 @@ def verify_output(
         PlanError: the plan doesn't belong to the dense model.
         VerifyError: a written model computes something else.
     """
-    models = _models(output)
+    models = _models(usable(output))
     plan = Plan.load(beside(output, "plan"))
     progress("loading the dense model")
     if source is None:

@@ -10,10 +10,13 @@ import codecs
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError
+from graphprune.strict_json import shown
+from graphprune.tokenising import tokenised
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,9 @@ BUILTIN = "builtin"
 
 READ = 1 << 24
 """Characters, or token ids, that are read of a source; a longer one counts up to there."""
+
+LINE = 1 << 26
+"""Bytes of a line of a JSONL file, or of a JSON file, which have to be read as a whole."""
 
 LINES = (".jsonl", ".ndjson")
 
@@ -66,9 +72,13 @@ def read_lines(path: Path, field: str | None = None) -> list[str | list[int]]:
     records: list[str | list[int]] = []
     total = 0
     with opened(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if total >= READ:
+        for number in count(1):
+            raw = file.readline(LINE + 1) if total < READ else b""
+            if not raw:
                 break
+            where = f"{path}:{number}"
+            if len(raw) > LINE:
+                raise too_long("a line", where, "write one record a line")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -76,10 +86,15 @@ def read_lines(path: Path, field: str | None = None) -> list[str | list[int]]:
                 raise LoadError("the text file is not text", where=str(path), why=why) from None
             if not line.strip():
                 continue
-            record = record_of(parsed(line, f"{path}:{number}"), field, f"{path}:{number}")
+            record = record_of(parsed(line, where), field, where)[: READ - total]
             records.append(record)
             total += len(record)
     return records
+
+
+def too_long(what: str, where: str, hint: str) -> LoadError:
+    """Returns the error of JSON that would take too much memory."""
+    return LoadError(f"{what} has more than {LINE >> 20} MiB", where=where, hint=hint)
 
 
 def joined(records: Sequence[str | list[int]], path: Path) -> str:
@@ -106,6 +121,8 @@ def parsed(text: str, where: str) -> Any:
         raise LoadError("this is not JSON", where=where, why=error.msg) from None
     except RecursionError:
         raise LoadError("this JSON is nested too deeply", where=where) from None
+    except ValueError:  # the other one that there is
+        raise LoadError("a number has thousands of digits", where=where) from None
 
 
 def record_of(record: Any, field: str | None, where: str) -> str | list[int]:
@@ -123,8 +140,17 @@ def record_of(record: Any, field: str | None, where: str) -> str | list[int]:
     if isinstance(record, dict):
         names = ("text", "input_ids") if field is None else (field,)
         value = next((record[name] for name in names if name in record), None)
-        hint = f"its entries are {', '.join(map(str, record)) or 'none'}; name one with field"
+        hint = f"its entries are {_names(record)}; name one with field"
     if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise LoadError(
+                "a record has half a character",
+                where=where,
+                why=f"{shown(value[error.start])} means something in a pair only, and is alone",
+                hint="write the file again, as UTF-8",
+            ) from None
         return value
     if isinstance(value, list) and all(type(token) is int for token in value):
         return value
@@ -135,6 +161,12 @@ def record_of(record: Any, field: str | None, where: str) -> str | list[int]:
         why=f"it is neither a string or a list of token ids nor an object with one as '{wanted}'",
         hint=hint,
     )
+
+
+def _names(record: dict[str, Any]) -> str:
+    more = f" and {len(record) - 20} more" if len(record) > 20 else ""
+    names = [shown(name)[1:-1] for name in islice(record, 20)]
+    return f"{', '.join(names) or 'none'}{more}"
 
 
 def windows(
@@ -167,14 +199,6 @@ def windows(
         raise too_short(len(tokens), count or 1, length)
     stream = tokens[: available * length].view(available, length)
     return stream[drawn(available, count, seed)]
-
-
-def tokenised(tokenizer: Any, text: str) -> torch.Tensor:
-    """Returns the tokens of a text without special ones: int64 ``[tokens]``."""
-    import torch
-
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
-    return torch.as_tensor(encoded["input_ids"], dtype=torch.long)
 
 
 def drawn(available: int, count: int | None, seed: int | None) -> torch.Tensor:

@@ -420,6 +420,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(level)
 
 
+_NO_MEMORY = """there is not enough memory
+  why: something had to be larger than what is free: the model, an input, or calibration data
+  do: close other programs, or give a smaller model or less data"""
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
@@ -430,6 +435,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         _fail("\n".join([str(error), *_notes(error)]))
+    except MemoryError as error:
+        if debug:
+            raise
+        _fail("\n".join([_NO_MEMORY, *_notes(error)]))
     except Exception as error:
         if debug:
             raise

@@ -26,7 +26,7 @@ from graphprune.choosing import (
     with_score,
     without_surgery,
 )
-from graphprune.errors import CalibrationError, LoadError, RecipeError
+from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
 from graphprune.frontends.factory import file_of
@@ -39,6 +39,7 @@ from graphprune.passes import Score
 from graphprune.passes.random_score import Random
 from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
+from graphprune.paths import usable
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
@@ -103,6 +104,8 @@ def compile(
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
+    if output is not None:
+        usable(output, EmitError)
     settled = with_formats(_settle(recipe, formats, seed), source, output)
     on_disk = file_of(source) if isinstance(source, str | Path) else source
     target = None if dry_run else Target.of(output, settled, overwrite, on_disk)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import EvaluationError, LoadError
+from graphprune.paths import usable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +87,7 @@ def open_raw(
         raise LoadError(
             "ONNX Runtime is not installed", hint="pip install 'graphprune[cpu]'"
         ) from None
-    if not Path(path).is_file():
+    if not usable(path).is_file():
         raise LoadError("the ONNX file does not exist", where=str(path))
     wanted = _providers(providers, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()

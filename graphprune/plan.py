@@ -15,11 +15,11 @@ from graphprune.axes import Expr, Keep, Ragged, atoms, count, indices, touched
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
 from graphprune.files import write_text
+from graphprune.plan_json import SCHEMA, parse_plan, read_plan
+from graphprune.strict_json import shown
 
 if TYPE_CHECKING:
     from graphprune.program import BaseProgram, Block, Structure
-
-SCHEMA = 1
 
 Units: TypeAlias = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
@@ -76,6 +76,14 @@ class Plan:
     def __post_init__(self) -> None:
         for name, units in self.kept_units.items():
             for row in rows_of(units):
+                wrong = [unit for unit in row if not _is_whole(unit)]
+                if wrong:
+                    raise PlanError(
+                        "kept units are not whole numbers",
+                        where=f"structure {name}",
+                        why=f"{shown(wrong[0])} is none",
+                        hint="list every kept unit once, in ascending order, counted from 0",
+                    )
                 if list(row) != sorted(set(row)):
                     raise PlanError(
                         "kept units are not ascending and distinct",
@@ -102,7 +110,7 @@ class Plan:
             structure = program.by_name.get(name)
             if structure is None:
                 raise PlanError("unknown structure in plan", where=name)
-            _check(structure, units)
+            _check(structure, units, self.sizes.get(name))
             if structure.blocks:
                 cuts[name] = _cut(structure, units)
             else:
@@ -165,33 +173,17 @@ class Plan:
             PlanError: the file is missing or is no plan of a known schema.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise PlanError("can't read the plan", where=str(path), why=str(error)) from error
-        return cls.from_json(text, where=str(path))
+        return cls.from_json(read_plan(path), where=str(path))
 
     @classmethod
-    def from_json(cls, text: str, where: str = "") -> Plan:
+    def from_json(cls, text: str | bytes, where: str = "") -> Plan:
         """Parse what `to_json` wrote.
 
         Raises:
-            PlanError: the text is no plan of a known schema.
+            PlanError: the text is no plan of a known schema; see `graphprune.plan_json`.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise PlanError(
-                    f"plan schema {data['schema']} is not supported",
-                    where=where,
-                    hint=f"this version reads schema {SCHEMA}",
-                )
-            structures = data["structures"]
-            kept = {name: _units(entry["kept"]) for name, entry in structures.items()}
-            sizes = {n: int(entry["size"]) for n, entry in structures.items() if "size" in entry}
-            return cls(str(data["fingerprint"]), kept, sizes)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError("not a graphprune plan", where=where, why=repr(error)) from error
+        found = parse_plan(text, where)
+        return cls(found.fingerprint, found.kept, found.sizes)
 
     def diff(self, other: Plan) -> dict[str, tuple[Units | None, Units | None]]:
         """Structures whose kept units differ: name to (here, there); None where it is whole."""
@@ -239,10 +231,20 @@ def structures_of(program: BaseProgram, e: Expr) -> list[str]:
     return [s.name for s in program.structures if s.atom in own]
 
 
-def _check(structure: Structure, units: Units) -> None:
+def _is_whole(unit: Any) -> bool:
+    return isinstance(unit, int | np.integer) and not isinstance(unit, bool)
+
+
+def _check(structure: Structure, units: Units, size: int | None) -> None:
     if not structure.prunable:
         raise PlanError(
             "a frozen structure can't be pruned", where=structure.name, why=structure.reason
+        )
+    if size not in (None, structure.size):
+        raise PlanError(
+            f"the plan is for {size} units, and the model has {structure.size}",
+            where=structure.name,
+            hint="make a new plan for this model with `graphprune compile --dry-run`",
         )
     for row in rows_of(units):
         if not row or row[0] < 0 or row[-1] >= structure.size:
@@ -287,12 +289,6 @@ def _mask(structure: Structure, units: Units) -> Any:
     if len({len(r) for r in rows}) > 1:
         raise PlanError("every list must keep the same number of units", where=structure.name)
     return Ragged(structure.within, masks)
-
-
-def _units(value: Any) -> Units:
-    if value and isinstance(value[0], list):
-        return tuple(tuple(int(u) for u in row) for row in value)
-    return tuple(int(u) for u in value)
 
 
 def _compose(base: Units, units: Units) -> Units:

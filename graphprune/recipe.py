@@ -35,6 +35,7 @@ from graphprune.recipe_values import (
     parse_number,
     removed_fraction,
 )
+from graphprune.recipe_yaml import read_yaml
 from graphprune.selector import Selector
 
 ROLES = (
@@ -79,6 +80,9 @@ FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
 
+_TOLD = 10
+"""Mistakes of a recipe that are told at once."""
+
 
 def _budget(value: object) -> int | float:
     number = parse_number(value)
@@ -97,7 +101,7 @@ def _minimum(value: object) -> int | float:
     number = parse_number(value)
     if isinstance(number, float) and 0 < number < 1:
         return number
-    if number < 1 or number != int(number):
+    if not 1 <= number < float("inf") or number != int(number):
         raise ValueError(f"{value!r} is neither a number of units (>= 1) nor a fraction below 1")
     return int(number)
 
@@ -252,8 +256,8 @@ class Recipe(Data):
     include: Selectors = ()
     minimum: Annotated[int | float, BeforeValidator(_minimum)] = 1
     calibration: Calibration = Calibration()
-    rounds: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     formats: Annotated[tuple[FormatName, ...], BeforeValidator(listed), Field(min_length=1)] = (
         "hf",
     )
@@ -323,7 +327,10 @@ class Recipe(Data):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            mistakes = [_explain(cast("Mapping[str, Any]", item)) for item in error.errors()]
+            found = error.errors()
+        mistakes = [_explain(cast("Mapping[str, Any]", item)) for item in found[:_TOLD]]
+        if len(found) > _TOLD:
+            mistakes.append(f"and {len(found) - _TOLD} more")
         raise RecipeError(
             "the recipe is not valid" if len(mistakes) > 1 else mistakes[0],
             where=where,
@@ -407,36 +414,6 @@ def _joined(section: object, flags: Mapping[str, object]) -> object:
     return joined
 
 
-def read_yaml(path: str | Path) -> object:
-    """Reads one YAML document as plain data.
-
-    Raises:
-        RecipeError: The file is missing, unreadable or not YAML, or a key is given twice.
-    """
-    try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except FileNotFoundError:
-        raise RecipeError("the recipe does not exist", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("the recipe can't be read", where=str(path), why=str(error)) from None
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).split())
-        raise RecipeError("the recipe is not valid YAML", where=str(path), why=why) from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys; a recipe with both is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds a mapping and refuses a repeated key."""
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key is given twice", node.start_mark
-            )
-        return mapping
-
-
 def _pairs(goal: str, words: Iterable[str]) -> dict[str, str]:
     """Reads ``ffn=0.25 heads=1/3`` or ``ffn=0.25,heads=1/3``."""
     pairs: dict[str, str] = {}
@@ -457,7 +434,7 @@ def _pairs(goal: str, words: Iterable[str]) -> dict[str, str]:
 def _explain(error: Mapping[str, Any]) -> str:
     """Turns one pydantic error into a sentence that names the key and the nearest valid word."""
     # A bad key of a mapping is located at ('remove', 'fnn', '[key]').
-    place = [str(part) for part in error["loc"] if part != "[key]"]
+    place = [str(part)[:80] for part in error["loc"] if part != "[key]"]
     path = ".".join(place)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -465,6 +442,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"unknown key '{path}'; {nearest(place[-1], fields)}"
     if error["type"] == "literal_error":
         message = f"'{error['input']}' is not {error['ctx']['expected']}"
+    message = message if len(message) <= 400 else f"{message[:400]}..."
     return f"in '{path}': {message}" if place else message
 
 

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from graphprune.recipe_values import Data, parse_number
 
-Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1, lt=1 << 31)]
+Pixels = Annotated[int, BeforeValidator(parse_number), Field(ge=1, le=1 << 14)]
 Source = Annotated[str, Field(min_length=1)]
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1)]
 
@@ -42,12 +43,12 @@ class Calibration(Data):
     data: Source | None = None
     text: Source | None = None
     windows: Count | None = None
-    length: Annotated[int, Field(ge=2)] | None = None
+    length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None
     draw: Literal["random", "first"] = "random"
     field: Source | None = None
     split: Source | None = None
     tokenizer: Source | None = None
-    size: Count | None = None
+    size: Pixels | None = None
     mean: Annotated[PerChannel, BeforeValidator(_channels)] | None = None
     std: Annotated[PerChannel, BeforeValidator(_channels)] | None = None
 

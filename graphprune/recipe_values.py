@@ -10,6 +10,7 @@ from fractions import Fraction
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_HUGE = re.compile(r"e[-+]?[0-9_]{4,}", re.IGNORECASE)
 
 
 class Data(BaseModel):
@@ -21,7 +22,7 @@ class Data(BaseModel):
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Says which valid word was probably meant: ``did you mean 'ffn'?``, or lists them all."""
     valid = tuple(valid)
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:80], valid, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"the valid ones are {', '.join(valid)}"
 
 
@@ -37,6 +38,8 @@ def parse_number(value: object) -> int | float:
         return value
     text = value.strip()
     try:
+        if len(text) > 40 or _HUGE.search(text):
+            raise ValueError  # Fraction would write out all of its digits
         if text.endswith("%"):
             return float(Fraction(text[:-1]) / 100)
         if "/" in text:
@@ -46,7 +49,7 @@ def parse_number(value: object) -> int | float:
             whole = number.denominator == 1 and "." not in text.rstrip("KMGBTkmgbt")
             return int(number) if whole or match[2] else float(number)
         return float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{value!r} is not a number; write 0.25, 1/3, 25%, 64 or 100M") from None
 
 
@@ -56,10 +59,10 @@ def removed_fraction(value: object) -> float:
     Raises:
         ValueError: The value is none.
     """
-    number = float(parse_number(value))
+    number = parse_number(value)
     if not 0 <= number < 1:
         raise ValueError(f"{value!r} is not a fraction to remove: 0 <= fraction < 1")
-    return number
+    return float(number)
 
 
 def one_of(kind: str, valid: tuple[str, ...]) -> AfterValidator:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from graphprune.errors import PlanError
 from graphprune.passes.block_influence import BlockInfluence
@@ -78,10 +81,34 @@ def get_score(spec: str | Mapping[str, Any] | Score) -> Score:
         score = _SCORES[name] if name in _SCORES else plugins[name]()
     except (ImportError, AttributeError) as error:
         raise PlanError(f"score {name!r} can't be loaded", why=str(error)) from error
+    if name in _SCORES:
+        options = _of_their_types(score, options, str(name))
     try:
         return score(**options)
     except TypeError as error:
         raise PlanError(f"score {name!r} doesn't take these options", why=str(error)) from error
+
+
+def _of_their_types(score: ScoreClass, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options of a score, as its fields have them; those that it doesn't have stay.
+
+    Raises:
+        PlanError: one is of another type.
+    """
+    if not (isinstance(score, type) and is_dataclass(score)):
+        return dict(options)
+    hints = get_type_hints(score)
+    found = dict(options)
+    for option, value in options.items():
+        try:
+            found[option] = TypeAdapter(hints.get(option, Any)).validate_python(value)
+        except ValidationError as error:
+            raise PlanError(
+                f"{value!r} is no value of the option {option!r}",
+                where=f"score {name}",
+                why=error.errors()[0]["msg"],
+            ) from None
+    return found
 
 
 def _plugins() -> dict[str, Callable[[], ScoreClass]]:

@@ -34,6 +34,12 @@ class Obs:
     damping: float = 1e-4
     steps: int = 128
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= 1 or self.steps < 1:
+            raise PlanError(
+                "the score takes a damping from 0 to 1 and at least 1 step", where="score obs"
+            )
+
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:

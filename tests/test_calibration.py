@@ -76,7 +76,7 @@ def test_a_long_source_counts_up_to_a_limit(
     (tmp_path / "a.txt").write_text("abcdefghi\u00e9 and so on", encoding="utf-8")
     assert read_text(tmp_path / "a.txt") == "abcdefghi"  # the next letter has two bytes
     (tmp_path / "a.jsonl").write_text('"abcd"\n"efgh"\n"ijkl"\nwhat is never read')
-    assert read_text(tmp_path / "a.jsonl") == "abcd\n\nefgh\n\nijkl"
+    assert read_text(tmp_path / "a.jsonl") == "abcd\n\nefgh\n\nij"
 
 
 def test_lines_end_as_in_text_files(tmp_path: Path) -> None:

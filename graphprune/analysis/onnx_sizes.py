@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
+from graphprune.analysis.onnx_extent import check_shape, may_be_computed
 from graphprune.analysis.onnx_quantised import encodings
 from graphprune.errors import LoadError
 from graphprune.ops.context import Size, Sizes
@@ -141,9 +142,18 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
             weighted = numbers and prod(shape) > 1
             known[name] = Known((shape, shape), tensor.dtype, both, weighted)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    for name, one in known.items():
+        _check_shapes(name, one)
     for node in model.graph:
-        known.update(_outputs(node, known, opsets))
+        for name, one in _outputs(node, known, opsets).items():
+            _check_shapes(name, one)
+            known[name] = one
     return known
+
+
+def _check_shapes(name: str, known: Known) -> None:
+    for shape in known.shapes:
+        check_shape(name, shape)
 
 
 def refreshed(
@@ -208,7 +218,11 @@ def _outputs(
     measures = node.op_type in ("Shape", "Size")
     if measures and operands[0] is not None:
         values = [[_measured(node, operands[0].shapes[i])] for i in (0, 1)]
-    elif proto is not None and all(o is not None and o.values is not None for o in given):
+    elif (
+        proto is not None
+        and all(o is not None and o.values is not None for o in given)
+        and all(may_be_computed(node.op_type, _shapes_of(s, node), SMALL) for s in shapes)
+    ):
         values = [_computed(node, proto, operands, i, opsets) for i in (0, 1)]
     weighted = not measures and any(o is not None and o.weighted for o in given)
     integers = any(o and o.weighted and not o.dtype.is_floating_point() for o in given)
@@ -225,6 +239,12 @@ def _outputs(
         numbers = weighted and (integers or dtype.is_floating_point())
         result[output.name] = Known((pair[0][0], pair[1][0]), dtype, both, numbers)
     return result
+
+
+def _shapes_of(found: list[tuple[Shape, ir.DataType] | None], node: ir.Node) -> list[Shape | None]:
+    """The shapes of all results of an operator."""
+    pairs = [*found, *[None] * len(node.outputs)][: len(node.outputs)]
+    return [None if pair is None else pair[0] for pair in pairs]
 
 
 def _of_runtime(

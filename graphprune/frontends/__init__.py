@@ -6,6 +6,7 @@ from pathlib import Path
 
 from graphprune.errors import LoadError
 from graphprune.frontends.factory import is_factory
+from graphprune.paths import usable
 from graphprune.program import BaseProgram, Program
 
 
@@ -29,7 +30,7 @@ def load(
             trusted.
         TraceError: torch.export can't capture the model.
     """
-    path = Path(source)
+    path = usable(source)
     if path.suffix == ".onnx" and weights is None:
         from graphprune.onnx_program import load_onnx
 
@@ -45,7 +46,7 @@ def load_traced(
     Raises:
         LoadError, TraceError: see `load`.
     """
-    path = Path(source)
+    path = usable(source)
     if is_factory(source):
         from graphprune.frontends.factory import load_factory
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from graphprune.errors import LoadError
 from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.module import trace, unwrap
+from graphprune.paths import usable
 from graphprune.program import Program
 
 _FORM = re.compile(r"(?P<code>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
@@ -28,8 +29,12 @@ _RESULTS = "a module, (module, args[, kwargs[, dynamic_shapes]]) or a graphprune
 
 
 def is_factory(source: str | Path) -> bool:
-    """Whether `source` has the form ``module:name`` or ``file.py:name``."""
-    return _FORM.fullmatch(str(source)) is not None and not Path(source).exists()
+    """Whether `source` has the form ``module:name`` or ``file.py:name``.
+
+    Raises:
+        LoadError: it is no name that the file system takes.
+    """
+    return _FORM.fullmatch(str(source)) is not None and not usable(source).exists()
 
 
 def file_of(source: str | Path) -> Path:
@@ -186,7 +191,7 @@ def _traced(made: Any, source: str, weights: str | Path | None) -> Program:
     if weights is not None:
         from graphprune.frontends.weights import fill
 
-        fill(module, Path(weights))
+        fill(module, usable(weights))
     if len(parts) > 1:
         return trace(module, *(_beside(module, part) for part in parts[1:3]), *parts[3:])
     example = getattr(module, "example_inputs", None)

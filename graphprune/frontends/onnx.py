@@ -16,8 +16,10 @@ from onnx_ir.passes import common as passes
 from graphprune.analysis.onnx_quantised import scale_names
 from graphprune.errors import LoadError
 from graphprune.frontends.onnx_data import bind_data, check, check_elements
+from graphprune.frontends.onnx_extent import check_extent
 from graphprune.frontends.onnx_packed import unpack_products
 from graphprune.ops.onnx_schemas import register_schemas
+from graphprune.paths import usable
 
 OLDEST_OPSET = 11
 
@@ -45,7 +47,7 @@ def read_onnx(path: Path) -> ir.Model:
         LoadError: the file or its data is missing, damaged, invalid, of another opset, or not to
             be trusted.
     """
-    if not path.is_file():
+    if not usable(path).is_file():
         raise LoadError("no such file", where=str(path))
     register_schemas()
     try:
@@ -60,6 +62,7 @@ def read_onnx(path: Path) -> ir.Model:
             hint="export it again",
         ) from error
     _check_opset(model, path)
+    check_extent(model, path)
     bind_data(model, path)
     try:
         check(proto, path)
@@ -97,6 +100,7 @@ def adopt_onnx(model: ir.Model) -> ir.Model:
     register_schemas()
     where = f"model {model.graph.name}" if model.graph.name else "a model in memory"
     _check_opset(model, where)
+    check_extent(model, where)
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             raise LoadError("an initialiser has no data", where=f"{where}, {name}")

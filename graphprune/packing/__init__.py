@@ -14,6 +14,7 @@ from pathlib import Path
 from graphprune.errors import EmitError, LoadError
 from graphprune.packing.report import Layer, Packing
 from graphprune.packing.weights import AUTO, check_tokens
+from graphprune.paths import usable
 
 Progress = Callable[[str], None]
 
@@ -53,7 +54,7 @@ def pack(
         LoadError: the source is missing or damaged, or no file of weights.
         EmitError: nothing gets smaller, the output is there, or can't be written.
     """
-    source, output = Path(source), Path(output)
+    source, output = usable(source), usable(output, EmitError)
     told = progress or (lambda _: None)
     if not source.exists():
         raise LoadError("no such file or directory", where=str(source), hint="check the path")

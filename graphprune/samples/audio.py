@@ -17,12 +17,20 @@ from graphprune.frontends.own_code import open_part
 from graphprune.inputs import Input
 from graphprune.program import BaseProgram, Program
 from graphprune.samples.contents import File
+from graphprune.strict_json import read_limited
 
 NAMES = ("input_features", "input_values")
 """What the inputs of models of speech are called: spectrograms, and waves."""
 
 RATE = 16_000
 """Samples per second, where no feature extractor says."""
+
+CHANNELS = 64
+LONGEST = 1 << 27
+"""Samples of all channels that are read of one recording: over two hours at 16,000 a second."""
+
+TRANSCRIPT = 1 << 16
+"""Bytes of a transcript."""
 
 
 def audio_input(inputs: Sequence[Input]) -> Input | None:
@@ -62,12 +70,17 @@ def load_audio(
     rate = int(getattr(extractor, "sampling_rate", RATE))
     whole = given.name == "input_values"
     length = given.shape[1] if whole else getattr(extractor, "n_samples", None)
+    if length is not None and not (type(length) is int and 0 < length <= LONGEST):
+        raise LoadError(
+            "the feature extractor takes no usable number of samples",
+            where=str(_folder(program)),
+            why=f"it is {length!r}, and 1 to {LONGEST:,} are possible",
+        )
     found: list[dict[str, Tensor]] = []
     used: list[File] = []
     for file in files:
         for piece in _pieces(_read(file, rate, length, count - len(found)), length, whole):
-            features = extractor(piece, sampling_rate=rate, return_tensors="pt")
-            found.append({given.name: torch.as_tensor(features[given.name])})
+            found.append({given.name: _features(extractor, piece, rate, given.name, file)})
             used.append(file)
         if len(found) >= count:
             break
@@ -92,9 +105,26 @@ def load_audio(
     return found, notes
 
 
+def _folder(program: BaseProgram) -> Path | None:
+    """The checkpoint behind a program."""
+    return program.source.path if isinstance(program, Program) and program.source else None
+
+
+def _features(extractor: Any, piece: NDArray[Any], rate: int, name: str, file: File) -> Tensor:
+    try:
+        features = extractor(piece, sampling_rate=rate, return_tensors="pt")
+        return torch.as_tensor(features[name])
+    except Exception as error:  # what an extractor's code raises
+        raise LoadError(
+            "the feature extractor can't read the recording",
+            where=file.name,
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        ) from error
+
+
 def _extractor(program: BaseProgram, given: Input) -> Any:
     source = program.source if isinstance(program, Program) else None
-    path = source.path if source else None
+    path = _folder(program)
     hint = f"give {given.name} as arrays: a .npz or .safetensors file"
     if source is None or path is None or not (Path(path) / "preprocessor_config.json").is_file():
         raise LoadError("recordings need a feature extractor, and the model has none", hint=hint)
@@ -118,10 +148,13 @@ def _read(file: File, rate: int, length: int | None, pieces: int) -> NDArray[Any
     """The channels' mean, between -1 and 1, of as many samples as are needed."""
     try:
         source = file.opened()
+        size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
         with wave.open(str(source) if isinstance(source, Path) else source, "rb") as recording:
             channels, width, own, frames = recording.getparams()[:4]
             wanted = frames if length is None else min(frames, pieces * length)
-            raw = recording.readframes(wanted)
+            _check_header(file, channels, width, wanted)
+            # What the header says may be more than there is, and would be set aside.
+            raw = recording.readframes(wanted) if wanted * channels * width <= size else b""
     except FileNotFoundError:
         raise LoadError("the recording does not exist", where=file.name) from None
     except (wave.Error, EOFError, OSError, RuntimeError) as error:
@@ -144,6 +177,30 @@ def _read(file: File, rate: int, length: int | None, pieces: int) -> NDArray[Any
         )
     mixed: NDArray[Any] = _numbers(raw, width).reshape(-1, channels).mean(axis=1, dtype=np.float32)
     return mixed
+
+
+def _check_header(file: File, channels: int, width: int, wanted: int) -> None:
+    """Refuse what can't be meant, or would take too much memory.
+
+    Raises:
+        LoadError: samples have more than four bytes, there are too many channels, or more than
+            `LONGEST` samples are needed of one recording.
+    """
+    why = None
+    if not 1 <= width <= 4:
+        why = f"its samples have {width} bytes each, and 1 to 4 are read"
+    elif channels > CHANNELS:
+        why = f"it has {channels} channels, and {CHANNELS} are the limit"
+    elif wanted * channels > LONGEST:
+        why = f"{wanted:,} samples of {channels} channels are needed, and {LONGEST:,} in all are "
+        why += "the limit"
+    if why is not None:
+        raise LoadError(
+            "the recording can't be read",
+            where=file.name,
+            why=why,
+            hint="save it as .wav with one or two channels, or cut it into parts",
+        )
 
 
 def _numbers(raw: bytes, width: int) -> NDArray[Any]:
@@ -180,8 +237,8 @@ def _transcripts(files: Sequence[File], tokenizer: Any | None) -> list[Tensor] |
         if path is None or not path.is_file():
             return None
         try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_limited(path, TRANSCRIPT).decode("utf-8").strip()
+        except (OSError, ValueError) as error:
             raise LoadError("the transcript can't be read", where=str(path),
                             why=str(error)) from error  # fmt: skip
         # The decoder reads everything but the last token, which it has to find.

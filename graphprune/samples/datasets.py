@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from graphprune.calibration import READ, opened, parsed
+from graphprune.calibration import LINE, READ, opened, parsed, too_long
 from graphprune.errors import LoadError
 from graphprune.samples.arrays import ids_of_lists
+from graphprune.samples.arrow import check_plain
 from graphprune.samples.contents import File, Files, Ids, Text
 
 COLUMNS = ("text", "input_ids", "image", "audio")
-_ROWS = 1024
+_ROWS = 64
+"""Rows that are checked and turned into Python's objects at a time; one may be a long document."""
 
 
 def is_dataset(path: Path) -> bool:
@@ -56,10 +58,10 @@ def read_dataset(path: Path, split: str | None, field: str | None) -> Text | Ids
     kind = table.schema.field(name).type
     where = f"{path}, column {name}"
     if types.is_string(kind) or types.is_large_string(kind):
-        return Text("\n\n".join(_texts(table.column(name))), split)
+        return Text("\n\n".join(_texts(table.column(name), where)), split)
     if _holds_lists(kind) and types.is_integer(kind.value_type):
         mask = table.column("attention_mask") if "attention_mask" in names else None
-        return ids_of_lists(_lists(table.column(name), mask), where, split)
+        return ids_of_lists(_lists(table.column(name), mask, where), where, split)
     parts = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
     if "bytes" in parts:
         return Files("either", _Rows(table.column(name), where), split)
@@ -117,6 +119,8 @@ def _table(folder: Path) -> Any:
             pass
         try:
             with pa.memory_map(str(folder / name)) as source:
+                check_plain(source, str(folder / name))
+                source.seek(0)
                 tables.append(pa.ipc.open_stream(source).read_all())
         except (pa.ArrowException, OSError, ValueError) as error:
             raise LoadError(
@@ -126,16 +130,20 @@ def _table(folder: Path) -> Any:
                 hint="is the file complete?",
             ) from error
     try:
-        return pa.concat_tables(tables)
+        table = pa.concat_tables(tables)
+        _ = table.column_names  # decoded only now
+    except UnicodeDecodeError as error:
+        raise LoadError("a name of a column is not UTF-8", where=str(folder)) from error
     except pa.ArrowException as error:
         raise LoadError(
             "the files of the data set have different columns", where=str(folder)
         ) from error
+    return table
 
 
-def _texts(column: Any) -> Iterator[str]:
+def _texts(column: Any, where: str) -> Iterator[str]:
     total = 0
-    for value in _values(column):
+    for value in _values(column, where):
         if value is not None:
             yield value
             total += len(value)
@@ -143,11 +151,11 @@ def _texts(column: Any) -> Iterator[str]:
             return
 
 
-def _lists(column: Any, mask: Any) -> list[list[int]]:
+def _lists(column: Any, mask: Any, where: str) -> list[list[int]]:
     """Token ids by row, without padding."""
     rows, total = [], 0
-    masks = _values(mask) if mask is not None else None
-    for row in _values(column):
+    masks = _values(mask, where) if mask is not None else None
+    for row in _values(column, where):
         tokens = [t for t in row or () if t is not None]
         shown = next(masks) if masks is not None else None
         if shown is not None and len(shown) == len(tokens):
@@ -178,7 +186,8 @@ class _Rows(Sequence[File]):
     def __getitem__(self, at: int | slice) -> File | Sequence[File]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
-        value = self._column[at].as_py() or {}
+        (value,) = list(_values(self._column.slice(at, 1), self._where))
+        value = value or {}
         if value.get("bytes") is None:
             raise LoadError(
                 "the data set names files that it doesn't hold",
@@ -188,10 +197,26 @@ class _Rows(Sequence[File]):
         return File(f"{self._where}, row {at}", value["bytes"])
 
 
-def _values(column: Any) -> Iterator[Any]:
-    """Elements in Python's types, some at a time."""
+def _values(column: Any, where: str) -> Iterator[Any]:
+    """Elements in Python's types, some at a time.
+
+    Raises:
+        LoadError: they contradict themselves, or strings aren't UTF-8.
+    """
+    import pyarrow as pa
+
     for start in range(0, len(column), _ROWS):
-        yield from column.slice(start, _ROWS).to_pylist()
+        part = column.slice(start, _ROWS)
+        try:
+            part.validate(full=True)  # offsets may lead anywhere, and are followed without a look
+        except pa.ArrowException as error:
+            raise LoadError(
+                "a file of the data set is damaged",
+                where=f"{where}, rows {start} to {start + len(part) - 1}",
+                why=str(error).splitlines()[0],
+                hint="is the file complete?",
+            ) from error
+        yield from part.to_pylist()
 
 
 def _holds_lists(kind: Any) -> bool:
@@ -202,7 +227,9 @@ def _holds_lists(kind: Any) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     with opened(path) as file:
-        raw = file.read()
+        raw = file.read(LINE + 1)
+    if len(raw) > LINE:
+        raise too_long("the file", str(path), "is it of a saved data set?")
     try:
         value = parsed(raw.decode("utf-8"), str(path))
     except UnicodeDecodeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -17,12 +18,10 @@ from graphprune.inputs import inputs_of, is_causal, token_input
 from graphprune.onnx_program import OnnxProgram
 from graphprune.program import BaseProgram, Program
 from graphprune.samples.fit import check_ids, with_all_inputs
+from graphprune.samples.frequencies import limit
 
 WINDOWS, LENGTH = 4, 512
 """How much text is enough to tell a language model from a broken one."""
-
-GUESSING = 10
-"""A model whose perplexity is above its vocabulary's size divided by this knows no language."""
 
 _WRONG = (
     "likely a tokenizer that isn't the model's, a damaged or half-loaded checkpoint, or a version "
@@ -43,7 +42,8 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
         models, data that is no token windows, and ONNX models without ONNX Runtime.
 
     Raises:
-        CalibrationError: it is above a tenth of the vocabulary, or no number.
+        CalibrationError: it is far above that of a model that knows how often each token occurs
+            and no more (see `graphprune.samples.frequencies`), or no number.
         LoadError: the tokens are outside of the model's vocabulary.
     """
     if isinstance(windows, Mapping):
@@ -68,10 +68,12 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
         if "not a number" not in error.what:
             raise
         raise _nonsense(f"its logits are not finite: {_WRONG}") from error
-    if found.value > found.vocabulary / GUESSING:
+    most = limit(tokens[:, 1:], found.vocabulary)
+    if math.fsum(found.losses) / found.windows > most:
         raise _nonsense(
             f"its perplexity on {found.windows} windows of {found.length} tokens is "
-            f"{found.value:.4g}, and its vocabulary has {found.vocabulary}: {_WRONG}"
+            f"{found.value:.4g}, and its vocabulary has {found.vocabulary}; by how often each "
+            f"token occurs in them, it should be below {math.exp(most):.4g}: {_WRONG}"
         )
     return found
 

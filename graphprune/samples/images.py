@@ -16,6 +16,7 @@ from graphprune.inputs import Input
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import File
+from graphprune.samples.decoding import PIXELS, check_pixels, decoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +80,13 @@ def load_images(
     shape = given.shape[1:]
     found = []
     for file in files:
-        image = made(_decoded(file, _MODES[channels]))
+        source = decoded(file, _MODES[channels])
+        if processor is not None:
+            _check_scaled(source, given, last, file.name)
+        try:
+            image = made(source)
+        except LoadError as error:
+            raise LoadError(error.what, where=file.name, why=error.why, hint=error.hint) from None
         if last and processor is not None:
             image = image.permute(1, 2, 0)
         if any(s is not None and s != own for s, own in zip(shape, image.shape, strict=True)):
@@ -91,6 +98,21 @@ def load_images(
             )
         found.append(image)
     return torch.stack(found), notes
+
+
+def _check_scaled(image: Image, given: Input, last: bool, name: str) -> None:
+    """Refuse an image that a processor would make much longer than it has to be.
+
+    Most scale the shorter side to what the model reads, and crop then. They hold floats.
+
+    Raises:
+        LoadError: it is very long, or very high.
+    """
+    sides = given.shape[1:3] if last else given.shape[2:]
+    shorter = max(side or SIZE for side in sides)
+    longer = -(-shorter * max(image.size) // min(image.size))
+    told = f" when the shorter side of {image.width} x {image.height} is scaled to {shorter}"
+    check_pixels(longer, shorter, name, told, PIXELS // 4)
 
 
 def _channels(given: Input) -> tuple[int, bool]:
@@ -142,6 +164,7 @@ class _Plain:
             else self._shorter / min(height, width)
         )
         size = (max(self._width, round(width * scale)), max(self._height, round(height * scale)))
+        check_pixels(*size, "", f" when {width} x {height} are scaled to cover the input")
         image = image.resize(size, images.Resampling.BICUBIC)
         left, top = (size[0] - self._width) // 2, (size[1] - self._height) // 2
         image = image.crop((left, top, left + self._width, top + self._height))
@@ -191,25 +214,15 @@ def _processor(program: BaseProgram) -> Any | None:
 
 def _by_processor(processor: Any, name: str) -> Callable[[Image], Tensor]:
     def made(image: Image) -> Tensor:
-        found = processor(images=image, return_tensors="pt")
-        values = found[name] if name in found else found["pixel_values"]
-        return torch.as_tensor(values)[0]
+        try:
+            found = processor(images=image, return_tensors="pt")
+            values = found[name] if name in found else found["pixel_values"]
+            return torch.as_tensor(values)[0]
+        except Exception as error:  # what a processor's code raises
+            raise LoadError(
+                "the image processor can't read the image",
+                why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                hint="set size, mean and std in the recipe to do without it",
+            ) from error
 
     return made
-
-
-def _decoded(file: File, mode: str) -> Image:
-    from PIL import Image as images
-    from PIL import ImageOps
-
-    try:
-        with images.open(file.opened()) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
-    except FileNotFoundError:
-        raise LoadError("the image does not exist", where=file.name) from None
-    except Exception as error:  # every decoder of Pillow raises errors of its own
-        raise LoadError(
-            "the image can't be read",
-            where=file.name,
-            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        ) from error

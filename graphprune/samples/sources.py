@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from graphprune.calibration import (
     BUILTIN,
+    LINE,
     LINES,
     joined,
     opened,
@@ -15,9 +16,11 @@ from graphprune.calibration import (
     read_lines,
     read_text,
     record_of,
+    too_long,
 )
 from graphprune.errors import LoadError, RecipeError
 from graphprune.frontends.factory import call_own, is_factory
+from graphprune.paths import usable
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.arrays import PICKLES, SUFFIXES, ids_of_lists, read_arrays
 from graphprune.samples.contents import Arrays, Content, File, Files, Ids, Own, Text
@@ -25,8 +28,15 @@ from graphprune.samples.datasets import is_dataset, read_dataset
 
 Kind: TypeAlias = Literal["text", "records", "dataset", "arrays", "images", "audio", "function"]
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 AUDIO = (".wav",)
+_OTHERS = {
+    **dict.fromkeys((".gif", ".ppm", ".pgm", ".eps", ".svg", ".heic", ".avif"), "save it as PNG"),
+    **dict.fromkeys((".mp3", ".flac", ".ogg", ".m4a"), "save it as .wav with whole numbers (PCM)"),
+    **dict.fromkeys((".gz", ".zip", ".xz", ".zst", ".bz2", ".tar", ".tgz"), "unpack it"),
+    **dict.fromkeys((".parquet", ".arrow"), "save it as .jsonl, or with datasets.save_to_disk"),
+}
+"""Suffixes of files that would else be taken for text, and what to do with them."""
 
 _OPTIONS: dict[str, tuple[Kind, ...]] = {
     "field": ("records", "dataset"),
@@ -56,7 +66,7 @@ def kind_of(source: str) -> Kind:
         return "text"
     if is_factory(source):
         return "function"
-    path = Path(source)
+    path = usable(source)
     if path.is_dir():
         return _kind_of_directory(path)
     suffix = path.suffix.lower()
@@ -66,6 +76,8 @@ def kind_of(source: str) -> Kind:
             where=source,
             hint="save arrays as .npy, .npz or .safetensors",
         )
+    if suffix in _OTHERS:
+        raise LoadError(f"{suffix} files are not read", where=source, hint=_OTHERS[suffix])
     suffixes: dict[Kind, tuple[str, ...]] = {
         "records": (*LINES, ".json"),
         "arrays": SUFFIXES,
@@ -166,7 +178,10 @@ def _records(path: Path, field: str | None) -> Text | Ids:
 def _list(path: Path, field: str | None) -> list[str | list[int]]:
     """Records of one JSON value: a list of them, or an object with such a list."""
     with opened(path) as file:
-        raw = file.read()
+        raw = file.read(LINE + 1)
+    if len(raw) > LINE:
+        hint = "save it as .jsonl with one record a line, which is read as far as it is needed"
+        raise too_long("the file", str(path), hint)
     try:
         value = parsed(raw.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from graphprune.calibration import BUILTIN, drawn, load_tokenizer, tokenised, too_short
 from graphprune.errors import LoadError
 from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.paths import usable
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import Content, Ids, Text
@@ -136,7 +137,7 @@ def tokenizer_for(program: BaseProgram, wanted: Calibration) -> Any | None:
         return tokenizer_of(program)
     source = program.source if isinstance(program, Program) else None
     trust = source is not None and source.trust
-    found = load_tokenizer(Path(wanted.tokenizer), trust=trust)
+    found = load_tokenizer(usable(wanted.tokenizer), trust=trust)
     if found is None:
         raise LoadError("the directory has no tokenizer", where=wanted.tokenizer)
     return found

@@ -57,6 +57,8 @@ class SparseGPT:
     def __post_init__(self) -> None:
         if self.mask_block < 1 or self.lazy_block < 1 or not 0 <= self.damping <= 1:
             raise RecipeError("SparseGPT takes blocks of at least 1 and a damping from 0 to 1")
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise RecipeError("SparseGPT rounds to 2 to 8 bits", why=f"bits is {self.bits}")
 
     def solve(self, weight: Tensor, statistic: Statistic, pattern: Pattern) -> Solved:
         """Prune one layer.

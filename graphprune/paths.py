@@ -1,0 +1,35 @@
+"""Paths that a user gave, before anything is made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from graphprune.errors import GraphPruneError, LoadError
+
+
+def usable(path: str | Path, error: type[GraphPruneError] = LoadError) -> Path:
+    """A path that the file system takes for one; there needn't be anything.
+
+    `Path.exists` and its like raise for the others: names of more than 255 bytes, loops of links,
+    directories that may not be searched.
+
+    Args:
+        path: it.
+        error: what to raise.
+
+    Raises:
+        GraphPruneError: the file system doesn't take it.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as problem:
+        raise error(
+            "the path can't be used",
+            where=str(path),
+            why=getattr(problem, "strerror", None) or str(problem),
+            hint="check its spelling, and who may read the directories on its way",
+        ) from None
+    return Path(path)
