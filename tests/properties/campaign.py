@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests python tests/properties/campaign.py FIRST LAST [--state FILE] [--reduce]
 
-A graph takes about a quarter of a second, most of it in torch.export, so it gets a single plan here.
+A graph takes about half a second, most of it in torch.export, so it gets a single plan here.
 Every failing seed is printed with what went wrong; with ``--reduce`` also the small recipe and the
 small plan that fail in the same way, to be pasted into test_found.py. With ``--state`` a second run
 of the same command goes on behind the seeds that are done; a seed that ended the process counts as
