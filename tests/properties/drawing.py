@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from properties import macros, motifs, moves
-from properties.judges import is_plain
+from properties import judges, macros, motifs, moves
 from properties.recipe import Net, Recipe
 
 LIMIT = 2500  # elements of a tensor
@@ -41,7 +40,8 @@ class Drawing:
         self.values: list[tuple[Any, Any]] = []
         self.used: set[int] = set()
         self.reads_inputs = rng.randrange(6) == 0  # their axes are frozen: not too often
-        self.plain = rng.randrange(6) == 0  # nothing but what `judges.zeroed` can judge
+        self.plain = rng.randrange(6) == 0  # nothing but what `judge_zeroed` can judge
+        self.excluded = rng.choice([judges.shifts, judges.sums])  # there
 
     def input(self, *given: Any) -> int:
         """Another input; its first dimension is the batch."""
@@ -67,8 +67,10 @@ class Drawing:
         """
         step = (name, operands, *constants)
         index = len(self.steps)
-        if self.plain and not is_plain(step, [self._shape(v) for v in operands]):
-            raise Misfit(f"{step} notices zeros")
+        if self.plain:
+            shapes = [self._shape(v) for v in operands]
+            if self.excluded(step) or not judges.is_plain(step, shapes):
+                raise Misfit(f"{step} notices zeros")
         try:
             with torch.no_grad(), torch.device("meta"):
                 pair = tuple(

@@ -39,6 +39,22 @@ _PLAIN_SPELLINGS = frozenset(
 )  # fmt: skip
 
 
+# What isn't zero where removed coordinates of another axis are, and what adds up over an axis
+# without a weight that has zeros there. A plain recipe has either of them.
+_SHIFTS = frozenset("conv conv_transpose reuse layers batch_norm two_sided".split())
+_SUMS = frozenset("matmul einsum reduce linear_by vecdot multi_dot".split())
+
+
+def shifts(step: tuple[Any, ...]) -> bool:
+    """Whether an instruction adds a bias."""
+    return step[0] in _SHIFTS or (step[0] == "linear" and step[-1] is True)
+
+
+def sums(step: tuple[Any, ...]) -> bool:
+    """Whether an instruction adds values up."""
+    return step[0] in _SUMS or (step[0] == "spelled" and step[-1] in _SUMS | {"overlapping unfold"})
+
+
 def is_plain(step: tuple[Any, ...], shapes: Shapes) -> bool:
     """Whether an instruction doesn't notice that removed coordinates are zero instead of absent.
 
@@ -73,6 +89,8 @@ def judge_zeroed(recipe: Recipe, program: Program, plan: gp.Plan, slim: gp.Slim)
     """
     shapes = _operand_shapes(recipe)
     if not all(is_plain(s, sizes) for s, sizes in zip(recipe.steps, shapes, strict=True)):
+        return False
+    if any(map(shifts, recipe.steps)) and any(map(sums, recipe.steps)):
         return False
     module = recipe.build().double()
     state = dict(module.named_parameters(remove_duplicate=False))

@@ -80,7 +80,7 @@ def _judged(
     return True
 
 
-def program_type(case: Case) -> str:
+def _type(case: Case) -> str:
     """The floating type of a model."""
     kind = case.model.graph.output[0].type.tensor_type.elem_type
     return str(onnx.helper.tensor_dtype_to_np_dtype(kind))

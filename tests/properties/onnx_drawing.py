@@ -57,7 +57,10 @@ class Drawing:
         self.rng = rng
         self.numbers = np.random.default_rng(rng.randrange(2**32))
         self.opset = rng.choice(OPSETS)
+        # Nothing that notices zeros: either biases, which aren't zero at the removed coordinates of
+        # another axis, or sums over an axis without a weight that has zeros there.
         self.plain = rng.randrange(3) == 0
+        self.biases = not self.plain or rng.randrange(2) == 0
         self.type = np.dtype(rng.choice([np.float32] * 4 + [np.float64]))
         self.inputs: list[str] = []
         self.nodes: list[onnx.NodeProto] = []

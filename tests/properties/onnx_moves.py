@@ -41,7 +41,9 @@ def begin(d: Drawing, dynamic: bool) -> None:
 
 def draw(d: Drawing) -> None:
     """One random move."""
-    d.rng.choice(_PLAIN if d.plain else _ALL)(d)
+    move = d.rng.choice(_PLAIN if d.plain else _ALL)
+    if not d.plain or move not in (_SHIFTS if not d.biases else _SUMS):
+        move(d)
 
 
 def linear(d: Drawing) -> None:
@@ -50,11 +52,11 @@ def linear(d: Drawing) -> None:
     if len(d.shape(x)) == 2 and d.chance(2):
         turned = d.number(2)
         w = d.weight(*((out, n) if turned else (n, out)), fan_in=n)
-        bias = [d.weight(*d.choice([(out,), (1, out)]))] if d.number(3) else []
+        bias = [d.weight(*d.choice([(out,), (1, out)]))] if d.biases and d.number(3) else []
         d.add("Gemm", [x, w, *bias], transB=turned or None, alpha=d.choice([None, 0.5]))
         return
     (y,) = d.add("MatMul", [x, d.weight(n, out, fan_in=n)])
-    if d.number(3):
+    if d.biases and d.number(3):
         pair = [y, d.weight(out)]
         d.add("Add", pair if d.number(2) else pair[::-1])
 
@@ -64,7 +66,7 @@ def conv(d: Drawing) -> None:
     channels, space = d.shape(x)[1], len(d.shape(x)) - 2
     groups = d.choice([1, 1, channels, *(k for k in (2, 3) if channels % k == 0)])
     each, kernel = d.choice([1, 2, 3, 4]), d.choice([1, 3])
-    bias = [d.weight(groups * each)] if d.number(2) else []
+    bias = [d.weight(groups * each)] if d.biases and d.number(2) else []
     if d.number(4):
         w = d.weight(groups * each, channels // groups, *[kernel] * space, fan_in=kernel**space)
         pads = {"pads": [kernel // 2] * 2 * space} if d.number(2) else {"auto_pad": "SAME_UPPER"}
@@ -398,5 +400,7 @@ _WEIGHTED = (
     *_PLAIN_WEIGHTED, (norm, 6), (gate, 2), (stretch, 2), (along, 4), (images, 4), (memory, 2),
     (attention, 4),
 )  # fmt: skip
+_SHIFTS = (batch_norm, feed_forward)
+_SUMS = (product, reduction)
 _PLAIN = [f for f, weight in _PLAIN_WEIGHTED for _ in range(weight)]
 _ALL = [f for f, weight in _WEIGHTED for _ in range(weight)]
