@@ -42,6 +42,7 @@ class Drawing:
         self.reads_inputs = rng.randrange(6) == 0  # their axes are frozen: not too often
         self.plain = rng.randrange(6) == 0  # nothing but what `judge_zeroed` can judge
         self.excluded = rng.choice([judges.shifts, judges.sums])  # there
+        self.biases = not self.plain or self.excluded is judges.sums
 
     def input(self, *given: Any) -> int:
         """Another input; its first dimension is the batch."""

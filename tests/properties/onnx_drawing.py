@@ -25,6 +25,14 @@ OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 IR_VERSIONS = (3, 4, 5, 6, 7, 8, 9, 10, 11)
 
 
+# ONNX Runtime has them in float32 only.
+_SINGLE = frozenset(
+    "Asinh Atan AveragePool BatchNormalization Celu Conv ConvTranspose Elu Erf Gelu "
+    "GlobalAveragePool GRU HardSigmoid HardSwish InstanceNormalization LRN LeakyRelu LSTM Mish "
+    "PRelu RNN Selu Shrink Sinh Cosh Softplus Softsign Swish".split()
+)
+
+
 class Misfit(Exception):
     """An operator doesn't fit its operands; another one is drawn."""
 
@@ -107,6 +115,8 @@ class Drawing:
         """
         if not onnx.defs.has(kind, self.opset):
             raise Misfit(f"{kind} isn't in opset {self.opset}")
+        if self.type == np.float64 and kind in _SINGLE:
+            raise Misfit(f"ONNX Runtime has no {kind} in float64")
         if onnx.defs.get_schema(kind, self.opset, "").deprecated:
             raise Misfit(f"{kind} is deprecated")
         names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(results)]
