@@ -40,7 +40,8 @@ def examine(case: Case, seed: int) -> int:
         dense, thin = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
         onnx.save(case.model, dense)
         outputs = _runnable(dense, feeds)
-        _same_as_reference(case.model, feeds[0], outputs)
+        if case.plain:
+            _same_as_reference(case.model, feeds[0], outputs)
         program = load_onnx(dense, {n: x.shape for n, x in feeds[0].items()})
         for node, reason in program.typing.opaque.items():
             assert not {"rule", "failed"} & set(reason.why.split()), (node, reason)

@@ -78,6 +78,8 @@ def conv(d: Drawing) -> None:
 
 
 def batch_norm(d: Drawing) -> None:
+    if d.plain and d.opset < 14:
+        return  # where ONNX's reference takes statistics of the batch
     x = d.pick(2, 3, 4)
     n = d.shape(x)[1]
     variance = d.constant(np.abs(d.random(n)) + d.type.type(0.5))
