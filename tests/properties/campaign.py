@@ -26,7 +26,7 @@ from types import FrameType
 import torch
 
 from properties import onnx_check, onnx_drawing
-from properties.check import examine
+from properties.check import Unsuitable, examine
 from properties.drawing import draw
 from properties.reduce import failure, reduce, smallest_plan
 
@@ -74,7 +74,10 @@ def torch_graph(seed: int) -> int:
 
 def onnx_graph(seed: int) -> int:
     """Examine a graph of ONNX; the number of plans."""
-    return onnx_check.examine(onnx_drawing.draw(random.Random(seed)), seed)
+    try:
+        return onnx_check.examine(onnx_drawing.draw(random.Random(seed)), seed)
+    except Unsuitable:
+        return 0
 
 
 def reduced(seed: int) -> str:
@@ -124,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("first", type=int, help="the first seed")
     parser.add_argument("last", type=int, help="the seed behind the last one")
-    parser.add_argument("--kind", choices=("torch", "onnx"), default="torch")
+    parser.add_argument("--kind", choices=("torch", "onnx"), default="torch", help="of graph")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     parser.add_argument("--state", type=Path, help="a file to go on from, and to keep")
     parser.add_argument("--reduce", action="store_true", help="make failing graphs small")
