@@ -112,7 +112,7 @@ def judge_module(recipe: Recipe, slim: gp.Slim) -> bool:
     Returns:
         Whether it could be: it has the class of the source, and works in float64.
     """
-    if any(step[-1] == "bits" for step in recipe.steps):
+    if any(step[-1] in ("bits", "float") for step in recipe.steps):
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
