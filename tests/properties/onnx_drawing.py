@@ -7,7 +7,7 @@ that tells its shape, and what doesn't fit.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +103,24 @@ class Drawing:
         return self.constant(np.array(numbers, dtype=np.int64), "n")
 
     def add(
-        self, kind: str, operands: Sequence[str], results: int = 1, **attributes: Any
+        self,
+        kind: str,
+        operands: Sequence[str],
+        results: int = 1,
+        *,
+        domain: str = "",
+        result: Callable[..., Array] | None = None,
+        **attributes: Any,
     ) -> list[str]:
         """Another operator.
+
+        Args:
+            kind: its name.
+            operands: what it reads.
+            results: how many values it gives.
+            domain: where it isn't ONNX's own; "ort" for ONNX Runtime's in that of ONNX.
+            result: makes something like its result, where the reference hasn't got it.
+            attributes: its attributes; those that are None are left out.
 
         Returns:
             The names of its results.
@@ -113,18 +128,25 @@ class Drawing:
         Raises:
             Misfit: it is of another opset, fails, or its results are too large, empty or infinite.
         """
-        if not onnx.defs.has(kind, self.opset):
-            raise Misfit(f"{kind} isn't in opset {self.opset}")
         if self.type == np.float64 and kind in _SINGLE:
             raise Misfit(f"ONNX Runtime has no {kind} in float64")
-        if onnx.defs.get_schema(kind, self.opset, "").deprecated:
-            raise Misfit(f"{kind} is deprecated")
+        if result is None:
+            if not onnx.defs.has(kind, self.opset):
+                raise Misfit(f"{kind} isn't in opset {self.opset}")
+            if onnx.defs.get_schema(kind, self.opset, "").deprecated:
+                raise Misfit(f"{kind} is deprecated")
         names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(results)]
-        node = helper.make_node(kind, operands, names, name=f"/{kind}.{len(self.nodes)}")
+        node = helper.make_node(
+            kind,
+            operands,
+            names,
+            name=f"/{kind}.{len(self.nodes)}",
+            domain="" if domain == "ort" else domain,
+        )
         for key, value in attributes.items():
             if value is not None:
                 node.attribute.append(helper.make_attribute(key, value))
-        found = [self._run(node, side) for side in (0, 1)]
+        found = [self._run(node, side, result) for side in (0, 1)]
         for name, pair in zip(names, zip(*found, strict=True), strict=True):
             if any(not 0 < x.size <= LIMIT or x.ndim > 6 for x in pair):
                 raise Misfit(f"{kind} gives {[x.shape for x in pair]}")
@@ -136,8 +158,12 @@ class Drawing:
         self.used.update(operands)
         return names
 
-    def _run(self, node: onnx.NodeProto, side: int) -> list[Array]:
+    def _run(
+        self, node: onnx.NodeProto, side: int, result: Callable[..., Array] | None
+    ) -> list[Array]:
         feeds = {name: self.values[name][side] for name in node.input if name}
+        if result is not None:
+            return [result(*(self.values[name][side] for name in node.input))]
         given = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
             for n, x in feeds.items()
@@ -234,8 +260,9 @@ def _model(d: Drawing, dynamic: bool) -> onnx.ModelProto:
     )
     if d.chance(2):
         graph.value_info.extend(_info(d, n, dynamic) for n in d.made if n not in outputs)
-    opset = helper.make_opsetid("", d.opset)
-    model = helper.make_model(graph, opset_imports=[opset], producer_name="random graphs")
+    domains = {"": d.opset} | {n.domain: 1 for n in d.nodes if n.domain}
+    opsets = [helper.make_opsetid(*pair) for pair in domains.items()]
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="random graphs")
     model.ir_version = ir_version
     return model
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from properties import onnx_runtime_moves
 from properties.onnx_drawing import BATCHES, Drawing
 
 WIDTHS = [2, 3, 4, 6, 8, 12]
@@ -400,7 +401,7 @@ _PLAIN_WEIGHTED = (
 )  # fmt: skip
 _WEIGHTED = (
     *_PLAIN_WEIGHTED, (norm, 6), (gate, 2), (stretch, 2), (along, 4), (images, 4), (memory, 2),
-    (attention, 4),
+    (attention, 4), (onnx_runtime_moves.draw, 5),
 )  # fmt: skip
 _SHIFTS = (batch_norm, feed_forward)
 _SUMS = (product, reduction)
