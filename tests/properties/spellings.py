@@ -47,7 +47,7 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "pairwise_distance": lambda x: F.pairwise_distance(x, x.flip(-2)),
     "unfold": lambda x: x.unfold(-1, 2, 2),
     "overlapping unfold": lambda x: x.unfold(-1, 2, 1).sum(-1),
-    "unfold of rows": lambda x: x.unfold(-2, 2, 1),
+    "unfold of rows": lambda x: x.unfold(-2, 2, 1).mT,
     "ravel": lambda x: x.ravel().reshape_as(x),
     "dstack": lambda x: torch.dstack((x, x.cos())),
     "column_stack": lambda x: torch.column_stack((x, x.cos())),
