@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from properties import macros, motifs, moves
+from properties import judges, macros, motifs, moves
 from properties.recipe import Net, Recipe
 
 LIMIT = 2500  # elements of a tensor
@@ -40,6 +40,9 @@ class Drawing:
         self.values: list[tuple[Any, Any]] = []
         self.used: set[int] = set()
         self.reads_inputs = rng.randrange(6) == 0  # their axes are frozen: not too often
+        self.plain = rng.randrange(6) == 0  # nothing but what `judge_zeroed` can judge
+        self.excluded = rng.choice([judges.shifts, judges.sums])  # there
+        self.biases = not self.plain or self.excluded is judges.sums
 
     def input(self, *given: Any) -> int:
         """Another input; its first dimension is the batch."""
@@ -65,6 +68,10 @@ class Drawing:
         """
         step = (name, operands, *constants)
         index = len(self.steps)
+        if self.plain:
+            shapes = [self._shape(v) for v in operands]
+            if self.excluded(step) or not judges.is_plain(step, shapes):
+                raise Misfit(f"{step} notices zeros")
         try:
             with torch.no_grad(), torch.device("meta"):
                 pair = tuple(
@@ -86,6 +93,11 @@ class Drawing:
     def shape(self, value: int) -> tuple[int, ...]:
         """Sizes of a value in the example."""
         return tuple(self.values[value][0].shape)
+
+    def _shape(self, value: int) -> tuple[int, ...]:
+        """Sizes of a value; none for several at once."""
+        v = self.values[value][0]
+        return tuple(v.shape) if isinstance(v, Tensor) else ()
 
     def fixed(self, value: int) -> list[int]:
         """The dimensions of a value that don't vary with the batch."""
@@ -142,7 +154,8 @@ def draw(rng: random.Random, most: int = 30) -> Recipe:
     outputs = _outputs(d)
     small = len(d.steps) <= 9  # symbolic sizes take many times as long
     dynamic = rng.randrange(4) == 3 and small
-    return Recipe(tuple(d.inputs), tuple(d.steps), tuple(outputs), dynamic)
+    scale = rng.choice([1.0, 1.0, 0.01, 0.1, 10.0, 100.0, round(10 ** rng.uniform(-2, 2), 2)])
+    return Recipe(tuple(d.inputs), tuple(d.steps), tuple(outputs), dynamic, scale)
 
 
 def _outputs(d: Drawing) -> list[int]:

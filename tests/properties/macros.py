@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 def inputs(d: Drawing, batch: int) -> None:
     """One or two inputs, and something that takes the first away from its frozen axes."""
     first: tuple[Any, ...]
-    match d.number(6):
+    match d.number(6 if d.biases else 4):
         case 0:
             d.input("ids", 10, batch, d.choice([3, 4]))
             first = ("embedding", (0,), 10, d.choice([8, 12, 16]))
         case 1 | 2:
             d.input(batch, d.choice([3, 4, 6]), d.choice([4, 6, 8]))
-            first = ("linear", (0,), d.choice([8, 12, 16, 24]), True)
+            first = ("linear", (0,), d.choice([8, 12, 16, 24]), d.biases)
         case 3:
             d.input(batch, d.choice([4, 6]))
-            first = ("linear", (0,), d.choice([8, 12, 16, 24]), True)
+            first = ("linear", (0,), d.choice([8, 12, 16, 24]), d.biases)
         case _:
             d.input(batch, 3, 4, 4)
             first = ("conv", (0,), d.choice([4, 6, 8, 12]), d.choice([1, 3]), 1, 1)
     second = d.input(batch, 4, 6) if d.number(4) == 0 else None
     d.add(*first)
     if second is not None:
-        d.add("linear", (second,), d.choice([8, 12]), True)
+        d.add("linear", (second,), d.choice([8, 12]), d.biases)
 
 
 def head(d: Drawing, v: int) -> int:
@@ -39,13 +39,13 @@ def head(d: Drawing, v: int) -> int:
     choices += ["flat"] if rank > 2 and 0 not in fixed and fixed == list(range(1, rank)) else []
     match d.choice(choices or ["none"]):
         case "linear":
-            return d.add("linear", (v,), d.choice([2, 3]), True)
+            return d.add("linear", (v,), d.choice([2, 3]), d.biases)
         case "mean":
             dims = [i for i in range(rank) if i and d.number(2)] or [rank - 1]
             name = d.choice(["mean", "sum", "amax"])
             return d.add("reduce", (v,), name, tuple(dims), False)
         case "flat":
-            return d.add("linear", (d.add("flatten", (v,), 1, rank - 1),), 2, True)
+            return d.add("linear", (d.add("flatten", (v,), 1, rank - 1),), 2, d.biases)
     return v
 
 

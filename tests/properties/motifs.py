@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from properties.families import FORMS
+from properties.spellings import NOISE, SPELLINGS
 
 if TYPE_CHECKING:
     from properties.drawing import Drawing
@@ -12,12 +13,26 @@ if TYPE_CHECKING:
 
 def form(d: Drawing) -> None:
     """A form along the last dimension, or, after a transposition, along another one."""
+    _along(d, "form", list(FORMS))
+
+
+def spelling(d: Drawing) -> None:
+    """An operator under another name."""
+    _along(d, "spelled", list(SPELLINGS))
+
+
+def noise(d: Drawing) -> None:
+    """Random numbers."""
+    _along(d, "noisy", list(NOISE))
+
+
+def _along(d: Drawing, name: str, options: list[str]) -> None:
     v = d.pick(2, 3, 4, 4)
     rank = len(d.shape(v))
     if d.number(3) == 0:
         v = d.add("transpose", (v,), rank - 1, d.number(1, rank))
     if rank - 1 in d.fixed(v):
-        d.add("form", (v,), d.choice(list(FORMS)))
+        d.add(name, (v,), d.choice(options))
 
 
 def layer(d: Drawing) -> None:
@@ -268,7 +283,7 @@ def routed(d: Drawing) -> None:
 
 
 WEIGHTED = (
-    (form, 8), (layer, 3), (grouped_fused, 2), (relative, 2), (linear_attention, 2), (patches, 2),
-    (windows, 2), (merging, 1), (next_block, 2), (dense_block, 2), (shuffle_block, 2),
-    (gated_conv, 2), (mixer, 2), (pyramid, 2), (routed, 2),
+    (form, 8), (spelling, 6), (noise, 1), (layer, 3), (grouped_fused, 2), (relative, 2),
+    (linear_attention, 2), (patches, 2), (windows, 2), (merging, 1), (next_block, 2),
+    (dense_block, 2), (shuffle_block, 2), (gated_conv, 2), (mixer, 2), (pyramid, 2), (routed, 2),
 )  # fmt: skip

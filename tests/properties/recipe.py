@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from properties import families, places  # noqa: F401  (they fill the table)
+from properties import families, places, spellings  # noqa: F401  (they fill the table)
 from properties.operators import OPERATORS
 
 # Name, the values it reads, constants. Value i is input i, then come the results in order.
@@ -28,17 +28,23 @@ class Recipe:
         steps: ``(name, (operands...), *constants)``.
         outputs: the values returned.
         dynamic: whether the first dimension of every input is traced as a dynamic one.
+        scale: of the floating inputs.
     """
 
     inputs: tuple[tuple[Any, ...], ...]
     steps: tuple[Instruction, ...]
     outputs: tuple[int, ...]
     dynamic: bool = False
+    scale: float = 1.0
 
-    def example(self, batch: int | None = None, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs, of another batch where that is given."""
+    def example(
+        self, batch: int | None = None, seed: int = 0, scale: float | None = None
+    ) -> tuple[Tensor, ...]:
+        """Random inputs, of another batch or another scale where that is given."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(_input(given, batch, generator) for given in self.inputs)
+        drawn = (_input(given, batch, generator) for given in self.inputs)
+        scale = self.scale if scale is None else scale
+        return tuple(x * scale if x.is_floating_point() else x for x in drawn)
 
     def build(self, seed: int = 0) -> nn.Module:
         """The module, with random parameters and statistics, in evaluation mode."""

@@ -14,7 +14,7 @@ from properties.recipe import Net, Recipe
 Failure = tuple[str, gp.Plan | None]
 
 
-def failure(recipe: Recipe, seed: int, count: int = 3) -> Failure | None:
+def failure(recipe: Recipe, seed: int, count: int = 3, *, module: bool = False) -> Failure | None:
     """What goes wrong with a recipe, and with which plan; None where all is well."""
     try:
         program = check.trace(recipe)
@@ -24,7 +24,7 @@ def failure(recipe: Recipe, seed: int, count: int = 3) -> Failure | None:
         return _kind(error), None
     for plan in check.plans(program, random.Random(seed), count):
         try:
-            check.check(recipe, program, plan)
+            check.check(recipe, program, plan, module=module)
         except check.Unsuitable:
             continue
         except Exception as error:
@@ -36,9 +36,9 @@ def _kind(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
 
 
-def reduce(recipe: Recipe, seed: int, trials: int = 60) -> Recipe:
+def reduce(recipe: Recipe, seed: int, trials: int = 60, *, module: bool = False) -> Recipe:
     """A smaller recipe that fails in the same way."""
-    wanted = failure(recipe, seed)
+    wanted = failure(recipe, seed, module=module)
     assert wanted is not None
 
     def fails(candidate: Recipe) -> bool:
@@ -46,7 +46,7 @@ def reduce(recipe: Recipe, seed: int, trials: int = 60) -> Recipe:
             candidate.build()
         except Exception:
             return False
-        found = failure(candidate, seed, 5)
+        found = failure(candidate, seed, 5, module=module)
         return found is not None and found[0][:40] == wanted[0][:40]  # type: ignore[index]
 
     smaller = True
@@ -65,6 +65,8 @@ def reduce(recipe: Recipe, seed: int, trials: int = 60) -> Recipe:
 def _candidates(recipe: Recipe) -> Iterator[Recipe]:
     if recipe.dynamic:
         yield replace(recipe, dynamic=False)
+    if recipe.scale != 1.0:
+        yield replace(recipe, scale=1.0)
     first = len(recipe.inputs)
     if len(recipe.outputs) > 1:
         for output in recipe.outputs:
@@ -119,9 +121,9 @@ def live(recipe: Recipe) -> Recipe:
     return replace(recipe, steps=tuple(steps), outputs=tuple(number[v] for v in recipe.outputs))
 
 
-def smallest_plan(recipe: Recipe, seed: int) -> gp.Plan | None:
+def smallest_plan(recipe: Recipe, seed: int, *, module: bool = False) -> gp.Plan | None:
     """A failing plan that prunes as little as possible."""
-    found = failure(recipe, seed, 5)
+    found = failure(recipe, seed, 5, module=module)
     if found is None or found[1] is None:
         return None
     plan = found[1]
@@ -129,7 +131,7 @@ def smallest_plan(recipe: Recipe, seed: int) -> gp.Plan | None:
     for name in list(plan.kept_units):
         candidate = check.without(plan, name)
         try:
-            check.check(recipe, program, candidate)
+            check.check(recipe, program, candidate, module=module)
         except check.Unsuitable:
             continue
         except Exception:
