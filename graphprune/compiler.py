@@ -208,7 +208,7 @@ class _Run:
     def read(self, program: BaseProgram) -> None:
         """Read what masks are calibrated on, and stop where the model makes no sense of it."""
         with self.stage("reading calibration data"):
-            self.samples = samples_for(program, self.recipe)
+            self.samples = samples_for(program, self.recipe, self.progress)
         if self.recipe.needs_data:
             with self.stage("checking the dense model"):
                 check_dense(program, self.samples.data)
@@ -261,7 +261,9 @@ class _Run:
     def _data(self, program: BaseProgram) -> Any:
         """What units are chosen and weights refitted with."""
         with self.stage("reading calibration data"):
-            found = calibration_samples(program, self.recipe.calibration, self.recipe.seed, REPAIRS)
+            found = calibration_samples(
+                program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
+            )
         with self.stage("checking the dense model"):
             try:
                 check_dense(program, found.data)
@@ -286,7 +288,9 @@ class _Run:
         if self.recipe.score_needs_data:
             with self.stage("reading calibration text"):
                 wanted = self.recipe.calibration
-                calibration = calibration_samples(program, wanted, self.recipe.seed, SCORES).data
+                calibration = calibration_samples(
+                    program, wanted, self.recipe.seed, SCORES, self.progress
+                ).data
         plan = Plan(program.fingerprint, {})
         slim, current = None, program
         for number in range(1, self.recipe.rounds + 1):

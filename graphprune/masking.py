@@ -23,7 +23,7 @@ from graphprune.report import Report
 from graphprune.report_masks import MaskedLayer, Masks
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import retrace
-from graphprune.samples import Samples, calibration_samples
+from graphprune.samples import WEIGHTS, Samples, calibration_samples
 from graphprune.streaming import Batch, Held, State, Step, apply_weights, batches, find_sites
 from graphprune.verification_onnx import random_feeds
 from graphprune.written import check_written
@@ -138,15 +138,22 @@ def planned(program: BaseProgram, slim: Slim | SlimOnnx, recipe: Recipe) -> Mask
     return Masks(_method(section), _asked(section), layers, skipped, bits=section.bits)
 
 
-def samples_for(program: BaseProgram, recipe: Recipe) -> Samples:
+def samples_for(
+    program: BaseProgram, recipe: Recipe, tell: Callable[[str], None] = lambda stage: None
+) -> Samples:
     """What a recipe's masks are calibrated on; the example inputs where no method looks at data.
+
+    Args:
+        program: the dense model.
+        recipe: with a section ``sparsify``.
+        tell: told how far the model is, if it writes its own data.
 
     Raises:
         GraphPruneError: see `graphprune.samples.calibration_samples`.
     """
     assert recipe.sparsify is not None
     if recipe.sparsify.needs_data:
-        return calibration_samples(program, recipe.calibration, recipe.seed)
+        return calibration_samples(program, recipe.calibration, recipe.seed, WEIGHTS, tell)
     data: Any = [random_feeds(program)] if isinstance(program, OnnxProgram) else None
     if isinstance(program, Program):
         data = [Batch(*program.example)]

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from graphprune.errors import RecipeError
-from graphprune.recipe_calibration import Calibration
+from graphprune.recipe_calibration import FORMS, Calibration, Part
 from graphprune.recipe_sparsify import Sparsify
 from graphprune.recipe_values import (
     Data,
@@ -433,12 +433,14 @@ def _pairs(goal: str, words: Iterable[str]) -> dict[str, str]:
 
 def _explain(error: Mapping[str, Any]) -> str:
     """Turns one pydantic error into a sentence that names the key and the nearest valid word."""
-    # A bad key of a mapping is located at ('remove', 'fnn', '[key]').
-    place = [str(part)[:80] for part in error["loc"] if part != "[key]"]
+    # A bad key of a mapping is located at ('remove', 'fnn', '[key]'), and a value of several forms
+    # at that which it was taken for.
+    place = [str(part)[:80] for part in error["loc"] if part not in ("[key]", *FORMS)]
     path = ".".join(place)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        fields = _SECTIONS[".".join(place[:-1])].model_fields
+        section = ".".join(place[:2] if place[:2] == ["calibration", "data"] else place[:-1])
+        fields = _SECTIONS[section].model_fields
         return f"unknown key '{path}'; {nearest(place[-1], fields)}"
     if error["type"] == "literal_error":
         message = f"'{error['input']}' is not {error['ctx']['expected']}"
@@ -449,5 +451,6 @@ def _explain(error: Mapping[str, Any]) -> str:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": Recipe,
     "calibration": Calibration,
+    "calibration.data": Part,
     "verify": Verification,
 }

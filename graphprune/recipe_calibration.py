@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from graphprune.recipe_values import Data, parse_number
 
@@ -18,12 +19,67 @@ def _channels(value: object) -> object:
     return (value,) if isinstance(value, int | float) else value
 
 
+class Part(Data):
+    """One source of a mixture.
+
+    Attributes:
+        source: As `Calibration.data` names it.
+        share: Of the windows, above 0 and at most 1; None for an equal part of what is left.
+        field: See `Calibration`.
+        split: See `Calibration`.
+    """
+
+    source: Source
+    share: Annotated[float, BeforeValidator(parse_number), Field(gt=0, le=1)] | None = None
+    field: Source | None = None
+    split: Source | None = None
+
+
+def _parts(value: object) -> object:
+    """A mixture with short forms written out: ``self: 0.5`` and ``web: text.txt``."""
+    if not isinstance(value, Mapping):
+        return value
+    parts: dict[object, object] = {}
+    for name, part in value.items():
+        if isinstance(part, str) and not _is_number(part):
+            part = {"source": part}
+        elif not isinstance(part, Mapping | Part):
+            part = {"source": name, "share": part}
+        parts[name] = part
+    return parts
+
+
+def _is_number(text: str) -> bool:
+    try:
+        parse_number(text)
+    except ValueError:
+        return False
+    return True
+
+
+FORMS = ("a source", "a mixture")
+
+
+def _form(value: object) -> str:
+    return FORMS[isinstance(value, Mapping)]
+
+
+# Tags keep the names of pydantic's own types out of its error messages.
+Sources = Annotated[
+    Annotated[Source, Tag(FORMS[0])]
+    | Annotated[dict[Source, Part], BeforeValidator(_parts), Field(min_length=1), Tag(FORMS[1])],
+    Discriminator(_form),
+]
+
+
 class Calibration(Data):
     """Where calibration data comes from, and how much of it is used.
 
     Attributes:
-        data: What is calibrated on: ``builtin`` text, a file, a directory, or
-            ``module:function``; see `graphprune.samples`. None for `text`, or the built-in text.
+        data: What is calibrated on: ``builtin`` text, ``self`` for windows that the model writes, a
+            file, a directory, or ``module:function``; see `graphprune.samples`. A mapping is a
+            mixture of token windows: names to sources, or sources to shares. None for `text`, or
+            the built-in text.
         text: What a language model's perplexity is measured on: ``builtin`` (CPython's English
             reference text) or the path of a text or JSONL file. None for `data` where that is text.
         windows: Number of samples (windows of tokens, images, recordings), and of windows to
@@ -40,7 +96,7 @@ class Calibration(Data):
         std: Likewise; they are divided by it.
     """
 
-    data: Source | None = None
+    data: Sources | None = None
     text: Source | None = None
     windows: Count | None = None
     length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None
@@ -57,3 +113,27 @@ class Calibration(Data):
         if any(value <= 0 for value in self.std or ()):
             raise ValueError("a standard deviation is positive")
         return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if isinstance(self.data, dict):
+            self.shares()
+        return self
+
+    def shares(self) -> list[tuple[Part, float]]:
+        """The parts of a mixture and their shares, which add up to 1.
+
+        Raises:
+            ValueError: They can't.
+        """
+        assert isinstance(self.data, dict)
+        parts = list(self.data.values())
+        open_ = sum(part.share is None for part in parts)
+        left = 1 - sum(part.share or 0 for part in parts)
+        if abs(left) > 1e-6 if not open_ else left <= 1e-6:
+            raise ValueError(
+                f"the shares of a mixture add up to {1 - left:g}; they have to make 1"
+                if not open_
+                else "the shares of a mixture leave nothing for the parts without one"
+            )
+        return [(p, left / open_ if p.share is None else p.share) for p in parts]

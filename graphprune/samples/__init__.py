@@ -8,11 +8,13 @@ A source is one of
 * token ids in a ``.npy``, ``.npz`` or ``.safetensors`` file: ``[windows, length]`` or ``[tokens]``;
 * a ``.npz`` or ``.safetensors`` file with one array ``[samples, ...]`` for each input;
 * an image or a directory of images; a ``.wav`` file or a directory of them;
+* ``self``, for windows that the model writes itself;
 * ``module:function`` or ``file.py:function``, which returns what `graphprune.streaming.batches`
   takes.
 
-`calibration_samples` reads it, `evaluation_windows` reads the text for a perplexity, and
-`check_dense` stops a run whose dense model makes no sense of it.
+A mapping is a mixture of sources of tokens. `calibration_samples` reads it, `evaluation_windows`
+reads the text for a perplexity, and `check_dense` stops a run whose dense model makes no sense of
+it.
 """
 
 from graphprune.samples.calibrate import calibration_samples

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphprune.calibration import BUILTIN, drawn
-from graphprune.errors import LoadError
-from graphprune.inputs import Input, inputs_of, token_input
+from graphprune.inputs import inputs_of, is_causal
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration
-from graphprune.samples.arrays import ids_of
-from graphprune.samples.audio import audio_input, load_audio
-from graphprune.samples.contents import Arrays, Content, Files, Ids, Own, Text
-from graphprune.samples.fit import check_ids, checked, with_all_inputs
+from graphprune.samples.audio import load_audio
+from graphprune.samples.contents import Arrays, Ids, Own, Text
+from graphprune.samples.fit import checked
+from graphprune.samples.generated import SELF
 from graphprune.samples.handed import count_of, enough, for_graph
 from graphprune.samples.images import image_input, load_images
+from graphprune.samples.mixture import generated_samples, mixed_samples, token_samples
 from graphprune.samples.own import own_samples
 from graphprune.samples.result import WEIGHTS, Amount, Samples
 from graphprune.samples.sources import read
-from graphprune.samples.tokens import calibration_windows, tokenizer_for
-
-_IN_DOMAIN = (
-    "calibrated and measured on the same text (other windows of it): give text and data apart for "
-    "a perplexity that says how the model does elsewhere"
-)
+from graphprune.samples.suited import suited
+from graphprune.samples.tokens import Cut, evaluated_source, tokenizer_for, window_length
 
 
 def calibration_samples(
-    program: BaseProgram, wanted: Calibration, seed: int, amount: Amount = WEIGHTS
+    program: BaseProgram,
+    wanted: Calibration,
+    seed: int,
+    amount: Amount = WEIGHTS,
+    tell: Callable[[str], None] = lambda stage: None,
 ) -> Samples:
     """The samples that a recipe asks for; see `graphprune.samples` for the sources.
 
@@ -43,6 +43,7 @@ def calibration_samples(
         wanted: the section ``calibration`` of the recipe.
         seed: of the recipe.
         amount: how much there is of what the recipe leaves open: `SCORES` or `WEIGHTS`.
+        tell: told how far the model is that writes its own data.
 
     Raises:
         LoadError: the source is missing or damaged, holds less than was asked for, or doesn't fit
@@ -50,13 +51,22 @@ def calibration_samples(
         RecipeError: an option means nothing for this kind of source.
         PlanError: what a function returned is no calibration data.
     """
+    if isinstance(wanted.data, dict):
+        return mixed_samples(program, wanted, seed, amount, tell)
     source = wanted.data or wanted.text or BUILTIN
-    inputs = inputs_of(program)
-    content = _for(read(source, wanted), inputs, source)
     count = wanted.windows or amount.count
+    if source == SELF:
+        length = window_length(program, wanted, amount.length)
+        return generated_samples(program, count, length, seed, tell)
+    inputs = inputs_of(program)
+    content = suited(read(source, wanted), inputs, source)
     drawing = seed if wanted.draw == "random" else None
     if isinstance(content, Text | Ids):
-        return _tokens(program, inputs, content, source, wanted, seed, amount)
+        row = content.row if isinstance(content, Ids) else None
+        length = wanted.length or row or window_length(program, wanted, amount.length)
+        evaluated = evaluated_source(wanted, content) if is_causal(program) else None
+        cut = Cut(count, length, needed=wanted.windows or 1)
+        return token_samples(program, content, source, wanted, seed, evaluated, cut)
     if isinstance(content, Own):
         return own_samples(program, inputs, content, source, wanted, count)
     notes: tuple[str, ...] = ()
@@ -95,68 +105,6 @@ def calibration_samples(
     )
 
 
-def _for(content: Content, inputs: Sequence[Input], source: str) -> Content:
-    """A content of the kind that a model reads: arrays may be token ids, bytes images or sound."""
-    tokens, names = token_input(inputs), {i.name for i in inputs}
-    if isinstance(content, Text | Ids) and tokens is None:
-        raise _other_kind(source, "token ids", inputs)
-    if isinstance(content, Files):
-        kind: Literal["images", "audio"]
-        if content.kind == "either":
-            kind = "audio" if audio_input(inputs) is not None else "images"
-        else:
-            kind = content.kind
-        suited = image_input(inputs) if kind == "images" else audio_input(inputs)
-        if suited is None:
-            raise _other_kind(source, kind, inputs)
-        if not content.files:
-            raise LoadError("there are no samples", where=source)
-        return Files(kind, content.files, content.split)
-    if isinstance(content, Arrays):
-        arrays = dict(content.arrays)
-        if not arrays:
-            raise LoadError("the file holds no arrays", where=source)
-        alone = next(iter(arrays.values())) if len(arrays) == 1 else None
-        known = names & arrays.keys()
-        if alone is not None and tokens is not None and (not known or tokens.name in known):
-            return ids_of(alone, source)
-        if alone is not None and not known and len(names) == 1:
-            return Arrays({next(iter(names)): alone})
-    return content
-
-
-def _tokens(
-    program: BaseProgram,
-    inputs: Sequence[Input],
-    content: Text | Ids,
-    source: str,
-    wanted: Calibration,
-    seed: int,
-    amount: Amount,
-) -> Samples:
-    given = token_input(inputs)
-    assert given is not None
-    if isinstance(content, Ids):
-        check_ids(content.stream, given, source)
-    found = calibration_windows(program, source, content, wanted, seed, amount.count, amount.length)
-    check_ids(found.tokens, given, source)
-    data = with_all_inputs(program, inputs, found.tokens)
-    data = checked(inputs, data, source) if isinstance(data, Mapping) else data.to(given.dtype)
-    return Samples(
-        data=for_graph(program, data),
-        source=source,
-        kind="text" if isinstance(content, Text) else "token ids",
-        count=len(found.tokens),
-        available=found.available,
-        length=found.tokens.shape[1],
-        tokens=found.tokens.numel(),
-        split=content.split,
-        seed=seed if wanted.draw == "random" else None,
-        in_domain=found.in_domain,
-        notes=(_IN_DOMAIN,) if found.in_domain else (),
-    )
-
-
 def _stacked(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
     """Samples of one size as a mapping; others stay apart."""
     if len({tuple((n, t.shape) for n, t in piece.items()) for piece in pieces}) > 1:
@@ -173,19 +121,3 @@ def _token_count(data: Any) -> int | None:
             if name in one:
                 total += int(one[mask].sum()) if mask in one else one[name].numel()
     return total or None
-
-
-def _other_kind(source: str, kind: str, inputs: Sequence[Input]) -> LoadError:
-    return LoadError(
-        f"the model doesn't read {kind}",
-        where=source,
-        why=f"it reads {', '.join(_shown(inputs)) or 'nothing'}",
-        hint="name what it reads as data: arrays of its inputs, a .npz or .safetensors file, or a "
-        "function",
-    )
-
-
-def _shown(inputs: Sequence[Input]) -> Iterator[str]:
-    for one in inputs:
-        sizes = ", ".join("?" if s is None else str(s) for s in one.shape)
-        yield f"{one.name} {str(one.dtype).removeprefix('torch.')} [{sizes}]"

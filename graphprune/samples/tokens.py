@@ -16,11 +16,12 @@ from torch import Tensor
 
 from graphprune.calibration import BUILTIN, drawn, load_tokenizer, tokenised, too_short
 from graphprune.errors import LoadError
-from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.inputs import tokenizer_of
 from graphprune.paths import usable
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import Content, Ids, Text
+from graphprune.samples.generated import SELF
 from graphprune.samples.sources import read
 from graphprune.streaming.data import default_window
 
@@ -45,6 +46,21 @@ class Windows:
     in_domain: bool
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How many windows are cut of a stream of tokens.
+
+    Attributes:
+        count: how many; fewer if there are not so many.
+        length: tokens in each.
+        needed: the number without which it is an error.
+    """
+
+    count: int
+    length: int
+    needed: int = 1
+
+
 def evaluated_source(wanted: Calibration, content: Content | None = None) -> str:
     """The source of the text that a perplexity is measured on.
 
@@ -57,7 +73,7 @@ def evaluated_source(wanted: Calibration, content: Content | None = None) -> str
     """
     if wanted.text is not None:
         return wanted.text
-    if wanted.data is None or wanted.data == BUILTIN:
+    if not isinstance(wanted.data, str) or wanted.data in (BUILTIN, SELF):
         return BUILTIN
     content = read(wanted.data, wanted) if content is None else content
     return wanted.data if isinstance(content, Text) else BUILTIN
@@ -90,8 +106,8 @@ def calibration_windows(
     content: Text | Ids,
     wanted: Calibration,
     seed: int,
-    count: int,
-    length: int | None,
+    evaluated: str | None,
+    cut: Cut,
 ) -> Windows:
     """The windows to calibrate on.
 
@@ -101,30 +117,37 @@ def calibration_windows(
         content: text, or token ids.
         wanted: the section of the recipe.
         seed: of the draw.
-        count: of windows, where the recipe doesn't say; fewer if there are not so many.
-        length: of each, where the recipe doesn't say; None for `default_window`.
+        evaluated: the text that a perplexity is measured on; None where none is.
+        cut: how many windows, and of how many tokens.
 
     Raises:
         LoadError: there is no tokenizer, or the text is too short.
     """
     stream = _stream(program, source, content, wanted)
     whole = len(stream)
-    evaluated = evaluated_source(wanted, content) if is_causal(program) else None
     same = evaluated is not None and isinstance(content, Text) and _same(evaluated, source)
     if same:
         stream = _parted(program, source, stream, wanted, seed)[1]
-    size = wanted.length
-    if size is None and isinstance(content, Ids) and content.row is not None:
-        size = content.row
-    if size is None:
-        size = default_window(program) if length is None else min(length, default_window(program))
-        size = min(size, _limit(program, wanted))
-    available = len(stream) // size
-    if available < (wanted.windows or 1):
-        raise too_short(len(stream), wanted.windows or 1, size, source, whole - len(stream))
-    windows = stream[: available * size].view(available, size)
-    order = drawn(available, wanted.windows or count, _seed(wanted, seed))
+    available = len(stream) // cut.length
+    if available < cut.needed:
+        raise too_short(len(stream), cut.needed, cut.length, source, whole - len(stream))
+    windows = stream[: available * cut.length].view(available, cut.length)
+    order = drawn(available, cut.count, _seed(wanted, seed))
     return Windows(windows[order], available, same)
+
+
+def window_length(program: BaseProgram, wanted: Calibration, length: int | None) -> int:
+    """The tokens in each window: as the recipe says, or what the work needs and the model takes.
+
+    Args:
+        program: the dense model.
+        wanted: the section of the recipe.
+        length: what the work needs; None for `default_window`.
+    """
+    if wanted.length is not None:
+        return wanted.length
+    size = default_window(program) if length is None else min(length, default_window(program))
+    return min(size, _limit(program, wanted))
 
 
 def tokenizer_for(program: BaseProgram, wanted: Calibration) -> Any | None:

@@ -81,7 +81,7 @@ class State:
             "version": VERSION,
             "program": program.fingerprint,
             "graph": _graph_digest(program),
-            "weights": _weights_digest(program),
+            "weights": weights_digest(program),
             "samples": _samples_digest(batches),
             "recipe": self.recipe,
             "groups": [list(g.parameters) for g in groups],
@@ -236,7 +236,7 @@ def _graph_digest(program: BaseProgram) -> str:
     return hashlib.sha256(program.code().encode()).hexdigest()[:16]
 
 
-def _weights_digest(program: BaseProgram) -> str:
+def weights_digest(program: BaseProgram) -> str:
     """A hash of some elements of every weight, spread over all of it."""
     digest = hashlib.sha256()
     for name in sorted(program.trainable):

@@ -1,0 +1,182 @@
+"""Token windows of one source, of the model itself, or of several sources in given shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from graphprune.errors import LoadError, RecipeError
+from graphprune.inputs import inputs_of, is_causal, token_input
+from graphprune.program import BaseProgram
+from graphprune.recipe_calibration import Calibration
+from graphprune.samples.contents import Ids, Text
+from graphprune.samples.fit import check_ids, checked, with_all_inputs
+from graphprune.samples.generated import SELF, generate_windows
+from graphprune.samples.handed import for_graph
+from graphprune.samples.result import Amount, Samples
+from graphprune.samples.sources import read
+from graphprune.samples.suited import suited
+from graphprune.samples.tokens import Cut, calibration_windows, evaluated_source, window_length
+
+_IN_DOMAIN = (
+    "calibrated and measured on the same text (other windows of it): give text and data apart for "
+    "a perplexity that says how the model does elsewhere"
+)
+
+
+def token_samples(
+    program: BaseProgram,
+    content: Text | Ids,
+    source: str,
+    wanted: Calibration,
+    seed: int,
+    evaluated: str | None,
+    cut: Cut,
+) -> Samples:
+    """Windows of a text or of token ids, with whatever else the model reads.
+
+    Args:
+        program: the dense model; it reads tokens.
+        content: what the source holds.
+        source: for messages.
+        wanted: the section of the recipe.
+        seed: of the draw.
+        evaluated: the text that a perplexity is measured on, whose windows are left out; or None.
+        cut: how many windows, and of how many tokens.
+
+    Raises:
+        LoadError: the source has not enough tokens, or they are another model's.
+    """
+    inputs = inputs_of(program)
+    given = token_input(inputs)
+    assert given is not None
+    if isinstance(content, Ids):
+        check_ids(content.stream, given, source)
+    found = calibration_windows(program, source, content, wanted, seed, evaluated, cut)
+    check_ids(found.tokens, given, source)
+    data = with_all_inputs(program, inputs, found.tokens)
+    data = checked(inputs, data, source) if isinstance(data, Mapping) else data.to(given.dtype)
+    return Samples(
+        data=for_graph(program, data),
+        source=source,
+        kind="text" if isinstance(content, Text) else "token ids",
+        count=len(found.tokens),
+        available=found.available,
+        length=found.tokens.shape[1],
+        tokens=found.tokens.numel(),
+        split=content.split,
+        seed=seed if wanted.draw == "random" else None,
+        in_domain=found.in_domain,
+        notes=(_IN_DOMAIN,) if found.in_domain else (),
+    )
+
+
+def generated_samples(
+    program: BaseProgram, count: int, length: int, seed: int, tell: Callable[[str], None]
+) -> Samples:
+    """Windows that the model writes itself; see `generate_windows`."""
+    data = generate_windows(program, count, length, seed, tell)
+    return Samples(
+        data=data,
+        source=SELF,
+        kind="token ids",
+        count=count,
+        length=length,
+        tokens=data.numel(),
+        seed=seed,
+    )
+
+
+def mixed_samples(
+    program: BaseProgram,
+    wanted: Calibration,
+    seed: int,
+    amount: Amount,
+    tell: Callable[[str], None],
+) -> Samples:
+    """Token windows of one length from several sources, in the proportions of their shares.
+
+    A source that is too short for its share gives what it has, and a note.
+
+    Args:
+        program: the dense model.
+        wanted: the section of the recipe; its data is a mixture.
+        seed: of the draws, and of the order.
+        amount: how much there is of what the recipe leaves open.
+        tell: told how far the model is that writes its own windows.
+
+    Raises:
+        LoadError: a source can't be read, has no tokens, or the model reads more than tokens.
+        RecipeError: there are fewer windows than sources, or an option means nothing for one.
+    """
+    if not is_causal(program):
+        raise LoadError(
+            "only what a model reads as token windows alone can be mixed",
+            where="calibration.data",
+            hint="give one source of the kind that the model reads",
+        )
+    shares = wanted.shares()
+    total = wanted.windows or amount.count
+    length = window_length(program, wanted, amount.length)
+    found = []
+    for (part, share), count in zip(shares, apportion([s for _, s in shares], total), strict=True):
+        if not count:
+            raise RecipeError(
+                "there are fewer windows than the mixture needs",
+                where="calibration.windows",
+                why=f"{100 * share:g} % of {total} is less than one, for {part.source}",
+                hint="ask for more windows, or give the source a larger share",
+            )
+        if part.source == SELF:
+            found.append(generated_samples(program, count, length, seed, tell))
+            continue
+        own = {"data": part.source, "field": part.field, "split": part.split}
+        mine = wanted.model_copy(update=own)
+        found.append(_part(program, mine, seed, evaluated_source(wanted), Cut(count, length)))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(sum(s.count for s in found), generator=generator)
+    return Samples(
+        data=torch.cat([s.data for s in found])[order],
+        source=" + ".join(f"{s.count} of {s.source}" for s in found),
+        kind="token ids",
+        count=len(order),
+        length=length,
+        tokens=len(order) * length,
+        seed=seed,
+        in_domain=any(s.in_domain for s in found),
+        notes=tuple(dict.fromkeys(note for s in found for note in s.notes)),
+    )
+
+
+def _part(
+    program: BaseProgram, wanted: Calibration, seed: int, evaluated: str, cut: Cut
+) -> Samples:
+    """One source of a mixture."""
+    source = wanted.data
+    assert isinstance(source, str)
+    inputs = inputs_of(program)
+    content = suited(read(source, wanted), inputs, source)
+    if not isinstance(content, Text | Ids):
+        raise LoadError("only text and token ids can be mixed", where=source)
+    found = token_samples(program, content, source, wanted, seed, evaluated, cut)
+    if found.count == cut.count:
+        return found
+    note = f"{source} has {found.count} windows, and its share is {cut.count}"
+    return replace(found, notes=(*found.notes, note))
+
+
+def apportion(shares: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in the proportions of some shares, by largest remainders.
+
+    Args:
+        shares: they add up to 1.
+        total: what the numbers add up to.
+    """
+    exact = [share * total for share in shares]
+    counts = [int(value + 1e-9) for value in exact]
+    by_rest = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_rest[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
