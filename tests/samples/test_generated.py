@@ -117,7 +117,7 @@ def test_what_is_measured_on_is_not_calibrated_on(tmp_path, monkeypatch):
         return {"input_ids": list(range(1000, 1000 + len(text)))}
 
     program = language_model()
-    monkeypatch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path: numbered)
+    monkeypatch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path, **_: numbered)
     monkeypatch.setattr("graphprune.samples.mixture.check_ids", lambda *rest: None)
     wanted = Calibration(data={"builtin": 0.5, "self": 0.5}, tokenizer=str(tmp_path))
     found = calibration_samples(program, wanted, 0)

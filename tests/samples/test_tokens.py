@@ -68,7 +68,7 @@ def test_no_token_is_calibrated_and_measured_on(tmp_path, tokenizer, draw, lengt
 
     wanted = Calibration(data=str(path), length=length, draw=draw, tokenizer=tokenizer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path: numbered)
+        patch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path, **_: numbered)
         patch.setattr("graphprune.samples.mixture.check_ids", lambda *rest: None)
         found = calibration_samples(program, wanted, 3)
         measured = evaluation_windows(program, wanted, 3)
