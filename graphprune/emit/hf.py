@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,8 @@ from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
 from graphprune.files import replacing
+from graphprune.files.refusals import temporary_folder
+from graphprune.files.streams import opened
 
 PLAN = "graphprune_plan.json"
 
@@ -244,8 +245,7 @@ def _write_weights(job: _Job, blank: nn.Module) -> None:
 
 def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
     """Open the checkpoint in a fresh process and return what is wrong with it."""
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with temporary_folder() as scratch:
         inputs, found = scratch / "inputs.pt", scratch / "outputs.safetensors"
         request = {
             "directory": str(job.directory.resolve()),
@@ -256,7 +256,8 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
             "inputs": str(inputs),
             "outputs": str(found),
         }
-        torch.save(job.inputs, inputs)
+        with opened(inputs) as stream:
+            torch.save(job.inputs, stream)
         (scratch / "request.json").write_text(json.dumps(request))
         # -P keeps the working directory off the path; modelling code is cached, and then gone.
         environment = {

@@ -22,7 +22,8 @@ from graphprune.emit import pruned
 from graphprune.emit.companions import copy_companions
 from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
-from graphprune.files import replacing
+from graphprune.files import Claim
+from graphprune.files.refusals import check_space
 from graphprune.frontends.hf import (
     build,
     checkpoint_class,
@@ -53,9 +54,9 @@ _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
 
 def pack_checkpoint(
-    source: Path, output: Path, format: str, tokens: tuple[int, ...], progress: Any
+    source: Path, output: Path, claim: Claim, format: str, tokens: tuple[int, ...], progress: Any
 ) -> Packing:
-    """See `graphprune.packing.pack`."""
+    """See `graphprune.packing.pack`; the output is written by its claim."""
     check_format(format)
     progress("reading the checkpoint")
     config, model_class = checkpoint_class(source)
@@ -100,7 +101,8 @@ def pack_checkpoint(
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     progress("writing")
-    with replacing(output) as directory:
+    check_space(output, after)
+    with claim.writing() as directory:
         directory.mkdir()
         for name in _COPIED:
             if (source / name).is_file():
