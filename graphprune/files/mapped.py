@@ -72,8 +72,7 @@ def guarded() -> Iterator[None]:
                 library.sigaction(signal.SIGBUS, ctypes.byref(_before), None)
 
 
-@_Handler
-def _handle(number: int, info: int, _: int) -> None:
+def _on_fault(number: int, info: int, _: int) -> None:
     library = _library()
     try:
         if ctypes.c_int.from_address(info + _CODE_AT).value == _ADDRESS_LOST:
@@ -85,6 +84,9 @@ def _handle(number: int, info: int, _: int) -> None:
     except BaseException:  # nothing can be raised from here
         pass
     library.sigaction(number, ctypes.byref(_before), None)  # the instruction runs again, and faults
+
+
+_handle = _Handler(_on_fault)
 
 
 def _mapping(address: int) -> tuple[int, str] | None:

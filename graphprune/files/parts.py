@@ -72,7 +72,10 @@ def _digest(file: Path) -> str:
 def _mentions(file: Path, name: str) -> bool:
     """Whether a file contains a name; one that can't be read may."""
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
+        with (
+            file.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return data.find(name.encode()) >= 0
     except ValueError:  # it is empty
         return False

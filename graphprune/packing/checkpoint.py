@@ -113,6 +113,7 @@ def pack_checkpoint(
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
         # safetensors lets the owner alone read it.
         shutil.copymode(directory / "config.json", directory / PACKED)
+        progress("putting the files in place")
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 

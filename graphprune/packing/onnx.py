@@ -115,6 +115,7 @@ def pack_onnx(
     check_space(output, after)
     with claim.writing() as file:
         write_checked(model, file, external=after > _ABOVE)
+        progress("putting the file in place")
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 
