@@ -101,13 +101,13 @@ def read_by(
         "the tokenizer": wanted.tokenizer,
     }
     paths = {what: file_of(one) for what, one in given.items() if isinstance(one, str | Path)}
-    return {what: path for what, path in paths.items() if path.exists()}
+    return {what: path for what, path in paths.items() if os.path.exists(path)}
 
 
 def mapped_from(source: object, weights: str | Path | None) -> list[Path]:
     """The files whose weights are read when they are needed, as far as the arguments tell."""
     lazily = isinstance(source, str | Path) and (
-        Path(source).is_dir() or Path(source).suffix == ".onnx"
+        os.path.isdir(source) or Path(source).suffix == ".onnx"
     )
     return [Path(p) for p in (source if lazily else None, weights) if isinstance(p, str | Path)]
 

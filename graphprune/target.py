@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 from graphprune.errors import EmitError
 from graphprune.files import Claim, claimed
-from graphprune.files.refusals import check_space
+from graphprune.files.refusals import check_space, refused
 from graphprune.places import check_apart, place_of
 from graphprune.recipe import FORMATS, Recipe
 
@@ -78,10 +78,11 @@ class Target:
                     where=str(path),
                     hint=f"ask for format {suffix}, or give a directory as output",
                 )
-        place = place_of(path, single=single)
-        target = cls(place, cast("tuple[Format, ...]", formats), single, path, overwrite)
-        check_apart(path, target.written, reads)
-        target.check_free()
+        with refused(path):  # a name may be too long
+            place = place_of(path, single=single)
+            target = cls(place, cast("tuple[Format, ...]", formats), single, path, overwrite)
+            check_apart(path, target.written, reads)
+            target.check_free()
         return target
 
     @property

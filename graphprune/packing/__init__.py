@@ -13,6 +13,7 @@ from pathlib import Path
 
 from graphprune.errors import EmitError, LoadError
 from graphprune.files import claimed
+from graphprune.files.refusals import refused
 from graphprune.files.sources import reading
 from graphprune.packing.report import Layer, Packing
 from graphprune.packing.weights import AUTO, check_tokens
@@ -58,7 +59,8 @@ def pack(
     if not source.exists():
         raise LoadError("no such file or directory", where=str(source), hint="check the path")
     single = source.is_file()
-    place = place_of(output, single=single)
+    with refused(output):  # a name may be too long
+        place = place_of(output, single=single)
     _check_overwritten(source, output)
     counts = check_tokens(tokens)
     if single and source.suffix != ".onnx":

@@ -375,6 +375,21 @@ def test_directories_that_can_t_be_exchanged(
         pass
 
 
+@pytest.mark.parametrize("length", [260, 250, 236])
+def test_a_name_that_is_too_long_is_refused_before_any_work(
+    source: Path, tmp_path: Path, length: int
+) -> None:
+    """That of the plan beside it is longer."""
+    said: list[str] = []
+    output = tmp_path / ("x" * (length - 5) + ".onnx")
+    with pytest.raises(gp.EmitError, match="File name too long"):
+        gp.compile(source, RECIPE, output, progress=said.append)
+    if length > 250:
+        with pytest.raises(gp.EmitError, match="File name too long"):
+            pack(source, output, progress=said.append)
+    assert said == []
+
+
 def test_a_failure_leaves_no_folders(source: Path, tmp_path: Path) -> None:
     with pytest.raises(gp.GraphPruneError):
         gp.compile(source, {"remove": {"heads": 0.5}}, tmp_path / "a" / "b" / "slim.onnx")
