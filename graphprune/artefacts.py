@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
+from graphprune.files import recover
 from graphprune.frontends import load, load_traced
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
@@ -69,7 +70,9 @@ def verify_output(
         PlanError: the plan doesn't belong to the dense model.
         VerifyError: a written model computes something else.
     """
-    models = _models(usable(output))
+    output = usable(output)
+    recover(output)  # a plan or report may wait beside the place of what was written
+    models = _models(output)
     plan = Plan.load(beside(output, "plan"))
     progress("loading the dense model")
     if source is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from graphprune.errors import GraphPruneError
 from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.onnx_program import SlimOnnx
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
+from graphprune.rewrite.slim import Slim
 from graphprune.verification import Certificate
 
 
@@ -67,3 +71,20 @@ def little_proof(certificate: Certificate) -> tuple[str, ...]:
         "random inputs show no effect of pruning, so that the comparison with the masked model "
         "says little: verify with inputs of your own",
     )
+
+
+def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
+    """Units kept and units there were, of every role that loses some."""
+    program, units = slim.program, slim.plan.kept_units
+    gone = slim.selection.removed_parameters
+    kept: dict[str, int] = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
+    for structure in program.by_name.values():
+        if structure.prunable:
+            role = structure.role or "other"
+            total[role] += structure.size
+            if structure.blocks or not gone.issuperset(name for name, _ in structure.members):
+                rows = units.get(structure.name, range(structure.size))
+                kept[role] += len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
+    named = {program.by_name[name].role or "other" for name in units}
+    return {role: (kept[role], total[role]) for role in total if role in named}

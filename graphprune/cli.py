@@ -344,14 +344,22 @@ def _show(result: RenderableType) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the present stage on stderr: a spinner, or a line in a log."""
+    """Yield a function that shows the present stage on stderr: a spinner, or a line in a log.
+
+    Files that are cut short while they are mapped end the command by an error meanwhile.
+    """
     from rich.console import Console
+
+    from graphprune.files.sources import reading
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _between(lambda stage: console.print(f"{stage} ...", markup=False, highlight=False))
+        with reading():
+            yield _between(
+                lambda stage: console.print(f"{stage} ...", markup=False, highlight=False)
+            )
         return
-    with console.status("starting") as status:
+    with reading(), console.status("starting") as status:
         yield _between(lambda stage: status.update(f"{stage} ..."))
 
 
@@ -381,6 +389,8 @@ _signals: list[int] = []
 """Signals to stop that have come. What they raise is lost if it comes up while Python collects
 garbage, so that every stage looks here too."""
 
+_ENDS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
@@ -390,7 +400,8 @@ def _orderly_end() -> Iterator[None]:
         _signals.append(number)
         _stop(number)
 
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [one for one in _ENDS if signal.getsignal(one) != signal.SIG_IGN]  # as nohup has it
+    before = {one: signal.signal(one, stop) for one in wanted}
     try:
         yield
     finally:
@@ -400,9 +411,9 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _stop(number: int) -> NoReturn:
-    if number == signal.SIGTERM:
-        sys.exit(143)
-    raise KeyboardInterrupt
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,8 @@ with data, what it can go on from (see `graphprune.resume`).
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from graphprune.analysis.cost import Cost
 from graphprune.choosing import (
     changes_weights,
     in_pieces,
+    kept_units,
     little_proof,
     with_score,
     without_surgery,
 )
 from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
+from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
-from graphprune.frontends.factory import file_of
 from graphprune.frontends.module import trace
 from graphprune.frontends.weights import find_pickles
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
@@ -40,6 +40,7 @@ from graphprune.passes.random_score import Random
 from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
 from graphprune.paths import usable
+from graphprune.places import mapped_by, mapped_from, read_by
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
@@ -107,11 +108,29 @@ def compile(
     if output is not None:
         usable(output, EmitError)
     settled = with_formats(_settle(recipe, formats, seed), source, output)
-    on_disk = file_of(source) if isinstance(source, str | Path) else source
-    target = None if dry_run else Target.of(output, settled, overwrite, on_disk)
-    run = _Run(settled, progress or (lambda stage: None))
+    reads = read_by(source, recipe, settled, weights)
+    target = None if dry_run else Target.of(output, settled, overwrite, reads)
+    claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
+    with claim as target, reading(mapped_from(source, weights)) as sources:
+        run = _Run(settled, sources.checking(progress or (lambda stage: None)))
+        return _compile(run, source, target, sources, resume, example, weights, trust)
+
+
+def _compile(
+    run: _Run,
+    source: str | Path | torch.nn.Module | BaseProgram,
+    target: Target | None,
+    sources: Sources,
+    resume: bool,
+    example: tuple[Any, ...] | Mapping[str, Any] | None,
+    weights: str | Path | None,
+    trust: bool,
+) -> Report:
+    """Compile within a run that has its output, and whose sources are watched."""
+    settled, dry_run = run.recipe, target is None
     with run.stage("loading and tracing"):
         program = named(_open(source, example, weights, trust), settled.names)
+    sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
     check_masks(program, settled)
@@ -125,15 +144,17 @@ def compile(
     journal = None
     if target is not None and changes_weights(settled):
         facts = facts_of(settled, source)
-        journal = Journal.open(target.path, facts, resume=resume, overwrite=overwrite)
+        journal = Journal.open(target.path, facts, resume=resume, overwrite=target.overwrite)
     with journal.kept() if journal else nullcontext():
         if target is not None and settled.sparsify is not None:
             run.read(program)
         found = run.narrow(program, journal, dry_run)
         plan = found.plan
         slim = _planned(found.program, plan)
-        if target is not None and isinstance(slim, SlimOnnx):
-            slim.check_output(target.path)
+        if target is not None:
+            target.check_space(slim.cost.bytes)
+            if isinstance(slim, SlimOnnx):
+                slim.check_output(target.path)
         with run.stage("checking the formats"):
             native, notes = (
                 native_form(slim, settled)
@@ -145,7 +166,7 @@ def compile(
             weights=None if weights is None else str(Path(weights).absolute()),
             before=_measures(program.costs.total()),
             after=_measures(slim.cost),
-            kept=_kept(slim),
+            kept=kept_units(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
             notes=(*notes, *run.notes, *found.notes, *(run.samples.notes if run.samples else ())),
@@ -494,20 +515,3 @@ def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
 
 def _measures(cost: Cost) -> Measures:
     return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
-
-
-def _kept(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
-    """Units kept and units there were, of every role that loses some."""
-    program, units = slim.program, slim.plan.kept_units
-    gone = slim.selection.removed_parameters
-    kept: dict[str, int] = defaultdict(int)
-    total: dict[str, int] = defaultdict(int)
-    for structure in program.by_name.values():
-        if structure.prunable:
-            role = structure.role or "other"
-            total[role] += structure.size
-            if structure.blocks or not gone.issuperset(name for name, _ in structure.members):
-                rows = units.get(structure.name, range(structure.size))
-                kept[role] += len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
-    named = {program.by_name[name].role or "other" for name in units}
-    return {role: (kept[role], total[role]) for role in total if role in named}

@@ -187,19 +187,28 @@ def onnx_parameters(path: str | Path) -> int:
 def size_on_disk(path: str | Path) -> int:
     """Returns the bytes of a model's weights.
 
-    Of a checkpoint directory its safetensors files count; of a file also the external data beside
-    it (``model.onnx`` and ``model.onnx.data``).
+    Of a checkpoint directory its safetensors files count; of an ONNX file also its external data.
 
     Raises:
-        LoadError: There is nothing at the path.
+        LoadError: There is nothing at the path, or no ONNX model in an ``.onnx`` file.
     """
     path = Path(path)
     if path.is_dir():
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
     if not path.is_file():
         raise LoadError("the model does not exist", where=str(path))
-    beside = path.with_name(path.name + ".data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    return sum(file.stat().st_size for file in (path, *_data_files(path)))
+
+
+def _data_files(path: Path) -> list[Path]:
+    if path.suffix != ".onnx":
+        return []
+    from graphprune.emit.onnx_data import data_files
+
+    try:
+        return data_files(path)
+    except Exception as error:  # as above
+        raise LoadError("the ONNX file can't be read", where=str(path), why=str(error)) from error
 
 
 def _check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:

@@ -26,8 +26,10 @@ from graphprune.analysis.onnx_scopes import module_path
 from graphprune.analysis.onnx_sizes import Known, known_values, refreshed
 from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.structures import find_structures
-from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, placed
+from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph
+from graphprune.emit.onnx_data import name_data
 from graphprune.errors import EmitError
+from graphprune.files import replacing
 from graphprune.frontends.onnx import adopt_onnx, read_onnx
 from graphprune.onnx_tensors import Mapped, weight_bytes
 from graphprune.plan import Plan, Selection
@@ -91,10 +93,8 @@ class OnnxProgram(BaseProgram):
     @property
     def files(self) -> frozenset[Path]:
         """The file of the model, those of its external data, and what a model was made from."""
-        tensors = (v.const_value for v in self.model.graph.initializers.values())
-        data = (Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor))
         own = () if self.path is None else (self.path.resolve(),)
-        return frozenset((*own, *data)) | self.origins
+        return frozenset((*own, *data_of(self.model))) | self.origins
 
     def with_weights(self, new: Mapping[str, torch.Tensor]) -> OnnxProgram:
         """The same program with other numbers in some initialisers, which aren't quantised.
@@ -318,7 +318,7 @@ class SlimOnnx:
         return self.program.costs.of(self.selection.keep, blocks)
 
     def save(self, path: str | Path, format: str = "onnx") -> None:
-        """Write the slim model, checked; large weights go to ``<path>.data`` beside it.
+        """Write the slim model, checked; large weights go to a second file.
 
         Raises:
             EmitError: another format, or over the source, or writing failed; nothing is written.
@@ -339,8 +339,8 @@ class SlimOnnx:
         Raises:
             EmitError: writing would change the source or its data.
         """
-        taken = (path.resolve(), Path(f"{path}.data").resolve())
-        if any(file.is_relative_to(place) for file in self.program.files for place in taken):
+        place = path.resolve()
+        if any(file.is_relative_to(place) for file in self.program.files):
             raise EmitError(
                 "the output is the source itself", where=str(path), hint="choose another path"
             )
@@ -348,8 +348,7 @@ class SlimOnnx:
     @cached_property
     def _data_files(self) -> set[Path]:
         """Where the source has weights beside the model."""
-        tensors = (v.const_value for v in self.program.model.graph.initializers.values())
-        return {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
+        return data_of(self.program.model)
 
     def rewritten(self) -> ir.Model:
         """The slim graph; its weights are cut when they are read."""
@@ -364,20 +363,42 @@ class SlimOnnx:
         return model
 
 
+def data_of(model: ir.Model) -> set[Path]:
+    """The files that the initialisers of a model are in, where they aren't in the model's."""
+    tensors = (v.const_value for v in model.graph.initializers.values())
+    return {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
+
+
 def write_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write a model beside its place, check it, and put it there.
 
     Args:
         model: what to write.
         path: where.
-        external: whether weights go to a second file, ``<path>.data``.
+        external: whether weights go to a second file; see `graphprune.emit.onnx_data`.
 
     Raises:
         EmitError: the checker refuses the model, or the file system does.
     """
-    with placed(path) as file:
-        _save(model, file, external=external)
-        check_graph(file)
+    with replacing(path) as file:
+        write_checked(model, file, external=external)
+
+
+def write_checked(model: ir.Model, file: Path, *, external: bool) -> None:
+    """Write a model where it is, and check it.
+
+    Args:
+        model: what to write.
+        file: where; it may have a second file then.
+        external: see `write_model`.
+
+    Raises:
+        EmitError: the checker refuses the model.
+        OSError: the file system refuses.
+    """
+    _save(model, file, external=external)
+    name_data(file)
+    check_graph(file)
 
 
 @contextlib.contextmanager

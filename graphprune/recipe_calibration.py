@@ -120,6 +120,13 @@ class Calibration(Data):
             self.shares()
         return self
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of the data, as they are named."""
+        if isinstance(self.data, dict):
+            return tuple(part.source for part in self.data.values())
+        return () if self.data is None else (self.data,)
+
     def shares(self) -> list[tuple[Part, float]]:
         """The parts of a mixture and their shares, which add up to 1.
 

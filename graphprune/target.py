@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 from graphprune.errors import EmitError
-from graphprune.files import replacing
+from graphprune.files import Claim, claimed
+from graphprune.files.refusals import check_space, refused
+from graphprune.places import check_apart, place_of
 from graphprune.recipe import FORMATS, Recipe
 
 PLAN_FILE = "graphprune_plan.json"
@@ -27,23 +27,40 @@ class Target:
     """Where a compilation writes.
 
     Attributes:
-        path: a directory, or a file where `single` is set.
+        path: a directory, or a file where `single` is set; all symbolic links are followed.
         formats: what to write there; hf comes first, since it makes the directory.
         single: the output is one file.
+        given: the path as the user knows it.
+        overwrite: whether what is there may be replaced.
+        claim: the right to write there; None before the run has it.
     """
 
     path: Path
     formats: tuple[Format, ...]
     single: bool
+    given: Path
+    overwrite: bool
+    claim: Claim | None = None
 
     @classmethod
     def of(
-        cls, output: str | Path | None, recipe: Recipe, overwrite: bool, source: object
+        cls,
+        output: str | Path | None,
+        recipe: Recipe,
+        overwrite: bool,
+        reads: Mapping[str, Path],
     ) -> Target:
         """Settle what goes where.
 
+        Args:
+            output: as the user gave it.
+            recipe: what to write.
+            overwrite: whether what is there may be replaced.
+            reads: what the run reads, by what it is called.
+
         Raises:
-            EmitError: there is no output, it exists, or it can't hold the formats.
+            EmitError: there is no output, it exists, it can't hold the formats, or what the run
+                reads would be replaced.
         """
         if output is None:
             raise EmitError("there is no output", hint="give one, or ask for a dry run")
@@ -61,8 +78,66 @@ class Target:
                     where=str(path),
                     hint=f"ask for format {suffix}, or give a directory as output",
                 )
-        _check_free(path, single, overwrite, source)
-        return cls(path, cast("tuple[Format, ...]", formats), single)
+        with refused(path):  # a name may be too long
+            place = place_of(path, single=single)
+            target = cls(place, cast("tuple[Format, ...]", formats), single, path, overwrite)
+            check_apart(path, target.written, reads)
+            target.check_free()
+        return target
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Everything that is put in place; the model first."""
+        if not self.single:
+            return (self.path,)
+        return (self.path, *(self.path.with_name(self.name(kind)) for kind in ("plan", "report")))
+
+    def check_free(self) -> None:
+        """Refuse an output that exists, unless it may and can be replaced without harm.
+
+        Raises:
+            EmitError: it is.
+        """
+        found = next((p for p in self.written if p.is_file() or _holds_something(p)), None)
+        where = str(self.given if found in (None, self.path) else found)
+        if found is not None and not self.overwrite:
+            raise EmitError(
+                "the output exists", where=where, hint="choose another, or allow overwriting it"
+            )
+        if self.single and any(p.is_dir() for p in self.written):
+            raise EmitError("the output is a directory", where=where)
+        if not self.single and self.path.is_file():
+            raise EmitError("the output is a file", where=where, hint="remove it yourself")
+        # A mistyped path must not cost somebody a home directory.
+        if found is not None and not self.single and not (self.path / PLAN_FILE).is_file():
+            raise EmitError(
+                "the output is a directory that graphprune did not write",
+                where=where,
+                why=f"it has no {PLAN_FILE}",
+                hint="choose another, or remove it yourself",
+            )
+
+    @contextmanager
+    def claimed(self) -> Iterator[Target]:
+        """Have the output for this run alone; what a run that was killed has left is put right.
+
+        Raises:
+            EmitError: another run has it, it exists now, or the file system refuses.
+        """
+        with claimed(self.path, overwrite=self.overwrite) as claim:
+            self.check_free()
+            yield replace(self, claim=claim)
+
+    def check_space(self, size: int) -> None:
+        """See that the disk has room for the model in every format.
+
+        Args:
+            size: bytes of its weights.
+
+        Raises:
+            EmitError: it hasn't.
+        """
+        check_space(self.path, size * len(self.formats))
 
     def name(self, kind: str) -> str:
         """File name of a format, of "plan" or "report"; of hf the directory itself."""
@@ -76,29 +151,18 @@ class Target:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A directory to write into, whose files take their places if the block ends well."""
-        if not self.single:
-            with replacing(self.path) as staged:
-                if "hf" not in self.formats:  # the checkpoint makes its directory itself
-                    staged.mkdir()
-                yield staged
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                prefix=f".{self.path.name}.", dir=self.path.parent
-            ) as staged_name:
-                yield Path(staged_name)
-                # The model comes last: where it is, its data, plan and report are too.
-                for file in sorted(Path(staged_name).iterdir(), reverse=True):
-                    os.replace(file, self.path.parent / file.name)
-        except OSError as error:
-            raise EmitError(
-                "can't write the output", where=str(self.path), why=error.strerror or str(error)
-            ) from error
+        assert self.claim is not None
+        with self.claim.writing() as staged:
+            if self.single:
+                yield staged.parent
+                return
+            if "hf" not in self.formats:  # the checkpoint makes its directory itself
+                staged.mkdir()
+            yield staged
 
     def shown(self, kind: str) -> str:
         """Path of a format for people to read."""
-        return str(self.path / self.name(kind)) if not self.single else str(self.path)
+        return str(self.given / self.name(kind)) if not self.single else str(self.given)
 
 
 def beside(path: Path, kind: str) -> Path:
@@ -107,31 +171,5 @@ def beside(path: Path, kind: str) -> Path:
     return path / default if path.is_dir() else path.with_name(f"{path.name}.{default}")
 
 
-def _check_free(path: Path, single: bool, overwrite: bool, source: object) -> None:
-    """Refuse an output that exists, unless it may and can be replaced without harm."""
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if occupied and not overwrite:
-        raise EmitError(
-            "the output exists", where=str(path), hint="choose another, or allow overwriting it"
-        )
-    data = Path(f"{path}.data")  # of a large ONNX model
-    if single and path.suffix == ".onnx" and data.exists() and not overwrite:
-        raise EmitError(
-            "the output exists", where=str(data), hint="choose another, or allow overwriting it"
-        )
-    if single and path.is_dir():
-        raise EmitError("the output is a directory", where=str(path))
-    if not single and path.is_file():
-        raise EmitError("the output is a file", where=str(path), hint="remove it yourself")
-    # A mistyped path must not cost somebody a home directory.
-    if occupied and not single and not (path / PLAN_FILE).is_file():
-        raise EmitError(
-            "the output is a directory that graphprune did not write",
-            where=str(path),
-            why=f"it has no {PLAN_FILE}",
-            hint="choose another, or remove it yourself",
-        )
-    if isinstance(source, str | Path) and Path(source).exists():
-        dense = Path(source).resolve()
-        if path.resolve() in (dense, *dense.parents):
-            raise EmitError("the output would replace the source", where=str(path))
+def _holds_something(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())

@@ -34,8 +34,10 @@ from graphprune._version import __version__
 from graphprune.emit.builds import quiet
 from graphprune.emit.compare import evaluating
 from graphprune.emit.decoder_check import check
-from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, convert, placed
+from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, convert
+from graphprune.emit.onnx_data import name_data
 from graphprune.errors import EmitError
+from graphprune.files import replacing
 from graphprune.generation import PAST, PRESENT
 from graphprune.program import Program
 
@@ -74,10 +76,10 @@ def precheck(program: Program) -> None:
 
 @quiet()
 def save(slim: Slim, path: Path) -> None:
-    """Write `slim` as an ONNX decoder; large weights go to ``<path>.data`` beside it.
+    """Write `slim` as an ONNX decoder; large weights go to a second file.
 
-    bfloat16 weights are written as float32, the same values: ONNX Runtime has no kernels for
-    bfloat16 on the CPU.
+    `graphprune.emit.onnx_data` names that one. bfloat16 weights are written as float32, the same
+    values: ONNX Runtime has no kernels for bfloat16 on the CPU.
 
     Raises:
         EmitError: the model has no such form, the exporter can't convert it, ONNX Runtime doesn't
@@ -110,8 +112,9 @@ def save(slim: Slim, path: Path) -> None:
             json.loads(slim.plan.to_json())
         )
         size = sum(tensor.nbytes for tensor in module.parameters())
-        with placed(path) as file:
+        with replacing(path) as file:
             written.save(str(file), external_data=size > EXTERNAL_ABOVE)
+            name_data(file)
             check_graph(file)
             check(module, file)
 

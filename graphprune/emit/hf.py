@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from graphprune.emit.expected import Expected
 from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
 from graphprune.files import replacing
+from graphprune.files.refusals import temporary_folder
+from graphprune.files.streams import opened
 from graphprune.frontends.own_code import auto_class, is_own
 
 PLAN = "graphprune_plan.json"
@@ -239,8 +240,7 @@ def _write_weights(job: _Job, blank: nn.Module) -> None:
 
 def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
     """Open the checkpoint in a fresh process and return what is wrong with it."""
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with temporary_folder() as scratch:
         inputs, found = scratch / "inputs.pt", scratch / "outputs.safetensors"
         request = {
             "directory": str(job.directory.resolve()),
@@ -252,7 +252,8 @@ def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
             "inputs": str(inputs),
             "outputs": str(found),
         }
-        torch.save(job.expected.inputs, inputs)
+        with opened(inputs) as stream:
+            torch.save(job.expected.inputs, stream)
         (scratch / "request.json").write_text(json.dumps(request))
         # -P keeps the working directory off the path; modelling code is cached, and then gone.
         environment = {

@@ -6,8 +6,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from graphprune.emit.onnx_data import name_data
 from graphprune.errors import EmitError, VerifyError
+from graphprune.files import replacing
 
 if TYPE_CHECKING:
     from graphprune.rewrite.slim import Slim
@@ -30,7 +30,7 @@ EXTERNAL_ABOVE = 1 << 30
 
 
 def save(slim: Slim, path: Path) -> None:
-    """Write `slim` as ONNX; large weights go to ``<path>.data`` beside it.
+    """Write `slim` as ONNX; large weights go to a second file, see `graphprune.emit.onnx_data`.
 
     Dynamic dimensions stay dynamic. bfloat16 weights are written as float32, the same values: ONNX
     Runtime has no kernels for bfloat16 on the CPU. Inputs have the names of the traced arguments,
@@ -45,8 +45,9 @@ def save(slim: Slim, path: Path) -> None:
     model = convert(exported, names)
     size = sum(t.nbytes for t in (*exported.state_dict.values(), *exported.constants.values())
                if isinstance(t, torch.Tensor))  # fmt: skip
-    with placed(path) as file:
+    with replacing(path) as file:
         model.save(str(file), external_data=size > EXTERNAL_ABOVE)
+        name_data(file)
         check_graph(file)
         _compare(example, file, expected)
 
@@ -77,44 +78,6 @@ def _runnable(slim: Slim) -> tuple[ExportedProgram, tuple[Any, Any]]:
 
     program = retrace(slim, torch.float32)
     return program.exported, program.example
-
-
-@contextlib.contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """A file in a temporary sibling that takes its place at `path`, with its data, at the end.
-
-    The data of a model that was there goes with it.
-
-    Raises:
-        EmitError: the file system refused. Nothing is left behind then, nor after other errors.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
-            yield Path(holder) / path.name
-            files = sorted(Path(holder).iterdir(), reverse=True)  # the data file first
-            old = _own_data(path)
-            for written in files:
-                os.replace(written, path.parent / written.name)
-            if old is not None and old.name not in [file.name for file in files]:
-                old.unlink()
-    except OSError as error:
-        raise EmitError(
-            "can't write the ONNX file", where=str(path), why=error.strerror or str(error)
-        ) from error
-
-
-def _own_data(path: Path) -> Path | None:
-    """The second file of a model, if it has one under the name that we give it."""
-    data = path.with_name(f"{path.name}.data")
-    if not (path.is_file() and data.is_file()):
-        return None
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # no model: whatever lies beside it isn't ours
-        return None
-    places = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
-    return data if data.name in places else None
 
 
 def _run(

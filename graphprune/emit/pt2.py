@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from graphprune.files import replacing
+from graphprune.files.streams import opened
 
 if TYPE_CHECKING:
     from graphprune.rewrite.slim import Slim
@@ -19,5 +20,5 @@ def save(slim: Slim, path: Path) -> None:
     Raises:
         EmitError: writing failed; nothing is left behind.
     """
-    with replacing(path) as temporary:
-        torch.export.save(slim.exported, temporary)
+    with replacing(path) as temporary, opened(temporary) as stream:
+        torch.export.save(slim.exported, stream)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from graphprune.compiler import compile
+from graphprune.emit.onnx_data import data_files
 from graphprune.errors import LoadError
 from graphprune.files import write_text
 from graphprune.integrations.goal import carry_out, settle
@@ -101,7 +102,7 @@ def _onnx(model: ONNXModelHandler, recipe: Recipe, path: str) -> ONNXModelHandle
     slim = carry_out(load_onnx(source), recipe, check=True)
     slim.save(target)
     attributes = slim_attributes(model.model_attributes or {}, slim)
-    if not Path(f"{target}.data").exists():
+    if not data_files(target):
         return ONNXModelHandler(str(target), model_attributes=attributes)
     # Olive takes a file name for a path where the working directory has a file of that name.
     alone = len(list(target.parent.glob("*.onnx"))) == 1

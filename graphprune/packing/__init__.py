@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from graphprune.errors import EmitError, LoadError
+from graphprune.files import claimed
+from graphprune.files.refusals import refused
+from graphprune.files.sources import reading
 from graphprune.packing.report import Layer, Packing
 from graphprune.packing.weights import AUTO, check_tokens
 from graphprune.paths import usable
+from graphprune.places import place_of
 
 Progress = Callable[[str], None]
 
@@ -55,36 +59,40 @@ def pack(
         EmitError: nothing gets smaller, the output is there, or can't be written.
     """
     source, output = usable(source), usable(output, EmitError)
-    told = progress or (lambda _: None)
     if not source.exists():
         raise LoadError("no such file or directory", where=str(source), hint="check the path")
-    if output.exists() and not overwrite:
-        raise EmitError(
-            "the output is there already",
-            where=str(output),
-            hint="choose another output, or ask to overwrite it",
-        )
+    single = source.is_file()
+    with refused(output):  # a name may be too long
+        place = place_of(output, single=single)
     _check_overwritten(source, output)
     counts = check_tokens(tokens)
-    if source.suffix == ".onnx" and source.is_file():
-        from graphprune.packing.onnx import pack_onnx
-
-        return pack_onnx(source, output, format, counts, told)
-    if not source.is_dir():
+    if single and source.suffix != ".onnx":
         raise LoadError(
             "only checkpoints and ONNX files can be packed",
             where=str(source),
             hint="give a directory that save_pretrained wrote, or an .onnx file",
         )
-    from graphprune.packing.checkpoint import pack_checkpoint
-
-    if output.is_file() or output.is_symlink():
+    if not single and place.is_file():
         raise EmitError(
             "a checkpoint is packed as a directory, and the output is none",
             where=str(output),
             hint="choose another output",
         )
-    return pack_checkpoint(source, output, format, counts, told, trust=trust)
+    with claimed(place, overwrite=overwrite) as claim, reading([source]) as sources:
+        if place.exists() and not overwrite:
+            raise EmitError(
+                "the output is there already",
+                where=str(output),
+                hint="choose another output, or ask to overwrite it",
+            )
+        told = sources.checking(progress or (lambda _: None))
+        if single:
+            from graphprune.packing.onnx import pack_onnx
+
+            return pack_onnx(source, output, claim, format, counts, told)
+        from graphprune.packing.checkpoint import pack_checkpoint
+
+        return pack_checkpoint(source, output, claim, format, counts, told, trust=trust)
 
 
 def _check_overwritten(source: Path, output: Path) -> None:

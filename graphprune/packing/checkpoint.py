@@ -23,7 +23,8 @@ from graphprune.emit.companions import copy_companions
 from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
 from graphprune.exclusive import one_at_a_time
-from graphprune.files import replacing
+from graphprune.files import Claim
+from graphprune.files.refusals import check_space
 from graphprune.frontends.hf import (
     build,
     checkpoint_class,
@@ -58,13 +59,14 @@ _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 def pack_checkpoint(
     source: Path,
     output: Path,
+    claim: Claim,
     format: str,
     tokens: tuple[int, ...],
     progress: Any,
     *,
     trust: bool = False,
 ) -> Packing:
-    """See `graphprune.packing.pack`."""
+    """See `graphprune.packing.pack`; the output is written by its claim."""
     check_format(format)
     progress("reading the checkpoint")
     config, model_class = checkpoint_class(source, trust=trust)
@@ -109,7 +111,8 @@ def pack_checkpoint(
             hint="pack what `graphprune compile --sparsify` wrote",
         )
     progress("writing")
-    with replacing(output) as directory:
+    check_space(output, after)
+    with claim.writing() as directory:
         directory.mkdir()
         for name in _COPIED:
             if (source / name).is_file():
@@ -120,6 +123,7 @@ def pack_checkpoint(
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
         # safetensors lets the owner alone read it.
         shutil.copymode(directory / "config.json", directory / PACKED)
+        progress("putting the files in place")
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 

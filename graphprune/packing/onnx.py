@@ -18,6 +18,8 @@ import onnx_ir as ir
 import torch
 
 from graphprune.errors import EmitError
+from graphprune.files import Claim
+from graphprune.files.refusals import check_space
 from graphprune.frontends.onnx import read_onnx
 from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Table
@@ -31,7 +33,7 @@ from graphprune.kernels.onnx_function import (
     initializers,
 )
 from graphprune.kernels.packed import nbytes
-from graphprune.onnx_program import write_model
+from graphprune.onnx_program import data_of, write_checked
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.packing.onnx_timing import faster
 from graphprune.packing.report import Layer, Packing
@@ -62,9 +64,9 @@ class _Product:
 
 
 def pack_onnx(
-    source: Path, output: Path, format: str, tokens: tuple[int, ...], progress: Any
+    source: Path, output: Path, claim: Claim, format: str, tokens: tuple[int, ...], progress: Any
 ) -> Packing:
-    """See `graphprune.packing.pack`."""
+    """See `graphprune.packing.pack`; the output is written by its claim."""
     check_format(format, (Bitmap.format, AUTO))
     if output.suffix != ".onnx":
         raise EmitError(
@@ -74,6 +76,12 @@ def pack_onnx(
         )
     progress("reading the file")
     model = read_onnx(source)
+    if claim.path in data_of(model):
+        raise EmitError(
+            "the output would replace the weights of the source",
+            where=str(output),
+            hint="choose another output",
+        )
     imports = model.graph.opset_imports
     opset = imports.get("", imports.get("ai.onnx", 0))
     if opset < OPSET:
@@ -104,7 +112,10 @@ def pack_onnx(
     model.graph.opset_imports[DOMAIN] = VERSION
     after = weight_bytes(model)
     progress("writing")
-    write_model(model, output, external=after > _ABOVE)
+    check_space(output, after)
+    with claim.writing() as file:
+        write_checked(model, file, external=after > _ABOVE)
+        progress("putting the file in place")
     return Packing(str(source), str(output), tuple(layers), before, after)
 
 

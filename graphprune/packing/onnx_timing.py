@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from graphprune.files.refusals import temporary_folder
 from graphprune.kernels import native
 from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, MARGIN, Setting, Table
@@ -56,10 +55,10 @@ def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float
         DENSE: _model(matrix, copies, packed=False),
         Bitmap.format: _model(matrix, copies, packed=True),
     }
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as holder:
+    with temporary_folder() as holder:
         sessions = {}
         for name, model in models.items():
-            file = Path(holder) / f"{name}.onnx"
+            file = holder / f"{name}.onnx"
             beside = copies * matrix.numel() * matrix.element_size() > _INSIDE
             onnx.save(model, file, save_as_external_data=beside, location=f"{name}.data")
             sessions[name] = open_raw(file, threads, ["cpu"])

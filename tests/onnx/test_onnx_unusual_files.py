@@ -240,32 +240,36 @@ def test_large_weights_stay_in_a_second_file(tmp_path, monkeypatch, outside):
     file = external(tmp_path / "in", model) if outside else written(model, tmp_path)
     out = tmp_path / "out" / "slim.onnx"
     gp.compile(file, {"remove": {"*": 0.5}}, out)
-    assert (out.parent / "slim.onnx.data").is_file() is outside
+    assert len(list(out.parent.glob("slim.onnx.*.data"))) == outside
     np.testing.assert_allclose(run(out, x=X)[0], expected(out), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["other.onnx", "folder"])
-def test_the_source_stays_whatever_the_output_is_called(tmp_path, monkeypatch, name):
-    """The second file of an output, or a file in its directory, is the data of the source."""
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
-    location = {"other.onnx": "other.onnx.data", "folder": "folder/model.onnx.data"}[name]
+def test_the_source_stays_if_it_lies_in_the_output(tmp_path):
+    """A file in the directory of an older output is the data of the source."""
     (tmp_path / "folder").mkdir()
-    file = external(tmp_path, location=location)
-    if name == "folder":
-        (tmp_path / "folder" / "graphprune_plan.json").touch()  # as if it were an older output
+    file = external(tmp_path, location="folder/model.onnx.data")
+    (tmp_path / "folder" / "graphprune_plan.json").touch()  # as if it were an older output
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(gp.EmitError, match="source itself"):
-        gp.compile(file, {"remove": {"*": 0.5}}, tmp_path / name, overwrite=True)
+        gp.compile(file, {"remove": {"*": 0.5}}, tmp_path / "folder", overwrite=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_a_data_file_that_exists_is_not_written_over(tmp_path):
-    file, out = written(graph(TEXT, a=A, c=C), tmp_path), tmp_path / "slim.onnx"
-    (tmp_path / "slim.onnx.data").write_text("somebody's")
-    with pytest.raises(gp.EmitError, match="output exists"):
-        gp.compile(file, {"remove": {"*": 0.5}}, out)
-    assert (tmp_path / "slim.onnx.data").read_text() == "somebody's"
-    assert not out.exists()
+@pytest.mark.parametrize("used", [False, True], ids=["somebody's", "the source's"])
+def test_a_data_file_that_exists_is_not_written_over(tmp_path, monkeypatch, used):
+    """Ours has a name of its own."""
+    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    file, out = (
+        external(tmp_path, location="slim.onnx.data" if used else "weights.bin"),
+        tmp_path / "slim.onnx",
+    )
+    if not used:
+        (tmp_path / "slim.onnx.data").write_text("somebody's")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    for _ in range(2):
+        gp.compile(file, {"remove": {"*": 0.5}}, out, overwrite=True)
+        assert {p: p.read_bytes() for p in before} == before
+    np.testing.assert_allclose(run(out, x=X)[0], expected(out), rtol=1e-4, atol=1e-5)
 
 
 def full(*_, **__):
@@ -288,7 +292,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
             full()
 
     if where == "rename":
-        monkeypatch.setattr("graphprune.emit.onnx.os.replace", full)
+        monkeypatch.setattr("graphprune.files.placing.move_new", full)
     else:
         monkeypatch.setattr(onnx_program, "_save", some)
     before = tree(tmp_path)

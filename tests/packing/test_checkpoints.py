@@ -260,11 +260,17 @@ def test_arguments_that_mean_nothing_are_refused(packed, sparse_llama, tmp_path)
     with pytest.raises(LoadError, match="no device gpu"):
         gp.runtime.model(packed, device="gpu")
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "link").symlink_to(packed)
-    for name in ("file", "link"):
-        with pytest.raises(EmitError):
-            pack(sparse_llama, tmp_path / name, overwrite=True)
+    with pytest.raises(EmitError, match="packed as a directory"):
+        pack(sparse_llama, tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_link_to_a_directory_is_followed(sparse_llama, tmp_path):
+    (tmp_path / "link").symlink_to("place")
+    for overwrite in (False, True):
+        pack(sparse_llama, tmp_path / "link", overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "place" / "packed.safetensors").is_file()
 
 
 def test_opening_leaves_random_numbers_alone(packed):

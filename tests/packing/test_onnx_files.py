@@ -208,7 +208,7 @@ def test_what_can_t_be_packed_is_refused(source, tmp_path):
 def test_large_files_keep_weights_beside_them(source, tmp_path, monkeypatch):
     monkeypatch.setattr("graphprune.packing.onnx._ABOVE", 1000)
     pack(source, tmp_path / "out" / "packed.onnx")
-    assert (tmp_path / "out" / "packed.onnx.data").is_file()
+    assert len(list((tmp_path / "out").glob("packed.onnx.*.data"))) == 1
     x = np.ones((1, 1, 300), np.float32)
     (expected,) = plain_session(source).run(None, {"x": x})
     found = gp.runtime.session(tmp_path / "out" / "packed.onnx")(x=x)["y"]

@@ -1,0 +1,536 @@
+"""Where outputs may go, who else may be there, and what a disk refuses."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import graphprune as gp
+from files.kills import attempt, hidden, visible
+from graphprune import onnx_program
+from graphprune.files import claimed, recover, replacing, write_text
+from graphprune.packing import pack
+from onnx_graphs import graph, weights
+
+TEXT = "g (float[N,20] x) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, c) }"
+RECIPE = {"remove": {"*": 0.5}}
+X = np.ones((2, 20), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A process that has parted from one with threads can't use them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "dense.onnx"
+    onnx.save(graph(TEXT, a=weights(20, 16), c=weights(16, 3)), file)
+    return file
+
+
+@pytest.fixture
+def beside(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with its weights in a second file, as outputs have them then."""
+    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    model = onnx.load(source)
+    onnx.save(model, source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return source
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with zeros, whose embedding takes 16 pages."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[parameter.abs() < 0.01] = 0
+    path = tmp_path_factory.mktemp("models") / "dense"
+    model.save_pretrained(path)
+    return path
+
+
+def at(stage: str, act: Callable[[], object]) -> Callable[[str], None]:
+    """A progress callback that does something when a stage begins."""
+
+    def told(name: str) -> None:
+        if name.startswith(stage):
+            act()
+
+    return told
+
+
+def run(file: Path) -> Any:
+    return onnxruntime.InferenceSession(file).run(None, {"x": X})[0]
+
+
+# Others at the same place
+
+
+@pytest.mark.parametrize("name", ["slim", "slim.onnx"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_appears_while_compile_runs_stays(
+    source: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    output = tmp_path / "out" / name
+
+    def appear() -> None:
+        if kind == "directory":
+            output.mkdir()
+        (output / "mine" if kind == "directory" else output).write_text("mine")
+
+    with pytest.raises(gp.EmitError) as caught:
+        gp.compile(source, RECIPE, output, progress=at("putting", appear))
+    assert str(output) in str(caught.value)
+    file = output / "mine" if kind == "directory" else output
+    assert file.read_text() == "mine"
+    assert visible(tmp_path / "out").keys() == {str(file.relative_to(tmp_path / "out"))}
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["slim", "slim.onnx"])
+def test_what_takes_the_place_of_an_older_output_stays(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    """Leave was given to replace the older one."""
+    output = tmp_path / "out" / name
+    gp.compile(source, RECIPE, output)
+
+    def exchange() -> None:
+        output.rename(tmp_path / "older")
+        if name == "slim":
+            output.mkdir()
+        (output / "mine" if name == "slim" else output).write_text("mine")
+
+    with pytest.raises(gp.EmitError, match="the output exists"):
+        gp.compile(source, RECIPE, output, overwrite=True, progress=at("putting", exchange))
+    assert (output / "mine" if name == "slim" else output).read_text() == "mine"
+    assert hidden(tmp_path) == []
+
+
+def test_an_older_output_that_is_gone_by_then_needs_no_leave(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "slim.onnx"
+    gp.compile(source, RECIPE, output)
+    wanted = run(output)
+    gp.compile(source, RECIPE, output, overwrite=True, progress=at("putting", output.unlink))
+    assert np.array_equal(run(output), wanted)
+
+
+@pytest.mark.parametrize("name", ["slim", "slim.onnx"])
+def test_of_two_runs_the_second_is_refused_before_it_works(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    output, said = tmp_path / name, []
+
+    def second() -> None:
+        with pytest.raises(gp.EmitError, match="another run is writing here"):
+            gp.compile(source, RECIPE, output, overwrite=True, progress=said.append)
+
+    gp.compile(source, RECIPE, output, progress=at("verifying", second))
+    assert said == []
+    assert gp.onnx_program.load_onnx(output / "model.onnx" if name == "slim" else output)
+    assert hidden(tmp_path) == []
+
+
+def test_a_lock_ends_with_its_process(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "slim.onnx"
+    code = (
+        "import sys, time; from pathlib import Path; from graphprune.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as file:\n"
+        "    file.write_bytes(bytes(100_000)); print('there', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, output], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "there\n"
+        with pytest.raises(gp.EmitError, match="another run is writing here"):
+            gp.compile(source, RECIPE, output)
+        child.kill()
+    assert hidden(tmp_path) == [
+        ".slim.onnx.writing",
+        ".slim.onnx.writing/lock",
+        ".slim.onnx.writing/new",
+        ".slim.onnx.writing/new/slim.onnx",
+    ]
+    gp.compile(source, RECIPE, output)
+    assert hidden(tmp_path) == []
+    assert run(output).shape == (2, 3)
+
+
+def test_without_locks_each_run_has_a_folder_of_its_own(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems: the one that ends first has the place."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("graphprune.files.locks.fcntl.flock", refuse)
+    output = tmp_path / "slim.onnx"
+
+    def first() -> None:
+        gp.compile(source, RECIPE, output)
+
+    with pytest.raises(gp.EmitError, match="the output exists"):
+        gp.compile(source, RECIPE, output, progress=at("verifying", first))
+    assert run(output).shape == (2, 3)
+    assert hidden(tmp_path) == []
+
+
+def test_what_is_put_right_replaces_nothing(tmp_path: Path) -> None:
+    """A process died after it had set a plan aside; somebody has made another one since."""
+    holder = tmp_path / ".slim.onnx.writing"
+    for name in ("new/slim.onnx", "new/slim.onnx.plan", "old/slim.onnx.plan", "old/slim.onnx.b"):
+        (holder / name).parent.mkdir(parents=True, exist_ok=True)
+        (holder / name).write_text(name)
+    (tmp_path / "slim.onnx").write_text("mine")
+    (tmp_path / "slim.onnx.plan").write_text("mine")
+    recover(tmp_path / "slim.onnx")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "slim.onnx": "mine",
+        "slim.onnx.plan": "mine",
+        "slim.onnx.b": "old/slim.onnx.b",
+    }
+
+
+def test_a_signal_waits_for_the_last_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(list(tmp_path.iterdir())))
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == []
+
+    monkeypatch.setattr("graphprune.files.placing._place_file", kill)
+    try:
+        write_text(tmp_path / "a", "a")
+        assert len(came) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(came) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Second files
+
+
+def test_models_find_the_weights_that_they_were_written_with(beside: Path, tmp_path: Path) -> None:
+    """A copy of the older model goes on with its data; what nobody refers to any more goes."""
+    output, copy = tmp_path / "out" / "slim.onnx", tmp_path / "out" / "copy.onnx"
+    gp.compile(beside, RECIPE, output)
+    wanted = run(output)
+    shutil.copy(output, copy)
+    gp.compile(beside, {"remove": {"*": 0.25}}, output, overwrite=True)
+    assert not np.array_equal(run(output), wanted)
+    assert np.array_equal(run(copy), wanted)
+    assert len(list((tmp_path / "out").glob("*.data"))) == 2
+    copy.unlink()
+    (tmp_path / "out" / "slim.onnx.0123456789ab.data").write_text("somebody's")
+    gp.compile(beside, RECIPE, output, overwrite=True)
+    assert np.array_equal(run(output), wanted)
+    assert len(list((tmp_path / "out").glob("*.data"))) == 2
+    assert (tmp_path / "out" / "slim.onnx.0123456789ab.data").read_text() == "somebody's"
+
+
+# Places
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["dangling", "empty"])
+def test_a_link_to_a_directory_is_followed(source: Path, tmp_path: Path, there: bool) -> None:
+    link, place = tmp_path / "link", tmp_path / "elsewhere" / "slim"
+    link.symlink_to("elsewhere/slim")
+    if there:
+        place.mkdir(parents=True)
+    for overwrite in (False, True):
+        report = gp.compile(source, RECIPE, link, overwrite=overwrite)
+        assert report.outputs == (str(link / "model.onnx"),)
+        assert link.is_symlink()
+        assert run(place / "model.onnx").shape == (2, 3)
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", ["slim.onnx", "none.onnx", "link.onnx"])
+def test_a_link_to_a_file_is_refused_before_any_work(
+    source: Path, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "slim.onnx").write_text("mine")
+    link, said = tmp_path / "link.onnx", []
+    link.symlink_to(target)
+    for write in (
+        lambda: gp.compile(source, RECIPE, link, overwrite=True, progress=said.append),
+        lambda: pack(source, link, overwrite=True, progress=said.append),
+    ):
+        with pytest.raises(gp.EmitError, match="the output is a symbolic link"):
+            write()
+    assert said == []
+    assert (tmp_path / "slim.onnx").read_text() == "mine"
+
+
+def test_outputs_and_sources_lie_apart(checkpoint: Path, tmp_path: Path) -> None:
+    dense, said = tmp_path / "models" / "dense", []
+    shutil.copytree(checkpoint, dense)
+    (tmp_path / "link").symlink_to("models")
+    (tmp_path / "models" / "graphprune_plan.json").touch()  # as if it were an older output
+    before = visible(tmp_path)
+    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude"}
+    for output, message in (
+        (dense / "slim", "lies inside the source"),
+        (dense / "slim.pt2", "lies inside the source"),
+        (tmp_path / "link" / "dense" / "slim", "lies inside the source"),
+        (dense / ".." / "dense", "would replace the source"),
+        (tmp_path / "models", "would replace the source"),
+        (tmp_path / "link", "would replace the source"),
+    ):
+        with pytest.raises(gp.EmitError, match=message):
+            gp.compile(dense, recipe, output, overwrite=True, progress=said.append)
+    for output in (dense / "packed", tmp_path / "models", tmp_path / "link" / "dense" / "packed"):
+        with pytest.raises(gp.EmitError, match="lie in one another"):
+            pack(dense, output, overwrite=True, progress=said.append)
+    assert said == []
+    assert visible(tmp_path) == before
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["recipe", "plan", "text"])
+def test_nothing_that_a_run_reads_is_replaced(source: Path, tmp_path: Path, kind: str) -> None:
+    output, said = tmp_path / "slim", []
+    gp.compile(source, RECIPE, output)
+    (output / "recipe.yaml").write_text("remove: {'*': 0.5}\n")
+    (output / "text.txt").write_text("text")
+    recipes: dict[str, Any] = {
+        "recipe": output / "recipe.yaml",
+        "plan": {"plan": str(output / "graphprune_plan.json")},
+        "text": {**RECIPE, "calibration": {"text": str(output / "text.txt")}},
+    }
+    before = visible(tmp_path)
+    with pytest.raises(gp.EmitError, match=f"would replace the {kind}"):
+        gp.compile(source, recipes[kind], output, overwrite=True, progress=said.append)
+    assert said == []
+    assert visible(tmp_path) == before
+
+
+def test_a_plan_beside_an_output_is_not_replaced_while_it_is_read(
+    source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "slim.onnx"
+    gp.compile(source, RECIPE, output)
+    plan = tmp_path / "slim.onnx.graphprune_plan.json"
+    with pytest.raises(gp.EmitError, match="would replace the plan"):
+        gp.compile(source, {"plan": str(plan)}, output, overwrite=True)
+    output.unlink()
+    with pytest.raises(gp.EmitError, match="the output exists") as caught:
+        gp.compile(source, RECIPE, output)
+    assert caught.value.where == str(plan)
+
+
+def test_directories_that_can_t_be_exchanged(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for output in (".", "../here", tmp_path):
+        with pytest.raises(gp.EmitError, match=r"working directory|output exists"):
+            gp.compile(source, RECIPE, output)
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "there")
+    with pytest.raises(gp.EmitError, match="root of a file system"):
+        gp.compile(source, RECIPE, tmp_path / "there")
+    with (
+        pytest.raises(gp.EmitError, match="root of the file system"),
+        claimed(Path("/"), overwrite=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("length", [260, 250, 236])
+def test_a_name_that_is_too_long_is_refused_before_any_work(
+    source: Path, tmp_path: Path, length: int
+) -> None:
+    """That of the plan beside it is longer."""
+    said: list[str] = []
+    output = tmp_path / ("x" * (length - 5) + ".onnx")
+    with pytest.raises(gp.EmitError, match="File name too long"):
+        gp.compile(source, RECIPE, output, progress=said.append)
+    if length > 250:
+        with pytest.raises(gp.EmitError, match="File name too long"):
+            pack(source, output, progress=said.append)
+    assert said == []
+
+
+def test_a_failure_leaves_no_folders(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(gp.GraphPruneError):
+        gp.compile(source, {"remove": {"heads": 0.5}}, tmp_path / "a" / "b" / "slim.onnx")
+    assert not (tmp_path / "a").exists()
+
+
+# Disks that are full
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(60, 160), nn.Linear(160, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize(
+    "kind", ["text", "pt2", "onnx", "onnx with data", "hf", "pack", "pack onnx"]
+)
+def test_a_file_that_can_t_be_written_whole(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The system refuses more than some bytes a file, in a process of its own."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    output = (
+        tmp_path
+        / "out"
+        / ("slim.onnx" if "onnx" in kind else "slim.pt2" if kind == "pt2" else "slim")
+    )
+    write: Callable[[], object]
+    if kind == "text":
+        write = lambda: write_text(output, "x" * 10_000)  # noqa: E731
+    elif kind == "pt2":
+        program = gp.trace(Net().eval(), (torch.randn(2, 60),))
+        slim = gp.apply(program, gp.Plan(program.fingerprint, {}))
+        write = lambda: slim.save(output, "pt2")  # noqa: E731
+    elif kind == "hf":
+        program = gp.load(checkpoint)
+        slim = gp.apply(program, gp.Plan(program.fingerprint, {}))
+        write = lambda: slim.save(output, "hf")  # noqa: E731
+    elif kind == "pack":
+        write = lambda: pack(checkpoint, output)  # noqa: E731
+    else:
+        file = tmp_path / "dense.onnx"
+        matrix = weights(20, 1600)
+        matrix[np.abs(matrix) < 0.5] = 0
+        onnx.save(graph(TEXT, a=matrix, c=weights(1600, 3)), file)
+        if kind == "pack onnx":
+            write = lambda: pack(file, output)  # noqa: E731
+        else:
+            if "data" in kind:
+                monkeypatch.setattr(onnx_program, "EXTERNAL_ABOVE", 100)
+            slim_onnx = onnx_program.load_onnx(file)
+            plan = gp.Plan(slim_onnx.fingerprint, {})
+            write = lambda: onnx_program.SlimOnnx(slim_onnx, plan).save(output)  # noqa: E731
+
+    def refused() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+        with pytest.raises(gp.EmitError, match="can't write the output") as caught:
+            write()
+        assert caught.value.why == "File too large"
+        assert "free some disk space" in str(caught.value)
+
+    assert attempt(refused, tmp_path).status == 0
+    assert not output.parent.exists()
+
+
+def test_too_little_space_is_said_before_the_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    usage = shutil.disk_usage(tmp_path)._replace(free=500)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(gp.EmitError, match="too little space") as caught:
+        gp.compile(source, RECIPE, tmp_path / "out" / "slim.onnx", progress=said.append)
+    assert "0.0 MB are free" in str(caught.value)
+    assert "verifying" not in said
+    assert not (tmp_path / "out").exists()
+
+
+# Sources that change
+
+
+def test_a_checkpoint_that_is_cut_short_while_it_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    """Its weights are mapped, and pages that are gone would end the process."""
+    dense = tmp_path / "dense"
+    shutil.copytree(checkpoint, dense)
+    file, output = dense / "model.safetensors", tmp_path / "out" / "slim"
+    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude", "formats": ["pt2"]}
+
+    def compile() -> None:
+        cut = at("checking weights", lambda: os.truncate(file, 4096))
+        with pytest.raises(gp.LoadError, match="changed while it was read") as caught:
+            gp.compile(dense, recipe, output, progress=cut)
+        assert caught.value.where == str(file)
+        assert "to 4,096 bytes" in str(caught.value.why)
+
+    assert attempt(compile, tmp_path).status == 0
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced", "gone"])
+def test_a_source_that_is_another_in_the_end(source: Path, tmp_path: Path, change: str) -> None:
+    data = source.read_bytes()
+    changes: dict[str, Callable[[], object]] = {
+        "written to": lambda: source.write_bytes(data),
+        "replaced": lambda: (
+            source.with_name("x").write_bytes(data),
+            source.with_name("x").replace(source),
+        ),
+        "gone": source.unlink,
+    }
+    output = tmp_path / "out" / "slim.onnx"
+    with pytest.raises(gp.LoadError, match="changed while it was read"):
+        gp.compile(source, RECIPE, output, progress=at("verifying", changes[change]))
+    assert not output.parent.exists()
+
+
+def test_pack_notices_too(checkpoint: Path, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    shutil.copytree(checkpoint, dense)
+    file = dense / "model.safetensors"
+    state = {n: t * 2 for n, t in load_file(file).items()}
+
+    def save() -> None:
+        save_file(state, tmp_path / "other", {"format": "pt"})
+        (tmp_path / "other").replace(file)
+
+    with pytest.raises(gp.LoadError, match="changed while it was read"):
+        pack(dense, tmp_path / "out" / "packed", progress=at("writing", save))
+    assert not (tmp_path / "out").exists()
+
+
+def test_replacing_is_for_links_too(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "one")
+    write_text(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "two"
+    with pytest.raises(gp.EmitError), replacing(tmp_path / "file" / "below") as file:
+        file.touch()
