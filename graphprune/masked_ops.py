@@ -9,6 +9,7 @@ what it fills in for them. None of them cuts a tensor, so that they share nothin
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -319,7 +320,8 @@ def _group_norm(call: Call) -> Any:
     x = call.x
     if not call.prunes(range(1, x.dim())):
         return call.native()
-    grouped = (x.shape[0], call.get("num_groups"), -1)
+    groups = call.get("num_groups")
+    grouped = (x.shape[0], groups, math.prod(x.shape[1:]) // groups)
     kept = call.kept.expand(x.shape).reshape(grouped)
     count, _, centred = moments(x.reshape(grouped), kept, (2,))
     variance = centred.square().sum(2, keepdim=True) / count

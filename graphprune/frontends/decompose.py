@@ -8,8 +8,9 @@ on the shapes it has in the graph, so that the cost grows with the number of suc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,9 @@ _SIZES = {
     "aten::split_with_sizes": "split_sizes",
 }
 """Operators that take a tensor's own size as an argument, which the rewriter computes anew."""
+
+
+_REPORTS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
 class _Unfit(Exception):
@@ -147,18 +151,22 @@ def _trace(node: fx.Node, kernel: Callable[..., Any], operands: list[Any]) -> fx
     return graph
 
 
-def _unguarded(mode: FakeTensorMode) -> AbstractContextManager[None]:
-    """Refuse a definition that asks how large a dynamic dimension is."""
-    if mode.shape_env is None:
-        return nullcontext()
-    raising = getattr(mode.shape_env, "error_on_new_guards", None)  # not in torch 2.11
-    return raising() if raising is not None else _counted(mode.shape_env)
-
-
 @contextmanager
-def _counted(shape_env: Any) -> Iterator[None]:
+def _unguarded(mode: FakeTensorMode) -> Iterator[None]:
+    """Refuse a definition that asks how large a dynamic dimension is."""
+    shape_env: Any = mode.shape_env
+    if shape_env is None:
+        yield
+        return
     known = len(shape_env.guards)
-    yield
+    raising = getattr(shape_env, "error_on_new_guards", nullcontext)  # not in torch 2.11
+    reports = _REPORTS.disabled
+    _REPORTS.disabled = True  # torch reports the question as a failure
+    try:
+        with raising():
+            yield
+    finally:
+        _REPORTS.disabled = reports
     if len(shape_env.guards) > known:
         raise _Unfit
 

@@ -426,6 +426,14 @@ def _index(ctx: Context, op: Operator) -> Dims:
     return indexing.take(ctx, op["self"], given, op.out)
 
 
+@rule("bucketize", "searchsorted")
+def _sorted_into(ctx: Context, op: Operator) -> Dims:
+    boundaries = "boundaries" if op.name.endswith("bucketize") else "sorted_sequence"
+    if operand(op, "sorter") is not None:
+        raise RuleError("boundaries that another tensor sorts")
+    return indexing.sorted_into(ctx, _dims(op, "self"), _dims(op, boundaries))
+
+
 @rule("take_along_dim")
 def _take_along(ctx: Context, op: Operator) -> Dims:
     """gather, after both operands are broadcast everywhere but along `dim`."""

@@ -241,3 +241,11 @@ def constant(ctx: Context, op: Operator) -> Dims:
     given = op.operands or op.dynamic or any(s.dynamic for s in op.out)
     ctx.typing.constants.add(ctx.node)
     return tuple(ctx.fresh(s, "its values count its places" if given else None) for s in op.out)
+
+
+def sorted_into(ctx: Context, x: Dims, boundaries: Dims) -> Dims:
+    """bucketize, searchsorted: where the values of `x` belong among sorted boundaries."""
+    ctx.freeze(boundaries[-1], "its places are numbered")
+    for a, b in zip(boundaries[:-1], x[:-1], strict=False):  # one list for every row, or for all
+        ctx.unify(a, b)
+    return x

@@ -134,6 +134,9 @@ def _cosine_similarity(ctx: Context, op: Operator) -> Dims:
     )
     both = broadcast(ctx, [a, b], sizes)
     dim = wrap(op.get("dim", 1), len(both))
+    back = len(both) - dim
+    if len({d[-back].size if len(d) >= back else 1 for d in (a, b)}) > 1:
+        ctx.freeze(both[dim], "one value is compared with all of its places")
     return (*both[:dim], *both[dim + 1 :])
 
 
