@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from graphprune.errors import GraphPruneError
 from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.passes import get_score
+from graphprune.passes.scope import Scope
+from graphprune.passes.select import check_goal
+from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.verification import Certificate
@@ -13,6 +19,28 @@ def changes_weights(recipe: Recipe) -> bool:
     """Whether a run looks at data group by group, so that it can be gone on with."""
     masks = recipe.sparsify is not None and recipe.sparsify.needs_data
     return recipe.operates or recipe.repairs or masks
+
+
+def check_structures(program: BaseProgram, recipe: Recipe) -> None:
+    """See that a recipe's structures can go, before weights are checked and data is read.
+
+    Args:
+        program: the dense program, with the recipe's names.
+        recipe: it.
+
+    Raises:
+        PlanError: a selector means nothing, the model has no such role, a goal is out of reach, a
+            saved plan is for another model, or the score doesn't take its options.
+    """
+    if recipe.plan is not None:
+        Plan.load(recipe.plan).bind(program)
+    elif recipe.removes:
+        goals = {name: getattr(recipe, name) for name in ("remove", "target", "shape")}
+        align: Mapping[str, int] | int = 1 if recipe.shape is not None else recipe.align
+        scope = Scope(program, recipe.exclude, recipe.include, recipe.minimum, align)
+        check_goal(scope, goals, uniform=recipe.uniform)
+        if recipe.score.name != "auto":
+            get_score(recipe.score.model_dump())
 
 
 def with_score(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Recipe:

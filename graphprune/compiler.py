@@ -21,6 +21,7 @@ import torch
 from graphprune.analysis.cost import Cost
 from graphprune.choosing import (
     changes_weights,
+    check_structures,
     in_pieces,
     little_proof,
     with_score,
@@ -35,6 +36,7 @@ from graphprune.masking import Masked, check_masks, counted, mask, planned, samp
 from graphprune.measure import measured
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.passes import Score
+from graphprune.passes.coupled import units_of
 from graphprune.passes.random_score import Random
 from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
@@ -108,6 +110,7 @@ def compile(
         program = named(_open(source, example, weights), settled.names)
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
+    check_structures(program, settled)
     check_masks(program, settled)
     if not dry_run:
         with run.stage("checking weights"):
@@ -476,14 +479,17 @@ def _kept(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
     """Units kept and units there were, of every role that loses some."""
     program, units = slim.program, slim.plan.kept_units
     gone = slim.selection.removed_parameters
-    kept: dict[str, int] = defaultdict(int)
+    structures = [s for s in program.by_name.values() if s.prunable]
+    sizes, left = {s.name: s.size for s in structures}, {}
+    for s in structures:
+        stays = s.blocks or not gone.issuperset(name for name, _ in s.members)
+        rows = units.get(s.name, range(s.size))
+        left[s.name] = (len(rows[0]) if isinstance(rows[0], tuple) else len(rows)) if stays else 0
     total: dict[str, int] = defaultdict(int)
-    for structure in program.by_name.values():
-        if structure.prunable:
-            role = structure.role or "other"
-            total[role] += structure.size
-            if structure.blocks or not gone.issuperset(name for name, _ in structure.members):
-                rows = units.get(structure.name, range(structure.size))
-                kept[role] += len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
+    kept: dict[str, int] = defaultdict(int)
+    for name, (before, after) in units_of(program, structures, sizes, left).items():
+        role = program.by_name[name].role or "other"
+        total[role] += before
+        kept[role] += after
     named = {program.by_name[name].role or "other" for name in units}
     return {role: (kept[role], total[role]) for role in total if role in named}
