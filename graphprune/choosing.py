@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from graphprune.errors import GraphPruneError
 from graphprune.inputs import is_causal, tokenizer_of
 from graphprune.onnx_program import SlimOnnx
+from graphprune.passes import get_score
+from graphprune.passes.coupled import units_of
+from graphprune.passes.scope import Scope
+from graphprune.passes.select import check_goal
+from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.rewrite.slim import Slim
@@ -17,6 +23,28 @@ def changes_weights(recipe: Recipe) -> bool:
     """Whether a run looks at data group by group, so that it can be gone on with."""
     masks = recipe.sparsify is not None and recipe.sparsify.needs_data
     return recipe.operates or recipe.repairs or masks
+
+
+def check_structures(program: BaseProgram, recipe: Recipe) -> None:
+    """See that a recipe's structures can go, before weights are checked and data is read.
+
+    Args:
+        program: the dense program, with the recipe's names.
+        recipe: it.
+
+    Raises:
+        PlanError: a selector means nothing, the model has no such role, a goal is out of reach, a
+            saved plan is for another model, or the score doesn't take its options.
+    """
+    if recipe.plan is not None:
+        Plan.load(recipe.plan).bind(program)
+    elif recipe.removes:
+        goals = {name: getattr(recipe, name) for name in ("remove", "target", "shape")}
+        align: Mapping[str, int] | int = 1 if recipe.shape is not None else recipe.align
+        scope = Scope(program, recipe.exclude, recipe.include, recipe.minimum, align)
+        check_goal(scope, goals, uniform=recipe.uniform)
+        if recipe.score.name != "auto":
+            get_score(recipe.score.model_dump())
 
 
 def with_score(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Recipe:
@@ -77,14 +105,17 @@ def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
     """Units kept and units there were, of every role that loses some."""
     program, units = slim.program, slim.plan.kept_units
     gone = slim.selection.removed_parameters
-    kept: dict[str, int] = defaultdict(int)
+    structures = [s for s in program.by_name.values() if s.prunable]
+    sizes, left = {s.name: s.size for s in structures}, {}
+    for s in structures:
+        stays = s.blocks or not gone.issuperset(name for name, _ in s.members)
+        rows = units.get(s.name, range(s.size))
+        left[s.name] = (len(rows[0]) if isinstance(rows[0], tuple) else len(rows)) if stays else 0
     total: dict[str, int] = defaultdict(int)
-    for structure in program.by_name.values():
-        if structure.prunable:
-            role = structure.role or "other"
-            total[role] += structure.size
-            if structure.blocks or not gone.issuperset(name for name, _ in structure.members):
-                rows = units.get(structure.name, range(structure.size))
-                kept[role] += len(rows[0]) if isinstance(rows[0], tuple) else len(rows)
+    kept: dict[str, int] = defaultdict(int)
+    for name, (before, after) in units_of(program, structures, sizes, left).items():
+        role = program.by_name[name].role or "other"
+        total[role] += before
+        kept[role] += after
     named = {program.by_name[name].role or "other" for name in units}
     return {role: (kept[role], total[role]) for role in total if role in named}

@@ -20,6 +20,7 @@ import torch
 from graphprune.analysis.cost import Cost
 from graphprune.choosing import (
     changes_weights,
+    check_structures,
     in_pieces,
     kept_units,
     little_proof,
@@ -133,6 +134,7 @@ def _compile(
     sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
+    check_structures(program, settled)
     check_masks(program, settled)
     if not dry_run:
         with run.stage("checking weights"):

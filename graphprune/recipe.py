@@ -290,9 +290,16 @@ class Recipe(Data):
 
     @property
     def score_needs_data(self) -> bool:
-        """Whether the score may want calibration text; of a score of others nobody knows."""
-        scored = self.removes and self.plan is None
-        return scored and self.score.name not in ("auto", "magnitude", "random")
+        """Whether the score says that it wants calibration data; `auto` is none as yet.
+
+        Raises:
+            PlanError: the score doesn't take its options, or can't be loaded.
+        """
+        if not self.removes or self.plan is not None or self.score.name == "auto":
+            return False
+        from graphprune.passes import get_score, needs_data  # imports torch
+
+        return needs_data(get_score(self.score.model_dump()))
 
     @property
     def repairs(self) -> bool:

@@ -24,6 +24,7 @@ from graphprune.exclusive import alone
 from graphprune.frontends.module import assemble, trace
 from graphprune.onnx_program import SlimOnnx
 from graphprune.passes.budget import RESOURCES
+from graphprune.passes.coupled import units_of
 from graphprune.passes.units import pair_sums, unit_sums
 from graphprune.plan import Plan, Units, rows_of
 from graphprune.program import BaseProgram, Program, Structure
@@ -215,9 +216,11 @@ def _sizes(program: BaseProgram, role: str) -> list[int]:
     if not _is_role(role):
         chosen = Selector.parse(role).bind(program)
         found = [s for s in program.structures if s.prunable and chosen.touches(s)]
-        return [s.size for s in found if not s.blocks]
-    known = program.sublayers if role in SUBLAYERS else program.structures
-    return [s.size for s in known if s.prunable and s.role == _own(program, role)]
+        found = [s for s in found if not s.blocks]
+    else:
+        known = program.sublayers if role in SUBLAYERS else program.structures
+        found = [s for s in known if s.prunable and s.role == _own(program, role)]
+    return [n for (n,) in units_of(program, found, {s.name: s.size for s in found}).values()]
 
 
 def _own(program: BaseProgram, role: str) -> str:

@@ -24,12 +24,12 @@ from graphprune.passes.minitron import Minitron
 from graphprune.passes.obs import Obs
 from graphprune.passes.random_score import Random
 from graphprune.passes.reap import Reap
-from graphprune.passes.score import Inputs, Score
+from graphprune.passes.score import Inputs, Score, needs_data
 from graphprune.passes.span_influence import SpanInfluence
 from graphprune.passes.taylor import Taylor
 from graphprune.passes.wanda_sp import WandaSP
 
-__all__ = ["GROUP", "Inputs", "Score", "get_score", "register", "score_names"]
+__all__ = ["GROUP", "Inputs", "Score", "get_score", "needs_data", "register", "score_names"]
 
 GROUP = "graphprune.passes"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class BlockInfluence:
         batch: calibration samples per forward pass, where calibration is a tensor or a mapping.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:

@@ -70,6 +70,23 @@ def parse_target(target: Mapping[str, int | float], dense: Cost) -> tuple[str, i
     return resource, int(amount if amount > 1 else amount * RESOURCES[resource](dense))
 
 
+def check_reach(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") -> None:
+    """See that a budget lies between the dense model and what all levers together leave.
+
+    Raises:
+        PlanError: it doesn't; the message states the reachable range.
+    """
+    search = _Search(tuple(levers), measure, budget)
+    least, dense = search.cost([lever.steps for lever in levers]), measure({})
+    if not least <= budget <= dense:
+        raise PlanError(
+            f"the budget of {budget:,} {what} is not reachable",
+            why=f"with these roles, exclusions and floors {least:,} to {dense:,} are, "
+            f"{least / dense:.1%} to 100% of the dense model",
+            hint="choose a budget in that range, or let more roles take part",
+        )
+
+
 def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") -> Counts:
     """Counts whose cost is at most the budget and at most 0.5 % below it.
 
@@ -89,14 +106,7 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
         PlanError: the budget can't be reached; the message states the reachable range.
     """
     search = _Search(tuple(levers), measure, budget)
-    least, dense = search.cost([lever.steps for lever in levers]), measure({})
-    if not least <= budget <= dense:
-        raise PlanError(
-            f"the budget of {budget:,} {what} is not reachable",
-            why=f"with these roles, exclusions and floors {least:,} to {dense:,} are, "
-            f"{least / dense:.1%} to 100% of the dense model",
-            hint="choose a budget in that range, or let more roles take part",
-        )
+    check_reach(levers, measure, budget, what)
     best = start = search.given_back(search.common())
     enough = budget * (1 - TOLERANCE)
     for trial in itertools.islice(search.neighbours(start), TRIALS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Flap:
     al., Fluctuation-based Adaptive Structured Pruning for Large Language Models, 2024
     (arXiv:2312.11983). One row per consumer.
     """
+
+    needs_data: ClassVar[bool] = True
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

@@ -32,6 +32,13 @@ class Lever(Protocol):
     def at(self, k: int) -> Counts:
         """Kept units per structure after k steps."""
 
+    @property
+    def removable(self) -> int:
+        """How many units may go, whatever has to stay of each structure."""
+
+    def wanted(self, fraction: float) -> int:
+        """The number of units that a fraction is."""
+
     def nearest(self, fraction: float) -> int:
         """The k whose number of removed units is nearest to a fraction; of two, the larger k."""
 
@@ -52,11 +59,19 @@ class UniformLever:
         kept = int(self.candidates[0].ladder[k])
         return {c.structure.name: kept for c in self.candidates}
 
+    @property
+    def removable(self) -> int:
+        """How many units of each structure may go."""
+        return len(self.candidates[0].removable)
+
+    def wanted(self, fraction: float) -> int:
+        """The number of units of each structure that a fraction is."""
+        return round_half_up(fraction * self.candidates[0].units)
+
     def nearest(self, fraction: float) -> int:
-        """The rung nearest to the fraction of the removable units."""
+        """The rung nearest to a fraction of the units."""
         first = self.candidates[0]
-        wanted = round_half_up(fraction * len(first.removable))
-        return _nearest(first.structure.size - first.ladder, wanted)
+        return _nearest(first.structure.size - first.ladder, self.wanted(fraction))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,10 +117,18 @@ class GlobalLever:
         pairs = zip(self.candidates, rungs, strict=True)
         return {c.structure.name: int(c.ladder[rung]) for c, rung in pairs}
 
+    @property
+    def removable(self) -> int:
+        """How many units of all structures together may go."""
+        return sum(len(c.removable) for c in self.candidates)
+
+    def wanted(self, fraction: float) -> int:
+        """The number of units that a fraction of all structures together is."""
+        return round_half_up(fraction * sum(c.units for c in self.candidates))
+
     def nearest(self, fraction: float) -> int:
-        """The step nearest to the fraction of all removable units together."""
-        wanted = round_half_up(fraction * sum(len(c.removable) for c in self.candidates))
-        return _nearest(self.removed, wanted)
+        """The step nearest to a fraction of all units together."""
+        return _nearest(self.removed, self.wanted(fraction))
 
 
 def levers(
@@ -122,7 +145,7 @@ def levers(
         return [GlobalLever.of(candidates, ranked)]
     groups: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in candidates:
-        key = (len(candidate.removable), *candidate.ladder.tolist())
+        key = (len(candidate.removable), candidate.units, *candidate.ladder.tolist())
         groups.setdefault(key, []).append(candidate)
     return [UniformLever(tuple(group)) for group in groups.values()]
 

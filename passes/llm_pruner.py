@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Element1:
             The result doesn't depend on it. With one batch for all no gradient is held.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class Element2:
     calibration batch that is no tensor counts as one sample.
     """
 
+    needs_data: ClassVar[bool] = True
+
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
@@ -83,6 +87,8 @@ class ElementMix:
     A forward and backward pass for every sample; g and h are held in float32. A calibration batch
     that is no tensor counts as one sample.
     """
+
+    needs_data: ClassVar[bool] = True
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
@@ -107,6 +113,7 @@ class Vector:
             The result doesn't depend on it.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:

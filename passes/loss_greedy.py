@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class LossGreedy:
             the last search. There are no more searches than layers go.
     """
 
+    needs_data: ClassVar[bool] = True
     windows: int | None = None
     batch: int = 4
     depth: float = 0.5

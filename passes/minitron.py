@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class Minitron:
     output projection, all its channels together; hidden channels by the outputs of the norms, each
     counted once however many weights read it. One row per value that is read.
     """
+
+    needs_data: ClassVar[bool] = True
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

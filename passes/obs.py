@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Obs:
         steps: see `graphprune.solvers.obs.Surgeon`.
     """
 
+    needs_data: ClassVar[bool] = True
     damping: float = 1e-4
     steps: int = 128
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Reap:
         batch: calibration samples per forward pass, where calibration is a tensor or a mapping.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:

@@ -32,11 +32,19 @@ class Candidate:
         structure: it.
         removable: the units that may go, ascending.
         ladder: kept counts that are allowed, descending from all units to the floor.
+        meant: how many of its units a selector means, those that have to stay among them; None
+            for all.
     """
 
     structure: Structure
     removable: IntArray
     ladder: IntArray
+    meant: int | None = None
+
+    @property
+    def units(self) -> int:
+        """How many units a fraction is of."""
+        return self.structure.size if self.meant is None else self.meant
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,14 @@ class Scope:
                 raise PlanError(f"unknown role {role!r}", where="align", hint=_listed(ROLES))
             if step < 1 or step != int(step):
                 raise PlanError(f"align {step} is not a whole number of at least 1", where=role)
+
+    def check_selectors(self) -> None:
+        """See that all of `exclude` and `include` mean something.
+
+        Raises:
+            PlanError: one doesn't.
+        """
+        self._excluded, self._included  # noqa: B018  (bound at first use)
 
     def role(self, name: str) -> str:
         """The model's own name for role `name`: heads are kv_heads, or query_heads without them."""
@@ -113,7 +129,8 @@ class Scope:
             if s.blocks and s.prunable and chosen.touches(s):
                 layers = [b.index for b in s.blocks if chosen.touches_block(b, s)]
                 rest = np.intersect1d(self.candidate(s).removable, layers)
-                self._known[s.name] = Candidate(s, rest, self._ladder(s, len(rest)))
+                ladder = self._ladder(s, len(rest))
+                self._known[s.name] = Candidate(s, rest, ladder, len(layers))
         structures = [s for s in structures if chosen.touches(s)]
         open_ = [s for s in structures if s.prunable and s.size > 1]
         found = [c for s in open_ if len((c := self.candidate(s)).removable)]

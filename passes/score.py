@@ -42,7 +42,11 @@ class Inputs:
 
 
 class Score(Protocol):
-    """Importance of units, before aggregation over members and normalisation."""
+    """Importance of units, before aggregation over members and normalisation.
+
+    A score that needs calibration data says so by an attribute ``needs_data`` that is true; none is
+    read for the others.
+    """
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
@@ -55,6 +59,11 @@ class Score(Protocol):
             a structure that is ragged within another; ``[1, size]`` for layers. Higher means more
             important.
         """
+
+
+def needs_data(score: Score) -> bool:
+    """Whether a score wants calibration data; only those do that say so."""
+    return bool(getattr(score, "needs_data", False))
 
 
 def member_sums(

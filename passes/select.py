@@ -9,8 +9,16 @@ from typing import Any
 
 from graphprune.errors import PlanError
 from graphprune.passes import Inputs, Score, get_score
-from graphprune.passes.budget import RESOURCES, budget_roles, fit, parse_target
+from graphprune.passes.budget import (
+    RESOURCES,
+    Measure,
+    budget_roles,
+    check_reach,
+    fit,
+    parse_target,
+)
 from graphprune.passes.choice import Choice, Chooser
+from graphprune.passes.coupled import counted_once
 from graphprune.passes.levers import Counts, Lever, levers
 from graphprune.passes.random_score import Random
 from graphprune.passes.rank import AGGREGATES, SCALES, Ranked, check_option, rank
@@ -47,7 +55,9 @@ def select(
 
     Args:
         program: the program.
-        remove: role to the fraction of its units to remove; counts round to nearest, half up.
+        remove: role to the fraction of the units of each of its structures to remove, of all layers
+            in a stack, whichever have to stay; counts round to nearest, half up. Of structures
+            that multiply (groups of channels) one loses units; see `graphprune.passes.coupled`.
             ``*`` stands for every prunable role that is not named; ``heads`` for kv_heads, or for
             query_heads in a model without them. A selector such as ``model.layers.[4-9].*/ffn``
             (see `graphprune.selector`) instead of a role sets the fraction of what it means, which
@@ -93,6 +103,7 @@ def select(
         raise PlanError("roles= belongs to a target", hint="name roles as keys of remove or shape")
     program = named(program, names or {})
     scope = Scope(program, exclude, include, minimum, 1 if shape is not None else align)
+    check_goal(scope, goals, uniform=uniform, roles=roles)
     options = {"aggregate": aggregate, "normalize": normalize, "ragged": ragged}
     ranking = _Ranking(scope, get_score(score), Inputs(calibration, loss, seed), options)
     if shape is not None:
@@ -113,6 +124,41 @@ def select(
         {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
+
+
+def check_goal(
+    scope: Scope,
+    goals: Mapping[str, Mapping[str, Any] | None],
+    *,
+    uniform: bool = True,
+    roles: Sequence[str] | None = None,
+) -> None:
+    """See that a goal can be reached, without weights or data.
+
+    Args:
+        scope: what may be touched.
+        goals: remove, target or shape to what `select` takes for it, or None.
+        uniform: see `select`.
+        roles: see `select`.
+
+    Raises:
+        PlanError: it can't, a selector means nothing, or the model has no such role.
+    """
+    scope.check_selectors()
+    options = {"aggregate": "sum", "normalize": "none", "ragged": True}
+    anyhow = _Ranking(scope, Random(), Inputs(), options)  # counts don't depend on which units go
+    remove, target, shape = (goals.get(name) for name in ("remove", "target", "shape"))
+    if remove is not None:
+        _removed(scope, anyhow, remove, uniform)
+    if shape is not None:
+        shape_counts(scope, shape)
+    if target is not None:
+        resource, budget = parse_target(target, scope.program.costs.total())
+        found = [c for role in budget_roles(scope, roles) for c in scope.candidates(role)]
+        if not any(c.structure.blocks for c in found):  # layers may cost more or less
+            check_reach(
+                _levers(anyhow, found, True), _cost(scope, anyhow, resource), budget, resource
+            )
 
 
 def _without_values(program: BaseProgram, score: Score) -> bool:
@@ -188,19 +234,21 @@ def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], unifo
                 raise PlanError(
                     f"{other!r} and {name!r} both mean {c.structure.name}", where="remove"
                 )
-        pulled = _levers(ranking, candidates, uniform)
+        pulled = _levers(ranking, counted_once(scope.program, candidates), uniform)
         counts |= _pull(pulled, fraction, f"that {name!r} means")
     everything = fractions.pop(ALL, None)
     for role, fraction in fractions.items():
         candidates = [c for c in scope.candidates(role) if c.structure.name not in claimed]
         if candidates:
-            pulled = _levers(ranking, candidates, uniform)
+            pulled = _levers(ranking, counted_once(scope.program, candidates), uniform)
             counts |= _pull(pulled, fraction, f"with role {role!r}")
     if everything is not None:
         for role in scope.prunable_roles():
             if role not in fractions:
                 found = [c for c in scope.candidates(role) if c.structure.name not in claimed]
+                found = counted_once(scope.program, found)
                 for lever in _levers(ranking, found, uniform) if found else []:
+                    _check_enough(lever, everything, f"with role {role!r}")
                     counts |= lever.at(lever.nearest(everything))
     return counts
 
@@ -214,8 +262,21 @@ def _pull(pulled: Sequence[Lever], fraction: float, what: str) -> Counts:
         )
     counts: Counts = {}
     for lever in pulled:
+        _check_enough(lever, fraction, what)
         counts |= lever.at(lever.nearest(fraction))
     return counts
+
+
+def _check_enough(lever: Lever, fraction: float, what: str) -> None:
+    """See that exclusions leave as many units as are to go."""
+    wanted, units = lever.wanted(fraction), lever.wanted(1)
+    if wanted > lever.removable:
+        raise PlanError(
+            f"{wanted} of the {units} units {what} are to go, and only {lever.removable} may",
+            why=f"a fraction is of all of them, and exclude and include keep "
+            f"{units - lever.removable}",
+            hint=f"remove at most {lever.removable}/{units}, or keep fewer",
+        )
 
 
 def _budgeted(
@@ -226,20 +287,25 @@ def _budgeted(
     uniform: bool,
 ) -> Counts:
     """Kept counts for a budget."""
-    program = scope.program
-    resource, budget = parse_target(target, program.costs.total())
+    resource, budget = parse_target(target, scope.program.costs.total())
     names = budget_roles(scope, roles)
-    stacks = [c for role in names for c in scope.candidates(role) if c.structure.blocks]
-    ranked = ranking.choices(stacks)
+    pulled = [x for n in names for x in _levers(ranking, scope.candidates(n), uniform)]
+    return fit(pulled, _cost(scope, ranking, resource), budget, resource)
+
+
+def _cost(scope: Scope, ranking: _Ranking, resource: str) -> Measure:
+    """What kept counts cost of a resource."""
+    program = scope.program
 
     def measure(counts: Counts) -> int:
         kept = {program.by_name[n]: count for n, count in counts.items()}
+        stacks = [scope.candidate(s) for s in kept if s.blocks]
+        ranked = ranking.choices(stacks)
         gone = [b for s, count in kept.items() for b in _cut(s, count, ranked)]
         atoms = {s.atom: count for s, count in kept.items() if s.atom is not None}
         return RESOURCES[resource](program.costs.total(atoms, gone))
 
-    pulled = [x for n in names for x in _levers(ranking, scope.candidates(n), uniform)]
-    return fit(pulled, measure, budget, resource)
+    return measure
 
 
 def _cut(structure: Structure, count: int, ranked: Mapping[str, Choice]) -> list[Block]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 from graphprune.axes import Atom, atoms
 from graphprune.errors import PlanError
+from graphprune.passes.coupled import counted_once
 from graphprune.passes.levers import Counts
 from graphprune.passes.scope import COUNTED, HEADS, Candidate, Scope
 from graphprune.program import BaseProgram, Structure
@@ -35,7 +36,7 @@ def shape_counts(scope: Scope, shape: Mapping[str, int]) -> Counts:
         if role == HEADS and scope.role(HEADS) == "kv_heads":
             counts |= _heads(scope, int(size))
         else:
-            for candidate in scope.candidates(role):
+            for candidate in counted_once(scope.program, scope.candidates(role)):
                 counts[candidate.structure.name] = _units(scope, candidate, int(size))
     return counts
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class SpanInfluence:
         batch: calibration samples per forward pass, where calibration is a tensor or a mapping.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -26,6 +27,7 @@ class Taylor:
         batch: calibration windows per forward and backward pass, where calibration is a tensor.
     """
 
+    needs_data: ClassVar[bool] = True
     batch: int = 4
 
     def __post_init__(self) -> None:

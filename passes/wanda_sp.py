@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class WandaSP:
     Adaptive Structured Pruning for Large Language Models, 2024 (arXiv:2312.11983), who compare with
     it; Sun et al., 2023 (arXiv:2306.11695) for single weights. One row per consumer.
     """
+
+    needs_data: ClassVar[bool] = True
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

@@ -1,7 +1,8 @@
 """Front end for ONNX files: read, check and bring into one form.
 
 Functions are inlined and constants of every kind become initialisers, so that what follows meets
-one graph of operators. Weights stay in the file, mapped into memory.
+one graph of operators. Initialisers are constants, also where they are listed as inputs. Weights
+stay in the file, mapped into memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from graphprune.ops.onnx_schemas import register_schemas
 from graphprune.paths import usable
 
 OLDEST_OPSET = 11
+
+# Before this version of the format every initialiser had to be an input as well.
+CONSTANT_INITIALISERS = 4
 
 # The first input that is a scale or bias, of operators that have such.
 _AFFINE = {
@@ -134,10 +138,13 @@ def _check_opset(model: ir.Model, where: Path | str) -> None:
 
 
 def _normalise(model: ir.Model) -> None:
+    model.ir_version = max(model.ir_version, CONSTANT_INITIALISERS)
+    inlined = {domain for domain, _, _ in model.functions}
     unpack_products(model)
     PassManager(
         [
             passes.InlinePass(),
+            passes.RemoveUnusedFunctionsPass(),
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             passes.LiftSubgraphInitializersToMainGraphPass(),
             passes.RemoveInitializersFromInputsPass(),
@@ -145,6 +152,8 @@ def _normalise(model: ir.Model) -> None:
             passes.RemoveUnusedNodesPass(),
         ]
     )(model)
+    for domain in inlined - {node.domain for node in model.graph.all_nodes()}:
+        model.opset_imports.pop(domain, None)
     _part_vectors(model.graph)
 
 

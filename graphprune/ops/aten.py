@@ -31,8 +31,8 @@ for _name in (
     "to _to_copy contiguous clone detach detach_ alias "
     "type_as lift_fresh_copy lift_fresh lift "
     "float double half bfloat16 cpu cuda resolve_conj resolve_neg positive _conj "
-    "fill fill_ zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish chalf "
-    "real imag"
+    "fill fill_ zero zero_ zeros_like ones_like full_like empty_like requires_grad_ hardswish "
+    "chalf real imag"
 ).split():
     ATEN.add(f"aten.{_name}", pointwise.same)
 

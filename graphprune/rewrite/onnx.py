@@ -25,6 +25,7 @@ from graphprune.ops import Typing
 from graphprune.ops.pointwise import wrap
 from graphprune.rewrite.onnx_contrib import CONTRIB
 from graphprune.rewrite.onnx_edit import Editor, set_attribute, set_input
+from graphprune.rewrite.onnx_header import drop_stale
 
 
 def rewrite_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, keep: Keep) -> None:
@@ -64,6 +65,7 @@ class _Rewriter:
             if rule is not None and self._concerned(node):
                 rule(Call(node, self))
         _forget_shapes(self.graph, self.known)
+        drop_stale(self.graph, self._is_cut)
 
     def _fold(self) -> None:
         outputs = set(self.graph.outputs)
@@ -102,12 +104,10 @@ class _Rewriter:
 
     def _concerned(self, node: ir.Node) -> bool:
         names = [v.name for v in (*node.inputs, *node.outputs) if v is not None]
-        return any(
-            touched(e, self.keep)
-            for name in names
-            for dims in self.values.get(name or "", ())
-            for e in dims
-        )
+        return any(self._is_cut(name or "") for name in names)
+
+    def _is_cut(self, name: str) -> bool:
+        return any(touched(e, self.keep) for dims in self.values.get(name, ()) for e in dims)
 
 
 class Call:
