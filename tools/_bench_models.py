@@ -36,7 +36,7 @@ def minilm(file: Path, *, dynamo: bool = True) -> dict[str, torch.Tensor]:
     done = subprocess.run(
         [sys.executable, str(tool), "--path", "minilm"], check=True, stdout=subprocess.PIPE
     )
-    model = AutoModel.from_pretrained(done.stdout.decode().strip())
+    model = AutoModel.from_pretrained(done.stdout.decode().strip(), trust_remote_code=False)
     generator = torch.Generator().manual_seed(0)
     inputs = {
         "input_ids": torch.randint(0, model.config.vocab_size, (8, 128), generator=generator),

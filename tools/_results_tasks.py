@@ -68,7 +68,7 @@ class Sentences(Task):
         from transformers import AutoTokenizer
 
         lines = [line for pair in _pairs(self.data / "stsb/stsb-en-dev.csv") for line in pair[:2]]
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         given = tokenizer(lines[:1024], padding=True, return_tensors="np")
         file = self.work / "sentences.npz"
         np.savez(file, **{name: given[name] for name in ("input_ids", "attention_mask")})
@@ -91,8 +91,8 @@ class Sentences(Task):
         """Unit vectors: the means over tokens."""
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        model = AutoModel.from_pretrained(path).eval()
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(path, trust_remote_code=False).eval()
         found = []
         for part in _chunks(sentences, 64):
             batch = tokenizer(
@@ -175,7 +175,7 @@ class Speech(Task):
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder)
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
 
 class Photos(Task):
@@ -248,7 +248,7 @@ class Genera(Task):
 
         from graphprune.evaluate import perplexity
 
-        model = AutoModelForCausalLM.from_pretrained(output).eval()
+        model = AutoModelForCausalLM.from_pretrained(output, trust_remote_code=False).eval()
         found = perplexity(model, self._sequences()[96:192])
         return {"perplexity": found.value, "losses": kept_losses(found.losses)}
 
@@ -257,7 +257,7 @@ class Genera(Task):
         """[192, 64], from their start: of 512 that are sampled, those that don't end before."""
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(self.folder).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, trust_remote_code=False).eval()
         torch.manual_seed(0)
         start = torch.full((512, 1), model.config.bos_token_id)
         with torch.inference_mode():

@@ -63,7 +63,9 @@ class Archive:
         try:
             with _reading(source) as file:
                 return cls(_entries(file, where), source)
-        except (OSError, zipfile.BadZipFile, struct.error, ValueError) as error:
+        except (
+            OSError, zipfile.BadZipFile, struct.error, ValueError, NotImplementedError
+        ) as error:  # fmt: skip
             raise LoadError(
                 "the archive is damaged",
                 where=where,

@@ -67,7 +67,12 @@ def check_pt2(path: Path) -> None:
                         why=f"it has {', '.join(models) or 'none'}",
                         hint="save it with torch.export.save")  # fmt: skip
     for model in models:
-        _check_model(archive, model[len("models/") : -len(".json")], str(path))
+        try:
+            _check_model(archive, model[len("models/") : -len(".json")], str(path))
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise refused(
+                "the program isn't as PyTorch writes it", f"{path}: {model}", repr(error)[:200]
+            ) from error
 
 
 def _check_model(archive: Archive, name: str, where: str) -> None:
@@ -154,6 +159,8 @@ def _check_inputs(archive: Archive, name: str, where: str) -> None:
     if not data:
         return
     here = f"{where}: {name}"
+    if not data.startswith(b"PK"):
+        raise refused("the example inputs are a pickle, which may run code", here)
     Archive.open(data, here)
     try:
         found = torch.load(BytesIO(data), weights_only=True)

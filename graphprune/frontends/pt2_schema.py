@@ -8,7 +8,6 @@ this file, makes programs that use it need trust, until somebody has looked at w
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -80,7 +79,6 @@ KEYS: Mapping[str, Check] = {
 """Likewise for the keys of mappings."""
 
 _NUMBERS = ("Infinity", "-Infinity", "NaN")
-_DIMENSION = 2**62
 
 
 def check_program(data: Any, where: str) -> None:
@@ -105,6 +103,28 @@ def check_payloads(data: Any, where: str) -> None:
 def fields(kind: type) -> Mapping[str, Any]:
     """The fields of a class of the schema and what they hold."""
     return typing.get_type_hints(kind, globalns=vars(schema))
+
+
+def texts_and_keys() -> tuple[set[str], set[str]]:
+    """The fields of this PyTorch's schema that hold text, and those with texts as keys."""
+    texts: set[str] = set()
+    keys: set[str] = set()
+    waiting: list[tuple[Any, str]] = [(schema.ExportedProgram, ""), (schema.PayloadConfig, "")]
+    seen: set[Any] = set()
+    while waiting:
+        kind, field = waiting.pop()
+        if dataclasses.is_dataclass(kind) and kind not in seen:
+            seen.add(kind)
+            known = fields(typing.cast("type", kind))
+            waiting += [(k, f"{kind.__name__}.{n}") for n, k in known.items()]  # type: ignore[union-attr]
+        elif kind is str:
+            texts.add(field)
+        elif typing.get_origin(kind) is dict:
+            keys.add(field)
+            waiting.append((typing.get_args(kind)[1], field))
+        else:
+            waiting += [(inner, field) for inner in typing.get_args(kind)]
+    return texts, keys
 
 
 def _check(kind: Any, data: Any, where: str, field: str) -> None:
@@ -153,8 +173,7 @@ def _is_number(kind: Any, data: Any) -> bool:
     if kind is bool:
         return isinstance(data, bool)
     if isinstance(kind, type) and issubclass(kind, int | IntEnum):
-        whole = isinstance(data, int) or (isinstance(data, float) and math.isinf(data))
-        return whole and (isinstance(data, float) or -_DIMENSION * 2 <= data < _DIMENSION * 4)
+        return isinstance(data, int) and -(2**63) <= data < 2**64
     return False
 
 

@@ -33,7 +33,7 @@ _SYMBOLIC = re.compile(
     r"torch\.sym_(float|int|ite|max|min|not|sum)|torch\._sym_(sqrt|cos|cosh|sin|sinh|tan|tanh|asin|"
     r"acos|atan|log2|exp)|torch\._functorch\.predispatch\._(add_batch_dim|remove_batch_dim|"
     r"(vmap|jvp)_(increment|decrement)_nesting|(enter|exit)_dual_level|(make|unpack)_dual|"
-    r"unwrap_for_grad)"
+    r"unwrap_for_grad)|torch\._functorch\.predispatch\.lazy_load_decompositions"
 )
 _HIGHER = frozenset(
     "_export_tracepoint associative_scan auto_functionalized auto_functionalized_v2 "
@@ -156,7 +156,7 @@ def _trouble(library: str, name: str, overload: str) -> str | None:
         return "no library that has been imported has such an operator"
     arguments = found._schema.arguments
     if library in _NUMERIC:
-        files = any(argument.name in ("filename", "path") for argument in arguments)
+        files = any(argument.name == "filename" for argument in arguments)
         return "it reads or writes a file" if files else None
     if any("str" in str(argument.type) for argument in arguments):
         return f"{library} is no library of ours or PyTorch's, and the operator takes text"
