@@ -21,6 +21,9 @@ from graphprune.ops.onnx_schemas import register_schemas
 
 OLDEST_OPSET = 11
 
+# The first version of the format whose initialisers needn't be inputs too.
+CONSTANT_WEIGHTS = 4
+
 # The first input that is a scale or bias, of operators that have such.
 _AFFINE = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), 0),
@@ -141,6 +144,8 @@ def _normalise(model: ir.Model) -> None:
             passes.RemoveUnusedNodesPass(),
         ]
     )(model)
+    # Weights are constants from here on, which files of an older version can't say.
+    model.ir_version = max(model.ir_version, CONSTANT_WEIGHTS)
     _part_vectors(model.graph)
 
 
