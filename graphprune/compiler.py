@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from graphprune.analysis.cost import Cost
+from graphprune.checking import check_weights
 from graphprune.choosing import (
     changes_weights,
     check_structures,
@@ -32,13 +33,11 @@ from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
 from graphprune.frontends.module import trace
-from graphprune.frontends.weights import find_pickles
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.passes import Score
 from graphprune.passes.random_score import Random
-from graphprune.passes.reduce import PIECE
 from graphprune.passes.select import select
 from graphprune.paths import usable
 from graphprune.places import mapped_by, mapped_from, read_by
@@ -138,7 +137,7 @@ def _compile(
     check_masks(program, settled)
     if not dry_run:
         with run.stage("checking weights"):
-            _check_weights(program)
+            check_weights(program)
     if settled.removes:
         run.auto = settled.score.name == "auto"
         run.fallible = run.auto and settled.repair == "auto"
@@ -476,43 +475,6 @@ def _open(
     if isinstance(example, Mapping):
         return trace(source, (), example)
     return trace(source, tuple(example))
-
-
-def _check_weights(program: BaseProgram) -> None:
-    """Refuse weights that are missing or not finite: every number that follows would be wrong."""
-    for name in sorted(program.trainable):
-        weight = program.weights[name]
-        if weight.is_meta:
-            raise _without_weights(program, name)
-        broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
-        if broken:
-            raise LoadError(
-                "a weight is not a finite number",
-                where=f"parameter {name}",
-                why=f"{broken} of {weight.numel()} are NaN or infinite",
-                hint="repair the checkpoint",
-            )
-
-
-def _without_weights(program: BaseProgram, name: str) -> LoadError:
-    path = program.source.path if isinstance(program, Program) and program.source else None
-    pickles = find_pickles(path) if path is not None else []
-    if pickles:
-        return LoadError(
-            "the checkpoint's weights are pickles, which are not opened",
-            where=str(pickles[0]),
-            why="a pickle may run code; there are no safetensors files beside it",
-            hint="save the model again with save_pretrained, which writes safetensors",
-        )
-    return LoadError(
-        "the model has no weights", where=name, hint="only inspect and dry runs need none"
-    )
-
-
-def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Parts of a tensor, so that what is computed from it isn't as large as it is."""
-    rows = weight.detach().reshape(weight.shape or (1,))
-    return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
 
 
 def _measures(cost: Cost) -> Measures:

@@ -21,7 +21,7 @@ import graphprune as gp
 from graphprune import cli
 from graphprune.calibration import load_tokenizer
 
-CONFIG = '''
+CONFIG = """
 from transformers import PretrainedConfig
 
 open({canary!r}, "w").close()
@@ -36,8 +36,8 @@ class OwnConfig(PretrainedConfig):
         self.intermediate_size = intermediate_size
         self.vocab_size = vocab_size
         super().__init__(**kwargs)
-'''
-MODEL = '''
+"""
+MODEL = """
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -63,11 +63,11 @@ class OwnModel(PreTrainedModel):
         x = self.embed(input_ids)
         x = x + self.down(torch.relu(self.up(x)))
         return CausalLMOutput(logits=self.head(x))
-'''
-SIDE = '''
+"""
+SIDE = """
 open({canary!r}, "w").close()
 raise RuntimeError("this has been run")
-'''
+"""
 SHAPES = {"embed": (20, 16), "up": (32, 16), "down": (16, 32), "head": (20, 16)}
 
 
@@ -269,9 +269,7 @@ def test_the_code_of_a_processor_does_not_run(kind: str, tmp_path: Path, canary:
 
     auto = AutoImageProcessor if kind == "image processor" else AutoFeatureExtractor
     (tmp_path / "processing_own.py").write_text(SIDE.format(canary=str(canary)))
-    changed(
-        tmp_path, "preprocessor_config.json", auto_map={auto.__name__: "processing_own.Own"}
-    )
+    changed(tmp_path, "preprocessor_config.json", auto_map={auto.__name__: "processing_own.Own"})
     with pytest.raises(gp.LoadError) as caught:
         open_part(auto, tmp_path, f"the {kind}", trust=False)
     assert "processing_own.py" in str(caught.value)

@@ -16,7 +16,7 @@ import graphprune as gp
 from graphprune.frontends.pt2_check import check_pt2
 
 AUTO = torch.export.Dim.AUTO
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024  (PyTorch wants this kind)
+Pair = namedtuple("Pair", "first second")
 pytree._register_namedtuple(Pair, serialized_type_name="tests.frontends.Pair")
 
 

@@ -39,6 +39,9 @@ class Drawing:
         self.steps: list[tuple[Any, ...]] = []
         self.values: list[tuple[Any, Any]] = []
         self.used: set[int] = set()
+        self.scale = rng.choice(
+            [1.0, 1.0, 0.01, 0.1, 10.0, 100.0, round(10 ** rng.uniform(-2, 2), 2)]
+        )
         self.reads_inputs = rng.randrange(6) == 0  # their axes are frozen: not too often
         self.plain = rng.randrange(6) == 0  # nothing but what `judge_zeroed` can judge
         self.excluded = rng.choice([judges.shifts, judges.sums])  # there
@@ -154,8 +157,7 @@ def draw(rng: random.Random, most: int = 30) -> Recipe:
     outputs = _outputs(d)
     small = len(d.steps) <= 9  # symbolic sizes take many times as long
     dynamic = rng.randrange(4) == 3 and small
-    scale = rng.choice([1.0, 1.0, 0.01, 0.1, 10.0, 100.0, round(10 ** rng.uniform(-2, 2), 2)])
-    return Recipe(tuple(d.inputs), tuple(d.steps), tuple(outputs), dynamic, scale)
+    return Recipe(tuple(d.inputs), tuple(d.steps), tuple(outputs), dynamic, d.scale)
 
 
 def _outputs(d: Drawing) -> list[int]:

@@ -23,10 +23,10 @@ TOLERANCE = 1e-8
 # Zero wherever all that they read of a coordinate is zero. What makes a new axis, as `repeat`
 # does, isn't: its copies are there however much of it is removed.
 _PLAIN = frozenset(
-    "param buffer linear reuse tied embedding conv conv_transpose bilinear layers matmul einsum "
-    "reshape flatten unflatten permute transpose unsqueeze squeeze cat "
-    "stack split chunk unbind get slice select take flip roll pixel_shuffle pixel_unshuffle "
-    "batch_norm linear_by two_sided lora".split()
+    "param buffer shrunk linear reuse tied embedding conv conv_transpose bilinear layers matmul "
+    "einsum reshape flatten unflatten permute transpose unsqueeze squeeze cat stack split chunk "
+    "unbind get slice select take flip roll pixel_shuffle pixel_unshuffle batch_norm linear_by "
+    "two_sided lora".split()
 )
 _PLAIN_UNARY = frozenset(
     "relu gelu silu tanh neg abs square half contiguous positive clamp".split()

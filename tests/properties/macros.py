@@ -10,22 +10,25 @@ if TYPE_CHECKING:
 
 def inputs(d: Drawing, batch: int) -> None:
     """One or two inputs, and something that takes the first away from its frozen axes."""
-    first: tuple[Any, ...]
-    match d.number(6 if d.biases else 4):
+    kind = d.number(6 if d.biases else 4)
+    match kind:
         case 0:
-            d.input("ids", 10, batch, d.choice([3, 4]))
-            first = ("embedding", (0,), 10, d.choice([8, 12, 16]))
+            x = d.input("ids", 10, batch, d.choice([3, 4]))
         case 1 | 2:
-            d.input(batch, d.choice([3, 4, 6]), d.choice([4, 6, 8]))
-            first = ("linear", (0,), d.choice([8, 12, 16, 24]), d.biases)
+            x = d.input(batch, d.choice([3, 4, 6]), d.choice([4, 6, 8]))
         case 3:
-            d.input(batch, d.choice([4, 6]))
-            first = ("linear", (0,), d.choice([8, 12, 16, 24]), d.biases)
+            x = d.input(batch, d.choice([4, 6]))
         case _:
-            d.input(batch, 3, 4, 4)
-            first = ("conv", (0,), d.choice([4, 6, 8, 12]), d.choice([1, 3]), 1, 1)
+            x = d.input(batch, 3, 4, 4)
     second = d.input(batch, 4, 6) if d.number(4) == 0 else None
-    d.add(*first)
+    if kind and d.scale != 1 and d.number(2):  # a model for inputs of this scale
+        x = d.add("shrunk", (x,), 1 / d.scale)
+    if kind == 0:
+        d.add("embedding", (x,), 10, d.choice([8, 12, 16]))
+    elif kind < 4:
+        d.add("linear", (x,), d.choice([8, 12, 16, 24]), d.biases)
+    else:
+        d.add("conv", (x,), d.choice([4, 6, 8, 12]), d.choice([1, 3]), 1, 1)
     if second is not None:
         d.add("linear", (second,), d.choice([8, 12]), d.biases)
 

@@ -1,0 +1,52 @@
+"""What a model has to be before anything is computed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from graphprune.errors import LoadError
+from graphprune.passes.reduce import PIECE
+from graphprune.program import BaseProgram
+
+
+def check_weights(program: BaseProgram) -> None:
+    """Refuse weights that are missing or not finite: every number that follows would be wrong.
+
+    Raises:
+        LoadError: one is; the parameter is named.
+    """
+    for name in sorted(program.trainable):
+        weight = program.weights[name]
+        if weight.is_meta:
+            raise _without_weights(program, name)
+        broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
+        if broken:
+            raise LoadError(
+                "a weight is not a finite number",
+                where=f"parameter {name}",
+                why=f"{broken} of {weight.numel()} are NaN or infinite",
+                hint="repair the checkpoint",
+            )
+
+
+def _without_weights(program: BaseProgram, name: str) -> LoadError:
+    path = program.source.path if isinstance(program, Program) and program.source else None
+    pickles = find_pickles(path) if path is not None else []
+    if pickles:
+        return LoadError(
+            "the checkpoint's weights are pickles, which are not opened",
+            where=str(pickles[0]),
+            why="a pickle may run code; there are no safetensors files beside it",
+            hint="save the model again with save_pretrained, which writes safetensors",
+        )
+    return LoadError(
+        "the model has no weights", where=name, hint="only inspect and dry runs need none"
+    )
+
+
+def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Parts of a tensor, so that what is computed from it isn't as large as it is."""
+    rows = weight.detach().reshape(weight.shape or (1,))
+    return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
