@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from graphprune.errors import LoadError
+from graphprune.frontends.weights import find_pickles
 from graphprune.passes.reduce import PIECE
-from graphprune.program import BaseProgram
+from graphprune.program import BaseProgram, Program
 
 
 def check_weights(program: BaseProgram) -> None:
