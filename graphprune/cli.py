@@ -318,9 +318,7 @@ def _eval(
         from graphprune.measure import measure_sources
         from graphprune.report import comparison, speedups
 
-        measured = measure_sources(
-            sources, text, length, windows, progress, threads, trust=trust
-        )
+        measured = measure_sources(sources, text, length, windows, progress, threads, trust=trust)
     if as_json:
         data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
         if against is not None:

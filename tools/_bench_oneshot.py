@@ -265,7 +265,9 @@ def _paper(settings: Settings, method: str) -> Measured:
     calibration, evaluation = _windows(settings)
     plain, pruning = Clock(), Clock()
     with (load := Clock()):
-        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32, trust_remote_code=False).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     with pruning:
         prune(model, calibration, method, settings.sparsity)
     peak = _peak()

@@ -257,7 +257,9 @@ class Genera(Task):
         """[192, 64], from their start: of 512 that are sampled, those that don't end before."""
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, trust_remote_code=False).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            self.folder, trust_remote_code=False
+        ).eval()
         torch.manual_seed(0)
         start = torch.full((512, 1), model.config.bos_token_id)
         with torch.inference_mode():

@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from graphprune.emit import pruned
+
 _COPIED = (
     "generation_config.json",
     "tokenizer*",
@@ -56,8 +58,10 @@ def copy_companions(source: Path, directory: Path, *, code: bool = False) -> Non
 
 
 def copy_code(source: Path, directory: Path) -> None:
-    """Copy the code that a checkpoint brings along, whose classes its configuration names."""
-    _copy(source, directory, ("*.py",))
+    """Copy the code that a checkpoint brings along, whose classes its configurations name."""
+    for file in sorted(source.glob("*.py")):
+        if file.stem != pruned.FILE:  # ours, which is written anew
+            shutil.copyfile(file, directory / file.name)
 
 
 def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:

@@ -69,8 +69,8 @@ def save(slim: Any, path: str | Path) -> None:
         job = _Job(slim, solved, directory, inputs, _expected(slim.module, inputs))
         _write(job)
         if slim.program.source.path is not None:
-            own = is_own(job.model_class)
-            copy_companions(Path(slim.program.source.path), directory, code=own)
+            source = slim.program.source
+            copy_companions(Path(source.path), directory, code=source.trust)
         (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
 
 

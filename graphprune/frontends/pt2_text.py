@@ -75,7 +75,9 @@ def expression(text: str, where: str) -> None:
         check_expression(text)
     except ExpressionError as error:
         shown = text if len(text) <= 80 else f"{text[:80]}..."
-        raise refused("a size in the file isn't arithmetic", where, f"{error.why}: {shown}") from None
+        raise refused(
+            "a size in the file isn't arithmetic", where, f"{error.why}: {shown}"
+        ) from None
 
 
 def symbol(text: str, where: str) -> None:

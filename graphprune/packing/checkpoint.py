@@ -30,7 +30,6 @@ from graphprune.frontends.hf import (
     parameters_on_meta,
     tied_names,
 )
-from graphprune.frontends.own_code import is_own
 from graphprune.frontends.weights import (
     FLATTENED,
     PACKED,
@@ -112,7 +111,7 @@ def pack_checkpoint(
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
-        copy_companions(source, directory, code=is_own(model_class))
+        copy_companions(source, directory, code=trust)
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
         notes = {TURNED: turned, FLATTENED: flattened}
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})

@@ -167,7 +167,11 @@ def _processor(program: BaseProgram) -> Any | None:
     """The image processor of the checkpoint behind a program, if it has one."""
     source = program.source if isinstance(program, Program) else None
     path = source.path if source else None
-    if source is None or path is None or not any((Path(path) / name).is_file() for name in _PROCESSORS):
+    if (
+        source is None
+        or path is None
+        or not any((Path(path) / name).is_file() for name in _PROCESSORS)
+    ):
         return None
     import transformers
 

@@ -16,7 +16,7 @@ import graphprune as gp
 from graphprune.frontends.pt2_check import check_pt2
 
 AUTO = torch.export.Dim.AUTO
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024  (PyTorch wants this kind)
+Pair = namedtuple("Pair", "first second")
 pytree._register_namedtuple(Pair, serialized_type_name="tests.frontends.Pair")
 
 
@@ -44,6 +44,16 @@ class Function(nn.Module):
 
 class Stored(nn.Module):
     """Everything that a program can store of tensors."""
+
+    mask: Tensor
+    hidden: Tensor
+    empty: Tensor
+    scalar: Tensor
+    angles: Tensor
+    narrow: Tensor
+    brain: Tensor
+    whole: Tensor
+    flag: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +92,7 @@ def sizes(layer: nn.Module, x: Tensor) -> Any:
 
 
 def data(layer: nn.Module, x: Tensor) -> Any:
-    count = x.abs().sum().int().item()
+    count: Any = x.abs().sum().int().item()
     torch._check(count >= 2)
     torch._check(count < 1000)
     return torch.zeros(count), torch.ones(count * 2).view(2, -1), x.nonzero(), layer(x)
