@@ -34,7 +34,7 @@ _MODULES = "modules.json"
 _SENTENCES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 
 
-def copy_companions(source: Path, directory: Path, *, code: bool = False) -> None:
+def copy_companions(source: Path, directory: Path) -> None:
     """Copy what stands beside a model.
 
     The modules of sentence-transformers (pooling, normalisation, dense layers) read the outputs of
@@ -43,11 +43,8 @@ def copy_companions(source: Path, directory: Path, *, code: bool = False) -> Non
     Args:
         source: the dense checkpoint.
         directory: the new one.
-        code: whether to copy the code that the checkpoint brings along, too.
     """
     _copy(source, directory, _COPIED)
-    if code:
-        copy_code(source, directory)
     modules = _modules(source)
     if modules is None:
         return

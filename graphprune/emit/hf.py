@@ -70,7 +70,9 @@ def save(slim: Any, path: str | Path) -> None:
         _write(job)
         if slim.program.source.path is not None:
             source = slim.program.source
-            copy_companions(Path(source.path), directory, code=source.trust)
+            copy_companions(Path(source.path), directory)
+            if source.trust:
+                copy_code(Path(source.path), directory)
         (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graphprune.emit import pruned
-from graphprune.emit.companions import copy_companions
+from graphprune.emit.companions import copy_code, copy_companions
 from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
 from graphprune.files import replacing
@@ -111,7 +111,9 @@ def pack_checkpoint(
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
-        copy_companions(source, directory, code=trust)
+        copy_companions(source, directory)
+        if trust:
+            copy_code(source, directory)
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
         notes = {TURNED: turned, FLATTENED: flattened}
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})
