@@ -17,6 +17,7 @@ from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
 from graphprune.files import recover
 from graphprune.frontends import load, load_traced
+from graphprune.frontends.factory import is_factory
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.masking import slim_names, written_back
@@ -57,7 +58,8 @@ def verify_output(
 
     Args:
         output: the directory, or the ``.pt2`` or ``.onnx`` file.
-        source: the dense model; None takes the one that the report names, with its weights.
+        source: the dense model; None takes the one that the report names, with its weights. A
+            factory runs code, so that one that only the report names needs trust.
         weights: the file with the weights of a factory's module.
         progress: told of each stage.
         trust: whether checkpoints and ``.pt2`` files may run code of their own.
@@ -76,7 +78,7 @@ def verify_output(
     plan = Plan.load(beside(output, "plan"))
     progress("loading the dense model")
     if source is None:
-        source, recorded = _source(output)
+        source, recorded = _source(output, trust)
         weights = weights or recorded
     program = load(source, weights, trust=trust)
     plan.bind(program)
@@ -121,12 +123,12 @@ def _models(output: Path) -> list[Path]:
     return found
 
 
-def _source(output: Path) -> tuple[str, Path | None]:
+def _source(output: Path, trust: bool) -> tuple[str, Path | None]:
     path = beside(output, "report")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        weights = data.get("weights")
-        return str(data["source"]), None if weights is None else Path(weights)
+        source, weights = str(data["source"]), data.get("weights")
+        found = None if weights is None else Path(weights)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(
             "the report doesn't say what the dense model was",
@@ -134,6 +136,14 @@ def _source(output: Path) -> tuple[str, Path | None]:
             why=str(error),
             hint="give it with --source",
         ) from None
+    if is_factory(source) and not trust:
+        raise LoadError(
+            "the report names code that makes the dense model, and it wasn't run",
+            where=f"{path}: {source}",
+            why="a report is data, and may come from elsewhere",
+            hint="if that code is yours, give it with --source, or say --trust",
+        )
+    return source, found
 
 
 def _report(output: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from graphprune.errors import LoadError
-from graphprune.frontends.weights import find_pickles
+from graphprune.frontends.weights import without_weights
 from graphprune.passes.reduce import PIECE
 from graphprune.program import BaseProgram, Program
 
@@ -21,7 +21,7 @@ def check_weights(program: BaseProgram) -> None:
     for name in sorted(program.trainable):
         weight = program.weights[name]
         if weight.is_meta:
-            raise _without_weights(program, name)
+            raise without_weights(program.source if isinstance(program, Program) else None, name)
         broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
         if broken:
             raise LoadError(
@@ -30,21 +30,6 @@ def check_weights(program: BaseProgram) -> None:
                 why=f"{broken} of {weight.numel()} are NaN or infinite",
                 hint="repair the checkpoint",
             )
-
-
-def _without_weights(program: BaseProgram, name: str) -> LoadError:
-    path = program.source.path if isinstance(program, Program) and program.source else None
-    pickles = find_pickles(path) if path is not None else []
-    if pickles:
-        return LoadError(
-            "the checkpoint's weights are pickles, which are not opened",
-            where=str(pickles[0]),
-            why="a pickle may run code; there are no safetensors files beside it",
-            hint="save the model again with save_pretrained, which writes safetensors",
-        )
-    return LoadError(
-        "the model has no weights", where=name, hint="only inspect and dry runs need none"
-    )
 
 
 def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from graphprune.emit import pruned
+
 _COPIED = (
     "generation_config.json",
     "tokenizer*",
@@ -32,7 +34,7 @@ _MODULES = "modules.json"
 _SENTENCES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 
 
-def copy_companions(source: Path, directory: Path, *, code: bool = False) -> None:
+def copy_companions(source: Path, directory: Path) -> None:
     """Copy what stands beside a model.
 
     The modules of sentence-transformers (pooling, normalisation, dense layers) read the outputs of
@@ -41,11 +43,8 @@ def copy_companions(source: Path, directory: Path, *, code: bool = False) -> Non
     Args:
         source: the dense checkpoint.
         directory: the new one.
-        code: whether to copy the code that the checkpoint brings along, too.
     """
     _copy(source, directory, _COPIED)
-    if code:
-        copy_code(source, directory)
     modules = _modules(source)
     if modules is None:
         return
@@ -56,8 +55,10 @@ def copy_companions(source: Path, directory: Path, *, code: bool = False) -> Non
 
 
 def copy_code(source: Path, directory: Path) -> None:
-    """Copy the code that a checkpoint brings along, whose classes its configuration names."""
-    _copy(source, directory, ("*.py",))
+    """Copy the code that a checkpoint brings along, whose classes its configurations name."""
+    for file in sorted(source.glob("*.py")):
+        if file.stem != pruned.FILE:  # ours, which is written anew
+            shutil.copyfile(file, directory / file.name)
 
 
 def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:

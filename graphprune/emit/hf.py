@@ -71,8 +71,10 @@ def save(slim: Any, path: str | Path) -> None:
         job = _Job(slim, solved, directory, expected)
         _write(job)
         if slim.program.source.path is not None:
-            own = is_own(job.model_class)
-            copy_companions(Path(slim.program.source.path), directory, code=own)
+            source = slim.program.source
+            copy_companions(Path(source.path), directory)
+            if source.trust:
+                copy_code(Path(source.path), directory)
         (directory / PLAN).write_text(slim.plan.to_json() + "\n", encoding="utf-8")
 
 

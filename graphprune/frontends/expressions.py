@@ -159,10 +159,9 @@ def _check_symbol(node: ast.Call) -> None:
     if not (isinstance(first, ast.Constant) and is_symbol(first.value)):
         raise _refused("the name of a symbol is none")
     for keyword in node.keywords:
-        value = keyword.value
-        known = isinstance(value, ast.Constant) and isinstance(value.value, bool | None)
-        index = keyword.arg == "dummy_index" and isinstance(value, ast.Constant)
-        if keyword.arg is None or not (known or (index and isinstance(value.value, int))):
+        value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ""
+        plain = int | None if keyword.arg == "dummy_index" else bool | None
+        if keyword.arg is None or not isinstance(value, plain):
             raise _refused("a symbol has other properties than true and false")
 
 

@@ -18,6 +18,7 @@ from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.module import trace
 from graphprune.frontends.own_code import (
     check_local,
+    is_own,
     named_code,
     untrusted,
     without_code,
@@ -71,8 +72,10 @@ def checkpoint_class(path: Path, *, trust: bool = False) -> tuple[Any, Any]:
     code = named_code(path / "config.json")
     config = without_kernels(_config(path, code, trust))
     own = _own_class(config, path, code) if trust else None
-    found = own or _model_class(config, path, code)
-    return config if own else without_code(config), found
+    if own is not None:
+        return config, own
+    found = _model_class(config, path, code)
+    return config if is_own(type(config)) else without_code(config), found
 
 
 def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
@@ -102,11 +105,12 @@ def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
 
 
 def _own_class(config: Any, path: Path, code: Mapping[str, str]) -> Any | None:
-    """The class in a checkpoint's own code; None if it is of transformers or of ours.
+    """The class in a checkpoint's own code; None if it is one of transformers or of ours.
 
     Raises:
         LoadError: the code isn't in the directory, or can't be imported.
     """
+    import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     from graphprune.emit.pruned import KEY
@@ -116,6 +120,8 @@ def _own_class(config: Any, path: Path, code: Mapping[str, str]) -> Any | None:
         return None
     names = list(config.architectures or [])
     named = [v for v in models.values() if v.rpartition(".")[2] in names]
+    if not named and any(hasattr(transformers, str(name)) for name in names):
+        return None
     check_local(path, models)
     try:
         with redirect_stdout(sys.stderr):

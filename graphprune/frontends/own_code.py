@@ -57,7 +57,7 @@ def untrusted(file: Path, what: str, code: Mapping[str, str]) -> LoadError:
 
 def _file_of(reference: str) -> str:
     repository, _, name = reference.rpartition("--")
-    file = f"{name.rpartition('.')[0].replace('.', '/')}.py"
+    file = f"{name.rpartition('.')[0]}.py"
     return f"{file} of the repository {repository}" if repository else file
 
 
@@ -95,10 +95,9 @@ def check_local(path: Path, code: Mapping[str, str]) -> None:
     Raises:
         LoadError: it is in another repository, outside, or missing.
     """
-    root = path.resolve()
     for reference in code.values():
-        file = path / _file_of(reference)
-        if "--" in reference or file.resolve().parent != root or not file.is_file():
+        module = reference.rpartition(".")[0]
+        if not module.isidentifier() or not (path / f"{module}.py").is_file():
             raise LoadError(
                 "the checkpoint's own code isn't in its directory",
                 where=str(path),

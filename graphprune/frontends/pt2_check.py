@@ -131,7 +131,7 @@ def _check_size(meta: Mapping[str, Any], entry: Entry, where: str) -> int:
             where,
             f"it takes {(last + 1) * dtype.itemsize:,} bytes, and {entry.size:,} are stored",
         )
-    return max(0, prod(sizes) * dtype.itemsize - entry.size)
+    return max(0, prod(sizes) * int(dtype.itemsize) - entry.size)
 
 
 def _fixed(size: Mapping[str, Any], where: str) -> int:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from torch._export.serde import schema
+from torch._export.serde.union import _Union
 
 from graphprune.frontends import pt2_text as text
 from graphprune.frontends.pt2_text import Check, refused
@@ -154,7 +155,7 @@ def _check(kind: Any, data: Any, where: str, field: str) -> None:
 def _check_fields(kind: type, data: Any, where: str) -> None:
     known = fields(kind)
     _expect(isinstance(data, dict), kind, where, kind.__name__)
-    if issubclass(kind, schema._Union):
+    if issubclass(kind, _Union):
         _expect(len(data) == 1 and next(iter(data)) in known, kind, where, kind.__name__)
     for name, inner in known.items():
         if name in data:  # PyTorch passes over what it doesn't know

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from graphprune.errors import LoadError
 from graphprune.kernels.files import load
 from graphprune.kernels.packed import FormatError, Packed
+from graphprune.program import Source
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,12 +68,26 @@ def has_weights(directory: Path) -> bool:
     return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
 
 
-def find_pickles(directory: Path) -> list[Path]:
-    """The files of a checkpoint that hold weights as a pickle, which nothing here opens."""
-    return sorted(
-        file for pattern in ("pytorch_model*.bin", "*.pth", "*.ckpt")
-        for file in directory.glob(pattern)
-    )  # fmt: skip
+def without_weights(source: Source | None, name: str) -> LoadError:
+    """The error of a model without weights that are opened; a pickle isn't, as it may run code.
+
+    Args:
+        source: where the model came from.
+        name: a parameter that has no value.
+    """
+    path = source.path if source is not None else None
+    forms = ("pytorch_model*.bin", "*.pth", "*.ckpt") if path is not None else ()
+    pickles = sorted(file for form in forms for file in Path(path or "").glob(form))
+    if pickles:
+        return LoadError(
+            "the checkpoint's weights are pickles, which aren't opened",
+            where=str(pickles[0]),
+            why="a pickle may run code, and there are no safetensors files beside it",
+            hint="save the model again with save_pretrained, which writes safetensors",
+        )
+    return LoadError(
+        "the model has no weights", where=name, hint="only inspect and dry runs need none"
+    )
 
 
 def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:

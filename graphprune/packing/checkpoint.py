@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graphprune.emit import pruned
-from graphprune.emit.companions import copy_companions
+from graphprune.emit.companions import copy_code, copy_companions
 from graphprune.emit.hf import PLAN
 from graphprune.errors import EmitError, LoadError
 from graphprune.exclusive import one_at_a_time
@@ -31,7 +31,6 @@ from graphprune.frontends.hf import (
     construct,
     tied_names,
 )
-from graphprune.frontends.own_code import is_own
 from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import (
     FLATTENED,
@@ -117,7 +116,9 @@ def pack_checkpoint(
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
-        copy_companions(source, directory, code=is_own(model_class))
+        copy_companions(source, directory)
+        if trust:
+            copy_code(source, directory)
         turned = [n for n, w in weights.items() if isinstance(w, Packed) and n in across]
         notes = {TURNED: turned, FLATTENED: flattened}
         save(directory / PACKED, weights, {k: json.dumps(v) for k, v in notes.items() if v})

@@ -166,7 +166,7 @@ def test_compile_inspect_verify_eval(
     if source.startswith("nets.py"):
         assert report["source"] == f"{nets}/nets.py:plain"
         monkeypatch.chdir(tmp_path)  # the report knows where it was
-    result = run("verify", output, "--json")
+    result = run("verify", output, "--trust", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["model.pt2"] < 1e-9
     result = run("eval", output / "model.pt2", "--against", report["source"], "--json")
@@ -209,14 +209,14 @@ def test_a_transformers_model_needs_no_example_and_can_be_a_checkpoint(
     result = run("compile", "nets.py:llama", "-o", output, *flags)
     assert result.code == 0, result.err
     assert json.loads((output / "config.json").read_text())["intermediate_size"] == 12
-    assert run("verify", output).code == 0
+    assert run("verify", output, "--trust").code == 0
 
 
 def test_an_onnx_file_as_output(run: Callable[..., Result], nets: Path, tmp_path: Path) -> None:
     output = tmp_path / "slim.onnx"
     result = run("compile", "nets.py:plain", "-o", output, "--remove", "ffn=0.5")
     assert result.code == 0, result.err
-    assert run("verify", output).code == 0
+    assert run("verify", output, "--trust").code == 0
 
 
 @pytest.mark.parametrize("name", ["plain", "meta"])
@@ -237,7 +237,7 @@ def test_weights_from_a_file(
     slim = torch.export.load(output / "model.pt2").state_dict
     assert torch.equal(slim["up.weight"], weights["up.weight"][kept])
     assert torch.equal(slim["down.weight"], weights["down.weight"][:, kept])
-    assert run("verify", output).code == 0  # with the same weights
+    assert run("verify", output, "--trust").code == 0  # with the same weights
 
 
 def test_tied_weights_stay_tied(tmp_path: Path, nets: Path) -> None:
@@ -334,3 +334,17 @@ def test_the_output_may_not_replace_the_source(
     (nets / "graphprune_plan.json").touch()
     flags = ("--remove", "ffn=0.5", "--overwrite")
     check_failure(run("compile", nets / "nets.py:plain", "-o", nets, *flags), "replace the source")
+
+
+def test_a_report_runs_no_code(run: Callable[..., Result], nets: Path, tmp_path: Path) -> None:
+    """What was compiled may come from elsewhere, with a report that names code beside it."""
+    code = nets / "code.py"
+    code.write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\n{NETS}")
+    output = tmp_path / "slim.pt2"
+    flags = ("--remove", "ffn=0.5", "--score", "magnitude", "-o", output)
+    assert run("compile", f"{code}:plain", *flags).code == 0
+    (tmp_path / "canary").unlink()
+    check_failure(run("verify", output), "the report names code", "code.py:plain", "--trust")
+    assert not (tmp_path / "canary").exists()
+    assert run("verify", output, "--source", f"{code}:plain").code == 0
+    assert (tmp_path / "canary").exists()

@@ -17,6 +17,7 @@ from graphprune.emit.judge import Judge
 from graphprune.emit.module import build
 from graphprune.emit.patch import named_tensors
 from graphprune.frontends.hf import traceable
+from graphprune.program import Source
 
 
 @dataclass
@@ -101,7 +102,7 @@ def fake_slim(
     names = [name for name, _ in named_tensors(model)]
     renamed = {name: new for name in names if (new := renumber(name, dropped)) is not None}
     config = getattr(model, "config", None)
-    source = config and SimpleNamespace(path=path, config=config, model_class=type(model))
+    source = config and Source(path=path, config=config, model_class=type(model))
     program = SimpleNamespace(
         module=model,
         source=source,

@@ -23,6 +23,7 @@ from torch import nn
 import graphprune as gp
 from graphprune import cli
 from graphprune.frontends import pt2_schema
+from graphprune.frontends.pt2 import load_pt2
 
 Entries = dict[str, bytes]
 Edit = Callable[[Entries, Path], object]
@@ -169,7 +170,7 @@ def factory(spec: Any, canary: Path) -> None:
     (canary.parent / "canary_module.py").write_text(f"open({str(canary)!r}, 'w')\nmake = list")
     context = {"default_factory_module": "canary_module", "default_factory_name": "make",
                "dict_context": ["x"]}  # fmt: skip
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, object] = {"type": None, "context": None, "children_spec": []}
     spec.update(type="collections.defaultdict", context=context, children_spec=[leaf])
 
 
@@ -293,7 +294,7 @@ def test_trust_lets_it_run(good: Path, canary: Path, tmp_path: Path) -> None:
 def test_a_good_file_opens(good: Path, canary: Path, tmp_path: Path) -> None:
     path = edited(good, tmp_path / "same.pt2", lambda entries, canary: None, canary)
     x = torch.randn(5, 4)
-    found, wanted = gp.load(path), torch.export.load(good)
+    found, wanted = load_pt2(path), torch.export.load(good)
     torch.testing.assert_close(
         found.exported.module()(x, mode="tanh"), wanted.module()(x, mode="tanh")
     )
@@ -305,7 +306,7 @@ def test_checks_that_are_code_are_dropped(good: Path, canary: Path, tmp_path: Pa
         entries, PROGRAM, lambda data: data.update(guards_code=[run_of(canary)])
     )
     path = edited(good, tmp_path / "bad.pt2", edit, canary)
-    gp.load(path).exported.module()(torch.randn(5, 4), mode="tanh")
+    load_pt2(path).exported.module()(torch.randn(5, 4), mode="tanh")
     assert not canary.exists()
 
 

@@ -45,6 +45,16 @@ class Function(nn.Module):
 class Stored(nn.Module):
     """Everything that a program can store of tensors."""
 
+    mask: Tensor
+    hidden: Tensor
+    empty: Tensor
+    scalar: Tensor
+    angles: Tensor
+    narrow: Tensor
+    brain: Tensor
+    whole: Tensor
+    flag: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4, bias=False)
@@ -82,7 +92,7 @@ def sizes(layer: nn.Module, x: Tensor) -> Any:
 
 
 def data(layer: nn.Module, x: Tensor) -> Any:
-    count = x.abs().sum().int().item()
+    count: Any = x.abs().sum().int().item()
     torch._check(count >= 2)
     torch._check(count < 1000)
     return torch.zeros(count), torch.ones(count * 2).view(2, -1), x.nonzero(), layer(x)
