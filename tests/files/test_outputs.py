@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import graphprune as gp
 from files.kills import attempt, hidden, visible
 from graphprune import onnx_program
-from graphprune.files import claimed, recover, replacing, write_text
+from graphprune.files import claimed, placing, recover, replacing, write_text
 from graphprune.packing import pack
 from onnx_graphs import graph, weights
 
@@ -242,6 +243,44 @@ def test_a_signal_waits_for_the_last_moves(tmp_path: Path, monkeypatch: pytest.M
         assert len(came) == 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_refuses_one_of_the_last_moves(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Those before it are undone."""
+    output = tmp_path / "out" / "slim.onnx"
+    if overwrite:
+        gp.compile(beside, RECIPE, output)
+    before = visible(tmp_path)
+    moves = ["link", "replace", "rename"]
+    real = {name: getattr(os, name) for name in moves} | {"new": placing.move_new}
+    refused = 0
+    for step in range(20):
+        left = [step]
+
+        def move(*given: Any, how: str, left: list[int] = left, **options: Any) -> Any:
+            left[0] -= any("slim.onnx" in str(path) for path in given)
+            if left[0] == -1:
+                left[0] = -2  # what is undone works
+                raise OSError(28, os.strerror(28))
+            return real[how](*given, **options)
+
+        with monkeypatch.context() as patch:
+            for name in moves:
+                patch.setattr(os, name, partial(move, how=name))
+            patch.setattr(placing, "move_new", partial(move, how="new"))
+            try:
+                gp.compile(beside, {"remove": {"*": 0.25}}, output, overwrite=True)
+            except gp.EmitError as error:
+                refused += error.why == "No space left on device"
+            else:
+                break
+        assert visible(tmp_path) == before
+        assert hidden(tmp_path) == []
+    assert refused >= 4
+    assert len(visible(tmp_path / "out")) == 4
 
 
 # Second files
