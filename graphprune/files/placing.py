@@ -135,6 +135,8 @@ def _place_file(holder: Path, new: Path, output: Path, before: Identity) -> None
             os.replace(new, output)
             if older.exists():
                 undo.append(partial(os.replace, older, output))
+            else:
+                undo.clear()  # nothing can bring the older file back, and nothing of it may return
         else:
             _move_new(new, output)
             undo.append(output.unlink)

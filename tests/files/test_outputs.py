@@ -1,100 +1,25 @@
-"""Where outputs may go, who else may be there, and what a disk refuses."""
+"""Where outputs may go, and who else may be there."""
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
-from files.kills import attempt, hidden, visible
-from graphprune import onnx_program
-from graphprune.files import claimed, recover, replacing, write_text
+from files.kills import hidden, visible
+from files.small import RECIPE, at, run
+from graphprune.files import claimed, placing, recover, write_text
+from graphprune.files.moves import move_new
 from graphprune.packing import pack
-from onnx_graphs import graph, weights
-
-TEXT = "g (float[N,20] x) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, c) }"
-RECIPE = {"remove": {"*": 0.5}}
-X = np.ones((2, 20), np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A process that has parted from one with threads can't use them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    file = tmp_path / "in" / "dense.onnx"
-    onnx.save(graph(TEXT, a=weights(20, 16), c=weights(16, 3)), file)
-    return file
-
-
-@pytest.fixture
-def beside(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same with its weights in a second file, as outputs have them then."""
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
-    model = onnx.load(source)
-    onnx.save(model, source, save_as_external_data=True, location="w.bin", size_threshold=0)
-    return source
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with zeros, whose embedding takes 16 pages."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter[parameter.abs() < 0.01] = 0
-    path = tmp_path_factory.mktemp("models") / "dense"
-    model.save_pretrained(path)
-    return path
-
-
-def at(stage: str, act: Callable[[], object]) -> Callable[[str], None]:
-    """A progress callback that does something when a stage begins."""
-
-    def told(name: str) -> None:
-        if name.startswith(stage):
-            act()
-
-    return told
-
-
-def run(file: Path) -> Any:
-    return onnxruntime.InferenceSession(file).run(None, {"x": X})[0]
-
 
 # Others at the same place
 
@@ -152,7 +77,8 @@ def test_an_older_output_that_is_gone_by_then_needs_no_leave(source: Path, tmp_p
 def test_of_two_runs_the_second_is_refused_before_it_works(
     source: Path, tmp_path: Path, name: str
 ) -> None:
-    output, said = tmp_path / name, []
+    said: list[str] = []
+    output = tmp_path / name
 
     def second() -> None:
         with pytest.raises(gp.EmitError, match="another run is writing here"):
@@ -160,7 +86,7 @@ def test_of_two_runs_the_second_is_refused_before_it_works(
 
     gp.compile(source, RECIPE, output, progress=at("verifying", second))
     assert said == []
-    assert gp.onnx_program.load_onnx(output / "model.onnx" if name == "slim" else output)
+    assert run(output / "model.onnx" if name == "slim" else output).shape == (2, 3)
     assert hidden(tmp_path) == []
 
 
@@ -244,6 +170,44 @@ def test_a_signal_waits_for_the_last_moves(tmp_path: Path, monkeypatch: pytest.M
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_refuses_one_of_the_last_moves(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Those before it are undone."""
+    output = tmp_path / "out" / "slim.onnx"
+    if overwrite:
+        gp.compile(beside, RECIPE, output)
+    before = visible(tmp_path)
+    moves = ["link", "replace", "rename"]
+    real = {name: getattr(os, name) for name in moves} | {"new": move_new}
+    refused = 0
+    for step in range(20):
+        left = [step]
+
+        def move(*given: Any, how: str, left: list[int] = left, **options: Any) -> Any:
+            left[0] -= any("slim.onnx" in str(path) for path in given)
+            if left[0] == -1:
+                left[0] = -2  # what is undone works
+                raise OSError(28, os.strerror(28))
+            return real[how](*given, **options)
+
+        with monkeypatch.context() as patch:
+            for name in moves:
+                patch.setattr(os, name, partial(move, how=name))
+            patch.setattr(placing, "move_new", partial(move, how="new"))
+            try:
+                gp.compile(beside, {"remove": {"*": 0.25}}, output, overwrite=True)
+            except gp.EmitError as error:
+                refused += error.why == "No space left on device"
+            else:
+                break
+        assert visible(tmp_path) == before
+        assert hidden(tmp_path) == []
+    assert refused >= 4
+    assert len(visible(tmp_path / "out")) == 4
+
+
 # Second files
 
 
@@ -287,7 +251,8 @@ def test_a_link_to_a_file_is_refused_before_any_work(
     source: Path, tmp_path: Path, target: str
 ) -> None:
     (tmp_path / "slim.onnx").write_text("mine")
-    link, said = tmp_path / "link.onnx", []
+    said: list[str] = []
+    link = tmp_path / "link.onnx"
     link.symlink_to(target)
     for write in (
         lambda: gp.compile(source, RECIPE, link, overwrite=True, progress=said.append),
@@ -300,7 +265,8 @@ def test_a_link_to_a_file_is_refused_before_any_work(
 
 
 def test_outputs_and_sources_lie_apart(checkpoint: Path, tmp_path: Path) -> None:
-    dense, said = tmp_path / "models" / "dense", []
+    said: list[str] = []
+    dense = tmp_path / "models" / "dense"
     shutil.copytree(checkpoint, dense)
     (tmp_path / "link").symlink_to("models")
     (tmp_path / "models" / "graphprune_plan.json").touch()  # as if it were an older output
@@ -326,7 +292,8 @@ def test_outputs_and_sources_lie_apart(checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["recipe", "plan", "text"])
 def test_nothing_that_a_run_reads_is_replaced(source: Path, tmp_path: Path, kind: str) -> None:
-    output, said = tmp_path / "slim", []
+    said: list[str] = []
+    output = tmp_path / "slim"
     gp.compile(source, RECIPE, output)
     (output / "recipe.yaml").write_text("remove: {'*': 0.5}\n")
     (output / "text.txt").write_text("text")
@@ -394,143 +361,3 @@ def test_a_failure_leaves_no_folders(source: Path, tmp_path: Path) -> None:
     with pytest.raises(gp.GraphPruneError):
         gp.compile(source, {"remove": {"heads": 0.5}}, tmp_path / "a" / "b" / "slim.onnx")
     assert not (tmp_path / "a").exists()
-
-
-# Disks that are full
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(60, 160), nn.Linear(160, 40)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(x)))
-
-
-@pytest.mark.parametrize(
-    "kind", ["text", "pt2", "onnx", "onnx with data", "hf", "pack", "pack onnx"]
-)
-def test_a_file_that_can_t_be_written_whole(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """The system refuses more than some bytes a file, in a process of its own."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    output = (
-        tmp_path
-        / "out"
-        / ("slim.onnx" if "onnx" in kind else "slim.pt2" if kind == "pt2" else "slim")
-    )
-    write: Callable[[], object]
-    if kind == "text":
-        write = lambda: write_text(output, "x" * 10_000)  # noqa: E731
-    elif kind == "pt2":
-        program = gp.trace(Net().eval(), (torch.randn(2, 60),))
-        slim = gp.apply(program, gp.Plan(program.fingerprint, {}))
-        write = lambda: slim.save(output, "pt2")  # noqa: E731
-    elif kind == "hf":
-        program = gp.load(checkpoint)
-        slim = gp.apply(program, gp.Plan(program.fingerprint, {}))
-        write = lambda: slim.save(output, "hf")  # noqa: E731
-    elif kind == "pack":
-        write = lambda: pack(checkpoint, output)  # noqa: E731
-    else:
-        file = tmp_path / "dense.onnx"
-        matrix = weights(20, 1600)
-        matrix[np.abs(matrix) < 0.5] = 0
-        onnx.save(graph(TEXT, a=matrix, c=weights(1600, 3)), file)
-        if kind == "pack onnx":
-            write = lambda: pack(file, output)  # noqa: E731
-        else:
-            if "data" in kind:
-                monkeypatch.setattr(onnx_program, "EXTERNAL_ABOVE", 100)
-            slim_onnx = onnx_program.load_onnx(file)
-            plan = gp.Plan(slim_onnx.fingerprint, {})
-            write = lambda: onnx_program.SlimOnnx(slim_onnx, plan).save(output)  # noqa: E731
-
-    def refused() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-        with pytest.raises(gp.EmitError, match="can't write the output") as caught:
-            write()
-        assert caught.value.why == "File too large"
-        assert "free some disk space" in str(caught.value)
-
-    assert attempt(refused, tmp_path).status == 0
-    assert not output.parent.exists()
-
-
-def test_too_little_space_is_said_before_the_work(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    usage = shutil.disk_usage(tmp_path)._replace(free=500)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(gp.EmitError, match="too little space") as caught:
-        gp.compile(source, RECIPE, tmp_path / "out" / "slim.onnx", progress=said.append)
-    assert "0.0 MB are free" in str(caught.value)
-    assert "verifying" not in said
-    assert not (tmp_path / "out").exists()
-
-
-# Sources that change
-
-
-def test_a_checkpoint_that_is_cut_short_while_it_is_read(checkpoint: Path, tmp_path: Path) -> None:
-    """Its weights are mapped, and pages that are gone would end the process."""
-    dense = tmp_path / "dense"
-    shutil.copytree(checkpoint, dense)
-    file, output = dense / "model.safetensors", tmp_path / "out" / "slim"
-    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude", "formats": ["pt2"]}
-
-    def compile() -> None:
-        cut = at("checking weights", lambda: os.truncate(file, 4096))
-        with pytest.raises(gp.LoadError, match="changed while it was read") as caught:
-            gp.compile(dense, recipe, output, progress=cut)
-        assert caught.value.where == str(file)
-        assert "to 4,096 bytes" in str(caught.value.why)
-
-    assert attempt(compile, tmp_path).status == 0
-    assert not output.parent.exists()
-
-
-@pytest.mark.parametrize("change", ["written to", "replaced", "gone"])
-def test_a_source_that_is_another_in_the_end(source: Path, tmp_path: Path, change: str) -> None:
-    data = source.read_bytes()
-    changes: dict[str, Callable[[], object]] = {
-        "written to": lambda: source.write_bytes(data),
-        "replaced": lambda: (
-            source.with_name("x").write_bytes(data),
-            source.with_name("x").replace(source),
-        ),
-        "gone": source.unlink,
-    }
-    output = tmp_path / "out" / "slim.onnx"
-    with pytest.raises(gp.LoadError, match="changed while it was read"):
-        gp.compile(source, RECIPE, output, progress=at("verifying", changes[change]))
-    assert not output.parent.exists()
-
-
-def test_pack_notices_too(checkpoint: Path, tmp_path: Path) -> None:
-    dense = tmp_path / "dense"
-    shutil.copytree(checkpoint, dense)
-    file = dense / "model.safetensors"
-    state = {n: t * 2 for n, t in load_file(file).items()}
-
-    def save() -> None:
-        save_file(state, tmp_path / "other", {"format": "pt"})
-        (tmp_path / "other").replace(file)
-
-    with pytest.raises(gp.LoadError, match="changed while it was read"):
-        pack(dense, tmp_path / "out" / "packed", progress=at("writing", save))
-    assert not (tmp_path / "out").exists()
-
-
-def test_replacing_is_for_links_too(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("file")
-    write_text(tmp_path / "link", "one")
-    write_text(tmp_path / "link", "two")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_text() == "two"
-    with pytest.raises(gp.EmitError), replacing(tmp_path / "file" / "below") as file:
-        file.touch()
