@@ -66,7 +66,7 @@ def known_values(
         if node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n.name])
             with torch.no_grad():
-                found[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+                found[node.name] = node.target(*args, **kwargs)
         elif _has_data(value := tensor(stored[node.name])):
             found[node.name] = value
     return found

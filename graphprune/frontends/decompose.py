@@ -175,7 +175,7 @@ def _doubled(value: Any) -> Any:
     """A tensor like `value` with every fixed size doubled."""
     if not isinstance(value, FakeTensor):
         return value
-    shape = [2 * s if isinstance(s, int) and s > 1 else s for s in value.shape]
+    shape = [2 * s if type(s) is int and s > 1 else s for s in value.shape]
     with value.fake_mode:
         return torch.empty(shape, dtype=value.dtype, device=value.device)
 

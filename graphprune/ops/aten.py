@@ -188,10 +188,15 @@ def _repeat(ctx: Context, op: Operator) -> Dims:
 @rule("repeat_interleave")
 def _repeat_interleave(ctx: Context, op: Operator) -> Dims:
     x = _dims(op, "self")
-    repeats, dim = op.get("repeats"), op.get("dim")
-    if not isinstance(repeats, int) or dim is None:
-        raise RuleError("a repeat_interleave by a tensor or of a flattened one")
-    return shape.repeat_each(ctx, x, wrap(dim, len(x)), repeats)
+    repeats, dim = op["repeats"], op["dim"]
+    if dim is None:
+        raise RuleError("a repeat_interleave of a flattened tensor")
+    dim = wrap(dim, len(x))
+    if isinstance(repeats, int):
+        return shape.repeat_each(ctx, x, dim, repeats)
+    for e in (x[dim], *repeats.dims):
+        ctx.freeze(e, "repeated as often as another tensor says")
+    return shape.replace(x, dim, ctx.fresh_like(op.out[dim], x[dim]))
 
 
 @rule("cat", "concat", "concatenate")

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from graphprune.analysis.constants import asks_for_values
@@ -23,6 +24,7 @@ from graphprune.plan import Selection
 from graphprune.program import Program
 from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled, rule_of
 
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 CONSTANT = "graphprune_constant"  # in the metadata of placeholders that were operators
 
 # Checks that export leaves behind; they repeat metadata that pruning changes.
@@ -266,7 +268,7 @@ class _ShapeCheck(fx.Interpreter):
         dims = self._values.get(n.name)
         if dims is not None and isinstance(result, torch.Tensor):
             wanted = self._shape(dims[0])
-            if tuple(result.shape) != wanted:
+            if tuple(result.shape) != wanted and not free_unbacked_symbols(n.meta.get("val")):
                 raise _wrong_shape(n, f"its axes say {wanted}, the graph {tuple(result.shape)}")
         return result
 
@@ -352,4 +354,14 @@ def propagate_metadata(
     unguarded = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
     # Symbolic sizes need Python kernels.
     with torch.no_grad(), enable_python_dispatcher(), unguarded:
-        FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*inputs)
+        _Propagation(graph_module, mode).propagate_dont_convert_inputs(*inputs)
+
+
+class _Propagation(FakeTensorProp):
+    """Numbers that the graph reads off tensors keep their symbols, of which ranges are known."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        number = n.meta.get("val")
+        if asks_for_values(n) and isinstance(number, _NUMBERS):
+            return number
+        return super().run_node(n)

@@ -237,6 +237,8 @@ def _repeat(call: Call) -> None:
 
 @_rule("repeat_interleave")
 def _repeat_interleave(call: Call) -> None:
+    if not isinstance(call.arguments["repeats"], int):  # a dynamic number, or a tensor
+        return
     dim = call.arguments["dim"]
     whole, part = call.results[0][dim], call.dims("self")[dim]
     call.arguments["repeats"] = call.kept(whole) // call.kept(part)
