@@ -51,7 +51,7 @@ class Emitter:
         if val is None:
             seen = fx.map_arg((tuple(args), kwargs), lambda n: n.meta["val"])
             with torch.no_grad():
-                val = target(*seen[0], **seen[1])  # type: ignore[index]
+                val = target(*seen[0], **seen[1])
         new.meta = {k: v for k, v in self.at.meta.items() if k not in ("val", "tensor_meta")}
         new.meta["val"] = val
         return new

@@ -156,7 +156,8 @@ class _Writer:
         """Take a node over that writes nothing."""
         owner = node.args[0] if node.target is operator.getitem else None
         if isinstance(owner, fx.Node) and owner in self.several:
-            self._result(node, owner, int(node.args[1]))  # type: ignore[call-overload]
+            index: Any = node.args[1]
+            self._result(node, owner, index)
             return
         new = self.copies[node] = self.emit.copy(node, self._current)
         if node not in self.shared:
@@ -284,7 +285,7 @@ class _Writer:
         given = fx.map_arg((node.args[1:], node.kwargs), self.like.of)
         try:
             with torch.no_grad():
-                found = target(name.like, *given[0], **given[1])  # type: ignore[index]
+                found = target(name.like, *given[0], **given[1])
         except Exception:  # what depends on values, as masks do, has the form of what it changes
             if torch.Tag.pointwise in target.tags:
                 raise
@@ -305,8 +306,8 @@ class _Writer:
     def _rename(self, node: fx.Node, target: Any, name: _Name) -> None:
         """A node that lets a tensor show its memory in another way (``x.t_()``)."""
         operand = self._read(name)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._current)  # type: ignore[misc]
-        given, named = fx.map_arg((node.args[1:], node.kwargs), self.like.of)  # type: ignore[misc]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._current)
+        given, named = fx.map_arg((node.args[1:], node.kwargs), self.like.of)
         like = target(name.like, *given, **named)
         if not same_memory(like, name.like) or target._opname == "as_strided":
             raise Unsupported

@@ -144,7 +144,7 @@ def _normalise(model: ir.Model) -> None:
     PassManager(
         [
             passes.InlinePass(),
-            passes.RemoveUnusedFunctionsPass(),
+            passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             passes.LiftSubgraphInitializersToMainGraphPass(),
             passes.RemoveInitializersFromInputsPass(),

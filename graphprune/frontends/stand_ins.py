@@ -38,7 +38,7 @@ class StandIns:
 
     def call(self, target: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """What an operator of torch returns for stand-ins of the nodes in its operands."""
-        given, named = fx.map_arg((tuple(args), dict(kwargs)), self.of)  # type: ignore[misc]
+        given, named = fx.map_arg((tuple(args), dict(kwargs)), self.of)
         with torch.no_grad():
             return target(*given, **named)
 
@@ -63,7 +63,7 @@ class StandIns:
 
 def same_memory(a: Any, b: torch.Tensor) -> bool:
     """Whether a result is a view of an operand, or that itself."""
-    return isinstance(a, torch.Tensor) and bool(torch._C._is_alias_of(a, b))
+    return isinstance(a, torch.Tensor) and bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
 
 
 def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:

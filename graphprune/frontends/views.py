@@ -70,7 +70,7 @@ class View:
         def operand(n: fx.Node) -> fx.Node:
             return source if n is self.source else n
 
-        args, kwargs = fx.map_arg((self.args, self.kwargs), operand)  # type: ignore[misc]
+        args, kwargs = fx.map_arg((self.args, self.kwargs), operand)
         return emit.call(free_of_strides(self.target), args, kwargs, val=whole)
 
 
@@ -116,8 +116,8 @@ def by_numbers(emit: Emitter, views: Sequence[View], new: fx.Node, source: fx.No
         whole = pytree.tree_map(lambda v: torch.empty_like(v, dtype=torch.int64), view.whole)
         places = view.replay(emit, places, whole=whole)
         if view.index is not None:
-            args = (places, view.index)
-            places = emit.call(operator.getitem, args, val=whole[view.index])
+            chosen = whole[view.index]
+            places = emit.call(operator.getitem, (places, view.index), val=chosen)
     flat, where, values = (_flattened(emit, x) for x in (source, places, new))
     args = (flat, 0, where, values)
     written = emit.call(aten.scatter.src, args, val=flat.meta["val"])
@@ -187,7 +187,7 @@ def _order(emit: Emitter, view: View, new: fx.Node, source: fx.Node) -> fx.Node:
     numbered = torch.empty([d + 2 for d in range(rank)], device="meta")  # no size twice, none 1
     args, kwargs = fx.map_arg(
         (view.args, view.kwargs), lambda n: numbered if n is view.source else n
-    )  # type: ignore[misc]
+    )
     order = [size - 2 for size in view.target(*args, **kwargs).shape]
     back = [order.index(d) for d in range(rank)]
     return emit.call(aten.permute.default, (new, back), val=source.meta["val"])

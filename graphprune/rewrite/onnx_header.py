@@ -33,7 +33,7 @@ def drop_stale(graph: ir.Graph, is_cut: Callable[[str], bool]) -> None:
         # Multi-device models, which older versions of onnx-ir don't read.
         placed: Any = getattr(node, "device_configurations", ())
         if placed:
-            node.device_configurations = tuple(  # type: ignore[attr-defined]
+            node.device_configurations = tuple(
                 replace(one, sharding_specs=_whole(one.sharding_specs, is_cut)) for one in placed
             )
 

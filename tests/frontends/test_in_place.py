@@ -1,9 +1,12 @@
 """Writes to tensors that go by several names: the graph computes what the module does, exactly."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
+import graphprune as gp
 from graphprune.frontends.functional import functional
 
 
@@ -307,3 +310,57 @@ def test_values_are_those_of_the_module(function, open_batch, monkeypatch):
             assert torch.equal(a, b)
     for name, buffer in own.named_buffers():
         assert torch.equal(module.get_buffer(name), buffer)
+
+
+class Layer(nn.Module):
+    """A chunk of a gated delta rule: a triangular system, solved row by row in place."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.rows = rows
+
+    def forward(self, x):
+        y = self.linear(x)
+        y = y @ y.transpose(1, 2)
+        for i in range(1, self.rows):
+            row, block = y[..., i, :i].clone(), y[..., :i, :i].clone()
+            y[..., i, :i] = row + (row.unsqueeze(-1) * block).sum(-2)
+        return x + y @ x
+
+
+def test_work_grows_with_the_writes_and_operators_stay_whole():
+    added = []
+    for layers in (1, 2, 4):
+        module = nn.Sequential(*(Layer(6) for _ in range(layers))).eval()
+        before = exported(module, torch.randn(3, 6, 8), None)
+        linear = [n.name for n in before.graph.nodes if n.target is torch.ops.aten.linear.default]
+        after = functional(before)
+        names = [n.name for n in after.graph.nodes if n.target is torch.ops.aten.linear.default]
+        assert names == linear
+        added.append(len(after.graph.nodes) - len(before.graph.nodes))
+    assert added == [added[0], 2 * added[0], 4 * added[0]]
+
+
+@pytest.mark.slow  # torch.export alone takes a minute
+def test_a_gated_delta_net_takes_less_than_twice_its_export():
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, linear_key_head_dim=8,
+        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        layer_types=["linear_attention"], mlp_only_layers=[0], num_experts=0, use_cache=False,
+    )  # fmt: skip
+    model = Qwen3NextForCausalLM(config).eval()
+    ids = torch.randint(0, 64, (2, 12))
+    start = time.process_time()
+    with torch.no_grad():
+        torch.export.export(model, (), {"input_ids": ids}, strict=False)
+        alone = time.process_time() - start
+        start = time.process_time()
+        program = gp.trace(model, kwargs={"input_ids": ids})
+        assert time.process_time() - start < 2 * alone
+        logits = program.exported.module()(input_ids=ids)["logits"]
+        torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=0, atol=1e-6)

@@ -129,13 +129,16 @@ class Fake:
     """A lever of one structure: `steps` units, each of the given cost."""
 
     def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps = name, steps
+        self.name, self.steps, self.removable = name, steps, steps
 
     def at(self, k: int) -> dict[str, int]:
         return {self.name: self.steps - k}
 
-    def nearest(self, fraction: float) -> int:
+    def wanted(self, fraction: float) -> int:
         return round(fraction * self.steps)
+
+    def nearest(self, fraction: float) -> int:
+        return self.wanted(fraction)
 
 
 @settings(max_examples=200, deadline=None)
