@@ -126,9 +126,7 @@ def _graph_outputs(exported: ExportedProgram, inputs: Example, dtype: torch.dtyp
     return outputs(values if spec is None else pytree.tree_unflatten(values, spec))
 
 
-def _agree(
-    found: list[Outputs] | None, expected: list[Outputs] | None, tolerance: float
-) -> bool:
+def _agree(found: list[Outputs] | None, expected: list[Outputs] | None, tolerance: float) -> bool:
     if found is None or expected is None:
         return False
     pairs = zip(found, expected, strict=True)

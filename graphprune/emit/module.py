@@ -24,7 +24,6 @@ from graphprune.emit.patch import (
 from graphprune.emit.trials import Check
 from graphprune.errors import EmitError
 
-
 CALLER = 4
 """Frames from `build` to the code that asked for `Slim.module`, a cached property."""
 
