@@ -20,7 +20,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
 
     Two models that draw numbers of the same shapes in the same order draw the same ones.
     """
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if cuda else ()
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA for later

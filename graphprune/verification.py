@@ -6,6 +6,7 @@ runs the dense model too: inputs that don't reach what was removed would prove n
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from graphprune.program import Program
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+_OTHER_SCALE = 4.0
+"""Inputs that are so many times larger or smaller than random ones are tried as well."""
 
 # Operators that hand indices on as they are, on their way to an embedding.
 _SAME_VALUES = set(
@@ -304,8 +308,32 @@ def _cases(
         suits = False
     leaves = pytree.tree_leaves(program.example)
     if suits or not leaves or any(isinstance(x, Tensor) and x.is_meta for x in leaves):
-        return [drawn], f"random, seed {seed}"
+        like = _at_scale_of(program.example, drawn)
+        if like is None:
+            return [drawn], f"random, seed {seed}"
+        return [drawn, like], f"random, seed {seed}, of unit scale and of the example's"
     return [program.example], "the example's, since the model fails on random ones"
+
+
+def _at_scale_of(example: Inputs, drawn: Inputs) -> Inputs | None:
+    """`drawn` in the size of the example's floating inputs; None where that is no other one.
+
+    A net for inputs of size 100 may do next to nothing on those of size one.
+    """
+    old, spec = pytree.tree_flatten(drawn)
+    new = [_rescaled(*pair) for pair in zip(pytree.tree_leaves(example), old, strict=False)]
+    if len(new) != len(old) or all(a is b for a, b in zip(new, old, strict=True)):
+        return None
+    found: Inputs = pytree.tree_unflatten(new, spec)
+    return found
+
+
+def _rescaled(example: Any, drawn: Any) -> Any:
+    if not isinstance(example, Tensor) or not example.is_floating_point() or example.is_meta:
+        return drawn
+    scale = float(example.double().square().mean().sqrt()) if example.numel() else 0.0
+    near = 1 / _OTHER_SCALE <= scale <= _OTHER_SCALE
+    return drawn if near or not 0 < scale < math.inf else drawn * scale
 
 
 def random_inputs(program: Program, seed: int = 0) -> Inputs:

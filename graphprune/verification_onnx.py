@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from graphprune.evaluate import onnx_session
 from graphprune.frontends.onnx import read_onnx
 from graphprune.masked_onnx import mask_onnx
 from graphprune.onnx_program import STREAMED_ABOVE, OnnxProgram, SlimOnnx, temporary_file
+from graphprune.onnx_random import draws_numbers, seed_operators
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.ort import saturates
 from graphprune.plan import Plan
@@ -79,17 +81,20 @@ def verify_onnx(
     feeds = dict(inputs or random_feeds(program, seed))
     allowed = TOLERANCE if tolerance is None else tolerance
     large = weight_bytes(program.model) > STREAMED_ABOVE
-    with program.file() as file:
+    with _dense_file(program) as file:
         dense = _run(file, feeds, mapped=large)
-    if isinstance(slim, Path):
+    if isinstance(slim, Path) and not draws_numbers(program.model):
         found = _run(slim, feeds, mapped=large)
     else:
-        with temporary_file(slim.rewritten(), "slim.onnx") as file:
+        thin = read_onnx(slim) if isinstance(slim, Path) else slim.rewritten()
+        seed_operators(thin)
+        with temporary_file(thin, "slim.onnx") as file:
             found = _run(file, feeds, mapped=large)
     masked = program.model.clone()
     selection = plan.bind(program)
     cuts = [b for cut in selection.cuts.values() for b in cut]
     mask_onnx(masked, program.known, program.typing, selection.keep, cuts)
+    seed_operators(masked)
     with temporary_file(masked, "masked.onnx") as file:
         expected = _run(file, feeds, mapped=large)
     names = [value.name or "" for value in program.model.graph.outputs]
@@ -116,6 +121,19 @@ def verify_onnx(
         drift=pieces.drift,
         hint=_SATURATED if wrong and _multiplies_bytes(program.model) and saturates() else None,
     )
+
+
+@contextmanager
+def _dense_file(program: OnnxProgram) -> Iterator[Path]:
+    """The dense model as a file whose random numbers are the same in every session."""
+    if not draws_numbers(program.model):
+        with program.file() as file:
+            yield file
+        return
+    model = program.model.clone()
+    seed_operators(model)
+    with temporary_file(model, "dense.onnx") as file:
+        yield file
 
 
 def random_feeds(program: OnnxProgram, seed: int = 0) -> dict[str, NDArray[Any]]:

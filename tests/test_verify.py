@@ -85,6 +85,36 @@ def test_right_model_passes(mlp):
     cert.raise_if_failed()
 
 
+class Gate(nn.Module):
+    """Hidden units that nothing below 50 opens."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, hidden), nn.Linear(hidden, 4)
+
+    def forward(self, x):
+        return self.down((self.up(x) - 50).relu())
+
+
+def test_inputs_have_the_scale_of_the_example():
+    """On standard normal ones all of these models are the same constant."""
+    x = 100 * torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    dense = randomise(Gate(10))
+    program = gp.trace(dense, (x,))
+    plan = plan_of(program, {"up.weight:0": tuple(KEPT)})
+    slim = Gate(len(KEPT)).eval()
+    with torch.no_grad():
+        slim.up.weight.copy_(dense.up.weight[KEPT])
+        slim.up.bias.copy_(dense.up.bias[KEPT])
+        slim.down.weight.copy_(dense.down.weight[:, KEPT])
+        slim.down.bias.copy_(dense.down.bias)
+        assert verify(program, plan, slim_of(slim, x)).passed
+        slim.down.weight[0, 0] += 0.1
+        certificate = verify(program, plan, slim_of(slim, x))
+    assert not certificate.passed
+    assert certificate.inputs.startswith("random, seed 0, of unit scale and of the example's: x")
+
+
 def test_right_model_passes_in_float32(mlp):
     slim = slim_of(cut_mlp(mlp.dense, KEPT), mlp.x)
     cert = verify(mlp.program, mlp.plan, slim, dtype=torch.float32)

@@ -57,8 +57,8 @@ class Expected:
     def deviation(self, found: Mapping[str, torch.Tensor]) -> str | None:
         """Say how outputs, under names like these, differ from these."""
         for name, expected in self.outputs.items():
-            own = self.dtype is None or name.startswith(OWN)
-            tolerance = self.tolerance if own else EXACT[self.dtype]
+            exact = None if name.startswith(OWN) else self.dtype
+            tolerance = self.tolerance if exact is None else EXACT[exact]
             wrong = deviation(found, {name: expected}, tolerance)
             if wrong is not None:
                 return wrong

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from graphprune.emit.onnx_data import name_data
 from graphprune.errors import EmitError, VerifyError
 from graphprune.files import replacing
+from graphprune.randomness import noise_sources
 
 if TYPE_CHECKING:
     from graphprune.rewrite.slim import Slim
@@ -40,6 +41,7 @@ def save(slim: Slim, path: Path) -> None:
         EmitError: the exporter can't convert the graph, or writing failed.
         VerifyError: ONNX Runtime computes something else. In both cases no file is written.
     """
+    check_noise(slim.exported)
     exported, example = _runnable(slim)
     expected, names = _run(exported, example)
     model = convert(exported, names)
@@ -50,6 +52,22 @@ def save(slim: Slim, path: Path) -> None:
         name_data(file)
         check_graph(file)
         _compare(example, file, expected)
+
+
+def check_noise(exported: ExportedProgram) -> None:
+    """Refuse programs that draw random numbers.
+
+    Raises:
+        EmitError: it draws some; the message says where.
+    """
+    found = noise_sources(exported.graph)
+    if found:
+        raise EmitError(
+            "an ONNX file of a model that draws random numbers can't be checked",
+            where=", ".join(found),
+            why="ONNX Runtime draws other numbers than torch, whatever the seed",
+            hint='make the random numbers an input of the model, or ask for format "pt2" or "hf"',
+        )
 
 
 def check_graph(file: Path) -> None:

@@ -53,7 +53,7 @@ def outputs(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
-class Widened(TorchDispatchMode):
+class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Compute all floating numbers in one dtype, whatever a model's code says.
 
     Many models compute single steps in float32 and go on in another dtype; such steps would hide
@@ -64,7 +64,7 @@ class Widened(TorchDispatchMode):
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
 
     def __torch_dispatch__(

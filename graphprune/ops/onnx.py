@@ -120,8 +120,29 @@ def _hardmax(ctx: Context, op: Operator) -> Dims:
 
 @rule("Dropout")
 def _dropout(ctx: Context, op: Operator) -> list[Dims]:
-    del ctx
-    return [dims(op, 0) for _ in op.results]
+    """Its input, unless it is told to be random."""
+    x = dims(op, 0)
+    training = operand(op, "2")
+    if training is not None and (training.value is None or training.value.any()):
+        for e in x:
+            ctx.freeze(e, pointwise.RANDOM)
+    return [x for _ in op.results]
+
+
+@rule(
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+def _random(ctx: Context, op: Operator) -> Dims:
+    """Random numbers for every element: a slim model would draw others."""
+    for value in op.operands:
+        for e in value.dims:
+            ctx.freeze(e, pointwise.RANDOM)
+    return pointwise.drawn(ctx, op)
 
 
 @rule("Trilu")
