@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from graphprune._version import __version__
 from graphprune.analysis.blocks import Flow, find_blocks, fixed_blocks, leaving
 from graphprune.analysis.cost import Cost
+from graphprune.analysis.onnx_declared import check_inputs, check_outputs
 from graphprune.analysis.onnx_infer import infer_onnx
 from graphprune.analysis.onnx_layers import flow_of
 from graphprune.analysis.onnx_quantised import Encoding, encodings, scale_names
@@ -248,9 +249,11 @@ def analyse(
     """The program of a model in the form that `read_onnx` gives.
 
     Raises:
-        LoadError: see `known_values`.
+        LoadError: see `known_values`, `check_inputs` and `check_outputs`.
     """
+    check_inputs(model)
     known = known_values(model, shapes)
+    check_outputs(model, known)
     found, scales = encodings(model.graph), scale_names(model.graph)
     program = OnnxProgram(
         weights=_Weights(model.graph, found),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from graphprune.analysis.onnx_extent import check_shape, may_be_computed
+from graphprune.analysis.onnx_extent import INPUT, check_shape, may_be_computed
 from graphprune.analysis.onnx_quantised import encodings
 from graphprune.errors import LoadError
 from graphprune.ops.context import Size, Sizes
@@ -130,6 +130,9 @@ def _propagate(model: ir.Model, inputs: Mapping[str, tuple[Shape, Shape]]) -> di
     known: dict[str, Known] = {}
     for value in model.graph.inputs:
         if isinstance(value.type, ir.TensorType):
+            if value.type.dtype == ir.DataType.UNDEFINED:
+                raise LoadError("an input of the ONNX model has no type", where=value.name)
+            check_shape(value.name or "", inputs[value.name or ""][1], INPUT)
             known[value.name or ""] = Known(inputs[value.name or ""], value.type.dtype)
     quantised = encodings(model.graph)
     for name, value in model.graph.initializers.items():
@@ -302,7 +305,7 @@ def _standard(
         found = infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
     except KeyError:  # an operand of unknown type
         return []
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
         raise LoadError(
             f"{node.op_type} doesn't take its operands",
             where=f"the operator that makes {node.outputs[0].name}",
@@ -311,7 +314,7 @@ def _standard(
     result: list[tuple[Shape, ir.DataType] | None] = []
     for output in node.outputs:
         tensor = found[output.name].tensor_type if output.name in found else None
-        if tensor is None or not tensor.HasField("shape"):
+        if tensor is None or not tensor.HasField("shape") or not tensor.elem_type:
             result.append(None)
         elif all(d.HasField("dim_value") for d in tensor.shape.dim):
             shape = tuple(d.dim_value for d in tensor.shape.dim)
@@ -319,7 +322,7 @@ def _standard(
         else:
             result.append(None)
     first = operands[0] if operands else None
-    _check_fit(node, None if first is None else first.shapes[example], result[0])
+    _check_fit(node, [None if o is None else o.shapes[example] for o in operands], result[0])
     # Until opset 16 these are functions, of which ONNX infers the type only.
     if node.op_type in ("GreaterOrEqual", "LessOrEqual") and result[0] is None and len(types) == 2:
         both = np.broadcast_shapes(*(o.shapes[example] for o in operands if o is not None))
@@ -330,10 +333,23 @@ def _standard(
 
 
 def _check_fit(
-    node: ir.Node, given: Shape | None, result: tuple[Shape, ir.DataType] | None
+    node: ir.Node, operands: Sequence[Shape | None], result: tuple[Shape, ir.DataType] | None
 ) -> None:
-    """What ONNX's inference lets pass: other numbers of elements, and images that vanish."""
-    if given is None or result is None:
+    """What ONNX's inference lets pass.
+
+    Other numbers of elements, images that vanish, and kernels that are not as large as they say.
+    """
+    kernel = operands[1] if node.op_type in ("Conv", "ConvTranspose") else None
+    said = node.attributes.get("kernel_shape")
+    if kernel is not None and said is not None and tuple(said.as_ints()) != kernel[2:]:
+        raise InferenceError(f"{node.op_type} {node.name}: a kernel {kernel} is said to be {said}")
+    given = operands[0] if operands else None
+    if given is None:
+        return
+    channels = kernel[1] * node.attributes.get_int("group", 1) if kernel else None
+    if node.op_type == "Conv" and channels is not None and given[1:2] != (channels,):
+        raise InferenceError(f"Conv {node.name}: {given} has other channels than {kernel}")
+    if result is None:
         return
     wrong = node.op_type == "Reshape" and prod(given) != prod(result[0])
     vanished = node.op_type.endswith(("Conv", "Pool")) and min(result[0]) <= 0 < min(given)

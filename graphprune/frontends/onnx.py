@@ -19,6 +19,7 @@ from graphprune.errors import LoadError
 from graphprune.frontends.onnx_data import bind_data, check, check_elements
 from graphprune.frontends.onnx_extent import check_extent
 from graphprune.frontends.onnx_packed import unpack_products
+from graphprune.frontends.onnx_text import check_text
 from graphprune.ops.onnx_schemas import register_schemas
 from graphprune.paths import usable
 
@@ -56,7 +57,10 @@ def read_onnx(path: Path) -> ir.Model:
     register_schemas()
     try:
         proto = onnx.load(path, load_external_data=False)
+        check_text(proto, path)
         model = ir.from_proto(proto)
+    except LoadError:
+        raise
     except Exception as error:  # a damaged file surfaces as many kinds of error
         root = _root(error)
         raise LoadError(

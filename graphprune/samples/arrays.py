@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 # What numpy, zipfile, its decompressors and safetensors raise for files of other bytes.
 _DAMAGED = (
     ValueError, EOFError, OSError, LookupError, RuntimeError, TypeError, OverflowError, MemoryError,
-    SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, SafetensorError,
+    SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, SafetensorError,
 )  # fmt: skip
 
 

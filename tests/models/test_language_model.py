@@ -15,7 +15,9 @@ from safetensors import safe_open
 
 import graphprune as gp
 from graphprune.calibration import load_tokenizer, read_text, windows
+from graphprune.errors import CalibrationError
 from graphprune.frontends import load_traced
+from graphprune.samples import check_dense
 from models.cache import model_path
 
 PLANS = {
@@ -137,3 +139,14 @@ def test_prune_verify_write_reload(program: gp.Program, name: str, tmp_path: Pat
     )
     (found,) = session.run(["logits"], {"input_ids": np.array([ids, ids])})
     assert float(np.abs(found[:1] - ours.numpy()).max()) < 1e-3
+
+
+def test_the_text_of_another_tokenizer_makes_no_sense(
+    program: gp.Program, text: torch.Tensor
+) -> None:
+    english = text[:2, :128]
+    assert check_dense(program, english).value < 50  # type: ignore[union-attr]
+    other = torch.randperm(49_152, generator=torch.Generator().manual_seed(0))
+    for wrong in (other[english], (english + 3) % 49_152):
+        with pytest.raises(CalibrationError, match="makes no sense"):
+            check_dense(program, wrong)
