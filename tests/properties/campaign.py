@@ -92,9 +92,18 @@ def reduced(seed: int) -> str:
 
 def run(kind: str, state: State, last: int, seconds: float, small: bool) -> None:
     """Examine the graphs of the seeds up to the last one."""
-    examine_one = {"torch": torch_graph, "onnx": onnx_graph}[kind]
-    end = time.monotonic() + seconds
     signal.signal(signal.SIGALRM, _hangs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _run(kind, state, last, time.monotonic() + seconds, small)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    state.save(running=False)
+    print(f"{dict(state.done)}, seeds that failed: {sorted(state.failed)}", flush=True)
+
+
+def _run(kind: str, state: State, last: int, end: float, small: bool) -> None:
+    examine_one = {"torch": torch_graph, "onnx": onnx_graph}[kind]
     while state.next < last and time.monotonic() < end:
         seed = state.next
         state.save(running=True)
@@ -114,8 +123,6 @@ def run(kind: str, state: State, last: int, seconds: float, small: bool) -> None
         state.next += 1
         if state.done["graphs"] % 200 == 0:
             print(f"at seed {seed}: {dict(state.done)}", flush=True)
-    state.save(running=False)
-    print(f"{dict(state.done)}, seeds that failed: {sorted(state.failed)}", flush=True)
 
 
 def _hangs(signum: int, frame: FrameType | None) -> None:
