@@ -9,6 +9,7 @@ by the formulas of `graphprune.masked_ops`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -136,6 +137,10 @@ class GraphRunner(fx.Interpreter):
         self._needed = {n for n in self.graph.nodes if draws(n) and n.name not in removed}
         self._bound: dict[fx.Node, dict[str, Any]] = {}
         self._free: set[fx.Node] = set()  # makes floating numbers, of no dtype that is given
+        self._draws = any(
+            draws(n) or isinstance(n.target, torch._ops.HigherOrderOperator)
+            for n in self.graph.nodes
+        )
         self.garbage_collect_values = True
         self.user_to_last_uses = self._last_uses()
 
@@ -146,7 +151,8 @@ class GraphRunner(fx.Interpreter):
             VerifyError: the inputs don't have the form of the example.
         """
         try:
-            with torch.no_grad(), seeded():
+            # The generator belongs to the whole process: only what draws from it borrows it.
+            with torch.no_grad(), seeded() if self._draws else nullcontext():
                 everything = self.run(
                     *flat_inputs(self.exported, inputs), enable_io_processing=False
                 )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from graphprune.emit.exactly import Exactly
 from graphprune.emit.reload import SEED, run_plainly, run_widened
 from graphprune.randomness import seeded
 
@@ -97,7 +98,7 @@ def run_exactly(module: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[
     # Recurrent layers compare the dtype of their weights with that of their input.
     wide = copy.deepcopy(module).double() if dtype == torch.float64 else module
     with seeded(SEED):
-        return run_widened(wide, inputs, dtype)
+        return run_widened(wide, inputs, Exactly(dtype))
 
 
 @contextmanager

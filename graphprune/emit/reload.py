@@ -10,8 +10,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +92,16 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
 
-@contextmanager
-def widened(dtype: torch.dtype) -> Iterator[None]:
-    """Compute in one dtype for a while, also what names none."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with Widened(dtype):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def run_widened(model: Any, inputs: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def run_widened(model: Any, inputs: Any, how: Widened) -> dict[str, torch.Tensor]:
     """Run a model with everything in one dtype; see `outputs`.
 
     Args:
         model: Its weights may have another dtype; each is converted where it is read.
         inputs: (args, kwargs).
-        dtype: float64 or float32.
+        how: Converts.
     """
-    args, kwargs = pytree.tree_map(Widened(dtype).retyped, inputs)
-    with torch.no_grad(), widened(dtype):
+    args, kwargs = pytree.tree_map(how.retyped, inputs)
+    with torch.no_grad(), how:
         return outputs(model(*args, **kwargs))
 
 
@@ -167,11 +154,12 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"{OWN}{n}": t for n, t in run_plainly(model, probes[0]).items()}
     if request["dtype"]:
         dtype = getattr(torch, request["dtype"])
+        torch.set_default_dtype(dtype)  # nobody else is in this process
         if dtype == torch.float64:
             model.double()
         for i, inputs in enumerate(probes):
             torch.manual_seed(SEED)
-            found |= {f"{i}/{n}": t for n, t in run_widened(model, inputs, dtype).items()}
+            found |= {f"{i}/{n}": t for n, t in run_widened(model, inputs, Widened(dtype)).items()}
     save_file({name: t.contiguous() for name, t in found.items()}, request["outputs"])
     return {
         "missing": sorted(info["missing_keys"]),
