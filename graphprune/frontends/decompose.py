@@ -172,12 +172,15 @@ def _unguarded(mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _doubled(value: Any) -> Any:
-    """A tensor like `value` with every fixed size doubled."""
+    """A tensor like `value` with every fixed size doubled, laid out in memory as it is."""
     if not isinstance(value, FakeTensor):
         return value
     shape = [2 * s if type(s) is int and s > 1 else s for s in value.shape]
+    order = list(range(value.dim()))
+    if all(type(stride) is int for stride in value.stride()):
+        order.sort(key=value.stride, reverse=True)
     with value.fake_mode:
-        return torch.empty(shape, dtype=value.dtype, device=value.device)
+        return torch.empty_permuted(shape, order, dtype=value.dtype, device=value.device)
 
 
 def _check_sizes(graph: fx.Graph, doubled: fx.Graph) -> None:

@@ -68,6 +68,18 @@ FOUND = {
         ),
         (4,),
     ),
+    # Its definition depends on how the values lie in memory, which the sizes were tried without.
+    "ravel of a transposed image": Recipe(
+        IMAGE,
+        (
+            ("conv", (0,), 6, 3, 1, 1),
+            ("transpose", (1,), 3, 2),
+            ("spelled", (2,), "ravel"),
+            ("linear", (3,), 2, True),
+            ("reduce", (4,), "sum", (1,)),
+        ),
+        (5,),
+    ),
     # torch takes an LSTM whose two sizes are equal for one without projections.
     "lstm with projections": Recipe(
         ROWS, (("projected", (0,), 6, 3), ("linear", (1,), 3, True)), (2,)
