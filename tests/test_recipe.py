@@ -13,9 +13,10 @@ from graphprune.budgets import OWL, Sensitivity
 from graphprune.errors import RecipeError
 from graphprune.passes import get_score
 from graphprune.recipe import ROLES as recipe_roles
-from graphprune.recipe import SCORES, Recipe, read_yaml
+from graphprune.recipe import SCORES, Recipe
 from graphprune.recipe_sparsify import LAYER_BUDGETS, METHODS
 from graphprune.recipe_values import parse_number
+from graphprune.recipe_yaml import read_yaml
 from graphprune.solvers import ALPS, NM, RIA, DSnoT, SparseGPT, Unstructured, Wanda
 
 FULL = """

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from graphprune import tokenising
-from graphprune.calibration import read_text, tokenised
+from graphprune.calibration import read_text
+from graphprune.tokenising import tokenised
 
 TEXT = read_text()[:60_000]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor as Field
-
 from graphprune.errors import LoadError
 from graphprune.strict_json import shown
 
@@ -22,10 +20,10 @@ def check_text(message: Any, where: Path | str) -> None:
         LoadError: there is such a text.
     """
     for field, value in message.ListFields():
-        if field.type == Field.TYPE_MESSAGE:
+        if field.type == field.TYPE_MESSAGE:
             for one in [value] if hasattr(value, "ListFields") else value:
                 check_text(one, where)
-        elif field.type == Field.TYPE_STRING:
+        elif field.type == field.TYPE_STRING:
             for text in [value] if isinstance(value, str | bytes) else value:
                 if isinstance(text, bytes):
                     raise LoadError(

@@ -30,7 +30,7 @@ def decoded(file: File, mode: str) -> Image:
             which its header says.
     """
     from PIL import Image as images
-    from PIL import ImageOps
+    from PIL import ImageOps, UnidentifiedImageError
 
     try:
         with images.open(file.opened(), formats=FORMATS) as image:
@@ -40,7 +40,7 @@ def decoded(file: File, mode: str) -> Image:
         raise LoadError("the image does not exist", where=file.name) from None
     except images.DecompressionBombError as error:
         raise _too_large(str(error), file.name) from None
-    except images.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise LoadError(
             "the image can't be read",
             where=file.name,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, drawn, load_tokenizer, tokenised, too_short
+from graphprune.calibration import BUILTIN, drawn, load_tokenizer, too_short
 from graphprune.errors import LoadError
 from graphprune.inputs import tokenizer_of
 from graphprune.paths import usable
@@ -24,6 +24,7 @@ from graphprune.samples.contents import Content, Ids, Text
 from graphprune.samples.generated import SELF
 from graphprune.samples.sources import read
 from graphprune.streaming.data import default_window
+from graphprune.tokenising import tokenised
 
 EVALUATED = 16
 """Windows that a perplexity is measured on, and the tokens of each, where a recipe doesn't say."""

@@ -222,3 +222,63 @@ def test_nothing_is_left_if_writing_fails(
     assert result.code == code
     assert "Traceback" not in result.err
     assert tree(output.parent) == []
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", LONG),
+        ("inspect", f"{LONG}.onnx"),
+        ("inspect", f"{LONG}.pt2"),
+        ("inspect", f"{LONG}.py:made"),
+        ("inspect", f"package.{LONG}:made"),
+        ("eval", LONG),
+        ("verify", LONG),
+        ("pack", LONG, "-o", "packed"),
+        ("pack", "DENSE", "-o", LONG),
+        ("compile", "DENSE", "-o", LONG, "--remove", "ffn=0.5"),
+        ("compile", "DENSE", "-o", f"{LONG}.pt2", "--remove", "ffn=0.5"),
+        ("compile", "DENSE", LONG, "--dry-run"),
+        ("compile", "DENSE", "--plan", LONG, "--dry-run"),
+        ("compile", "DENSE", "-o", "out", "--score", "obs", "--remove", "ffn=0.5", "--data", LONG),
+        ("compile", "DENSE", "-o", "out", "--score", "obs", "--remove", "ffn=0.5", "--text", LONG),
+    ],
+)  # fmt: skip
+def test_paths_that_the_file_system_does_not_take(
+    run: Callable[..., Result],
+    dense: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: Sequence[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*(dense if word == "DENSE" else word for word in words))
+    if not words[-1].startswith("package."):  # which is not taken for a file's name alone
+        check_failure(result, "nnn")
+        assert "too long" in result.err or "no such" in result.err
+    check_failure(result)
+    assert tree(tmp_path) == []
+
+
+def test_too_little_memory_is_not_our_error(
+    run: Callable[..., Result], dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("graphprune.frontends.load", load)
+    check_failure(run("inspect", dense), "not enough memory")
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 10_000, b"remove: {ffn: 0.5}", b"{}"])
+def test_what_is_given_for_a_plan(
+    run: Callable[..., Result], dense: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "plan.json").write_bytes(content)
+    check_failure(
+        run("compile", dense, "--dry-run", "--plan", tmp_path / "plan.json"),
+        "not a graphprune plan", "plan.json",
+    )  # fmt: skip

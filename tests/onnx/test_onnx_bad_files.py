@@ -215,7 +215,7 @@ def _(model):
     model.graph.node[1].attribute.append(helper.make_attribute("nonsense", 3))
 
 
-@changed("a function that calls itself", "recursive")
+@changed("a function that calls itself", "calls itself")
 def _(model):
     call = helper.make_node("f", ["u"], ["v"], domain="own")
     opsets = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
