@@ -59,7 +59,9 @@ class Expected:
         for name, expected in self.outputs.items():
             exact = None if name.startswith(OWN) else self.dtype
             tolerance = self.tolerance if exact is None else EXACT[exact]
-            wrong = deviation(found, {name: expected}, tolerance)
+            plain = name.partition("/")[2]
+            given = {plain: found[name]} if name in found else {}
+            wrong = deviation(given, {plain: expected}, tolerance)
             if wrong is not None:
                 return wrong
         return None if self.outputs else "there are no outputs to compare"
