@@ -31,7 +31,7 @@ SIZED = {
     "tile": lambda h, n: torch.tile(h, (1, 2)).view(-1, 2 * n),
     "split_with_sizes": lambda h, n: torch.cat(h.repeat(1, 2).split_with_sizes([n, n], 1)[::-1], 1),
     "split_with_sizes_copy": lambda h, n: torch.cat(
-        torch.split_with_sizes_copy(h.repeat(1, 2), [n, n], 1)[::-1], 1
+        torch.ops.aten.split_with_sizes_copy(h.repeat(1, 2), [n, n], 1)[::-1], 1
     ),
     "tensor_split": lambda h, n: torch.cat(torch.tensor_split(h.repeat(1, 2), [n], 1)[::-1], 1),
     "slice_copy": lambda h, n: torch.slice_copy(h.repeat(1, 2), 1, n, 2 * n),
