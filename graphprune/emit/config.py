@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
 
@@ -26,11 +27,11 @@ from graphprune.emit.fields import (
     edited,
     integers,
     unset,
-    without_layers,
 )
 from graphprune.emit.patch import slim_name
 from graphprune.emit.search import State, Verdict, best_first
 from graphprune.emit.shapes import describe, mismatches, uneven
+from graphprune.emit.stacks import shortened, without_layers
 
 Shape = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
@@ -106,7 +107,8 @@ def solve_config(
         problems = [
             f"no field of {type(config).__name__} counts the layers of '{stack}'" for stack in left
         ]
-        return SolvedConfig(base, changes(original, data), {}, left, tuple(problems), builder.count)
+        edits = changes(original, data, config)
+        return SolvedConfig(base, edits, {}, left, tuple(problems), builder.count)
     solver = _Solver(builder, data, shapes, hints)
     solved, problems = solver.solve()
     for pinned in solver.pinned() if solved is None else ():
@@ -118,7 +120,7 @@ def solve_config(
     final = data if solved is None else solved
     return SolvedConfig(
         type(config).from_dict(final),
-        changes(original, final),
+        changes(original, final, config),
         {} if solved is None else solver.alternatives(solved),
         {},
         tuple(problems),
@@ -137,7 +139,8 @@ def cut_layers(
     Stacks that no field counts are left out.
     """
     data = config.to_dict()
-    return changes(data, _cut(Builder(type(config), model_class), data, layers)[0])
+    cut, _ = _cut(Builder(type(config), model_class), data, layers)
+    return changes(data, cut, config)
 
 
 def _cut(
@@ -154,11 +157,7 @@ def _cut(
             for name, shape in before.shapes.items()
             if (slim := slim_name(name, {stack: gone})) is not None
         }
-        count = before.children[stack]
-        fields = [path for path, value in integers(data) if value == count]
-        options = [without_layers(data, path, gone) for path in fields]
-        options += [edited(data, {path: count - len(gone)}) for path in fields]
-        for option in options:
+        for option in shortened(data, before.children[stack], gone):
             attempt = builder.build(option)
             if attempt.model is not None and attempt.model.shapes == wanted:
                 data = option
@@ -193,17 +192,16 @@ class _Solver:
         told = [(old, new) for pairs in hints.values() for old, new in pairs if old != new]
         # The commonest change of a size first.
         self.pairs = [pair for pair, _ in Counter([*changed, *told]).most_common()]
-        self.refusal: str | None = None
 
     def solve(self) -> tuple[Data | None, list[str]]:
         """Return the data of the solved config, or the problems."""
         if not self._cost(self.base):
             return self.data, []
-        fields = self._fields()
-        per_layer = any(isinstance(path[-1], int) for path in fields)
+        per_layer = any(isinstance(path[-1], int) for path, _, _ in self._candidates())
         if not per_layer and (apart := uneven(self.base.shapes, self.wanted)):
             name = self.builder.config_class.__name__
             return None, [f"{text}; {name} has one value for all layers" for text in apart]
+        fields = self._fields
         best, cost = self._search(self.data, fields)
         direct = edited(self.data, {p: o[0] for p, o in fields.items() if self._is_direct(p)})
         while cost:
@@ -232,7 +230,7 @@ class _Solver:
 
     def _holds(self, pinned: Data) -> bool:
         """Whether some size doesn't follow a field any more that it follows in the data."""
-        for path, options in self._fields().items():
+        for path, options in self._fields.items():
             free = self.builder.build(edited(self.data, {path: options[0]})).model
             held = self.builder.build(edited(pinned, {path: options[0]})).model
             if free is not None and held is not None and free.shapes != held.shapes:
@@ -253,7 +251,7 @@ class _Solver:
         built = self.builder.build(solved).built()
         found: dict[Path, int] = {}
         values = dict(integers(solved))
-        for path, options in self._fields().items():
+        for path, options in self._fields.items():
             if values.get(path) in options:
                 continue
             model = self.builder.build(edited(solved, {path: options[0]})).model
@@ -270,9 +268,17 @@ class _Solver:
         unknown = built.parameters - self.base.shapes.keys()
         return sum(len(dims) or 10 for dims in wrong.values()) + 10 * len(unknown)
 
+    @cached_property
     def _fields(self) -> dict[Path, list[int]]:
         """Integer fields to the values that they may take instead of their own."""
-        fields = {}
+        return {
+            path: options
+            for path, value, options in self._candidates()
+            if not self._counts_layers(path, value, options[0])
+        }
+
+    def _candidates(self) -> Iterator[tuple[Path, int, list[int]]]:
+        """Fields that equal a size which changes, or divide one: path, value and other values."""
         for path, value in integers(self.data):
             direct = [new for old, new in self.pairs if old == value]
             scaled = [
@@ -283,8 +289,16 @@ class _Solver:
             options = direct or scaled
             options = [new for new in dict.fromkeys(options) if new not in (0, value)]
             if options:
-                fields[path] = options
-        return fields
+                yield path, value, options
+
+    def _counts_layers(self, path: Path, value: int, new: int) -> bool:
+        """Whether a field equals a size by coincidence, and another value adds or takes layers."""
+        tried = [edited(self.data, {path: new})]
+        if new < value:
+            tried.append(without_layers(self.data, path, range(new, value)))
+        built = (self.builder.build(data).model for data in tried)
+        found = next((model for model in built if model is not None), None)
+        return found is not None and not self.wanted.keys() <= found.shapes.keys()
 
     def _is_direct(self, path: Path) -> bool:
         """Whether a field is one of the sizes that changed."""
@@ -306,7 +320,6 @@ class _Solver:
         def evaluate(state: State) -> Verdict:
             attempt = self.builder.build(apply(state))
             if attempt.model is None:
-                self.refusal = self.refusal if any(state) else attempt.error
                 return Verdict(False)
             cost = self._cost(attempt.model)
             return Verdict(not cost, cost)
@@ -356,7 +369,7 @@ class _Solver:
         """Say which parameters the best config gets wrong, and what their sizes follow."""
         built = self.builder.build(data).built()
         follows: dict[tuple[str, int], list[str]] = {}
-        for path, options in self._fields().items():
+        for path, options in self._fields.items():
             attempt = self.builder.build(edited(self.data, {path: options[0]}))
             if attempt.model is not None:
                 for name, dims in mismatches(attempt.model.shapes, self.base.shapes).items():
@@ -364,6 +377,20 @@ class _Solver:
                         follows.setdefault((name, dim), []).append(dotted(path))
         name = self.builder.config_class.__name__
         problems = describe(built.shapes, self.wanted, follows, name)
-        if self.refusal:
-            problems.insert(0, f"{name} or its model refuses the direct way: {self.refusal}")
+        refusal = self._refusal(follows)
+        if refusal:
+            problems.insert(0, f"{name} or its model refuses the direct way: {refusal}")
         return problems
+
+    def _refusal(self, follows: Mapping[tuple[str, int], Sequence[str]]) -> str | None:
+        """What the config says to the plan: to the fields that what is to change follows."""
+        wrong = mismatches(self.base.shapes, self.wanted)
+        meant = {f for n, dims in wrong.items() for dim in dims for f in follows.get((n, dim), ())}
+        edits = {}
+        for path, options in self._fields.items():
+            alone = edited(self.data, {path: options[0]})
+            if self._is_direct(path) and (
+                dotted(path) in meant or self.builder.build(alone).model is None
+            ):
+                edits[path] = options[0]
+        return self.builder.build(edited(self.data, edits)).error

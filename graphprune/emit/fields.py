@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Path = tuple[str | int, ...]
@@ -47,32 +47,27 @@ def edited(data: Data, edits: Mapping[Path, Any]) -> Data:
     return result
 
 
-def without_layers(data: Data, field: Path, gone: Sequence[int]) -> Data:
-    """Return a copy in which a count of layers is lower by those that are gone.
+def changes(old: Data, new: Data, owner: Any, prefix: str = "") -> dict[str, Any]:
+    """Return what differs as dotted fields with their new values; lists count as one value.
 
-    The lists beside it that have an entry per layer lose the same entries.
+    Args:
+        old: the data of a config.
+        new: other data.
+        owner: the config. What it shows in another form than its data (a view of its layers) counts
+            as one value too, since nobody could set a part of it.
+        prefix: of the fields.
     """
-    result = copy.deepcopy(data)
-    parent: Any = result
-    for key in field[:-1]:
-        parent = parent[key]
-    count = parent[field[-1]]
-    parent[field[-1]] = count - len(gone)
-    if isinstance(parent, dict):
-        for key, value in parent.items():
-            if isinstance(value, (list, tuple)) and len(value) == count:
-                parent[key] = [item for i, item in enumerate(value) if i not in gone]
-    return result
-
-
-def changes(old: Data, new: Data, prefix: str = "") -> dict[str, Any]:
-    """Return what differs as dotted fields with their new values; lists count as one value."""
     result: dict[str, Any] = {}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            result |= changes(before, value, f"{prefix}{key}.")
-        elif key not in old or value != before:
+            part = owner.get(key) if isinstance(owner, dict) else getattr(owner, key, None)
+            if value.keys() >= before.keys() and (
+                isinstance(part, dict) or hasattr(part, "to_dict")
+            ):
+                result |= changes(before, value, part, f"{prefix}{key}.")
+                continue
+        if key not in old or value != before:
             result[f"{prefix}{key}"] = value
     return result
 
