@@ -14,7 +14,7 @@ _WHOLE = ("aten::randint", "aten::randint_like", "aten::randperm")
 """Operators that draw whole numbers unless another dtype is asked for."""
 
 
-class Exactly(Widened):
+class Exactly(Widened):  # type: ignore[no-untyped-call]
     """As `Widened`, also for numbers that operators make in torch's default dtype.
 
     The default belongs to the whole process, other threads included, and stays as it is.

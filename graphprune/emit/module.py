@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from graphprune.emit.attributes import find_patch
+from graphprune.emit.judge import Judge
 from graphprune.emit.patch import (
     Patch,
     apply_patch,
@@ -76,13 +77,15 @@ def _resized(slim: Any) -> nn.Module:
         if (name := slim_name(old, dropped)) is not None
     }
 
+    judge: Judge = slim.judge
+
     def filled(candidate: nn.Module) -> nn.Module:
         if any(tensor.is_meta for _, tensor in named_tensors(candidate)):
             assign(candidate, slim.weights, buffers)
         return candidate
 
     def check(candidate: nn.Module) -> bool:
-        return slim.judge.accepts(filled(candidate))
+        return judge.accepts(filled(candidate))
 
     def strict(candidate: nn.Module) -> bool:
         return check(candidate) and _plainly(candidate, check)
