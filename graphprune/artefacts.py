@@ -46,6 +46,7 @@ def verify_output(
     weights: Path | None = None,
     *,
     progress: Callable[[str], None],
+    allow_unused_weights: bool = False,
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
@@ -57,6 +58,7 @@ def verify_output(
         source: the dense model; None takes the one that the report names, with its weights.
         weights: the file with the weights of a factory's module.
         progress: told of each stage.
+        allow_unused_weights: see `graphprune.load`.
 
     Returns:
         File name to the largest absolute difference.
@@ -72,7 +74,7 @@ def verify_output(
     if source is None:
         source, recorded = _source(output)
         weights = weights or recorded
-    program = load(source, weights)
+    program = load(source, weights, allow_unused_weights=allow_unused_weights)
     plan.bind(program)
     report = _report(output)
     refits = report.get("refits") or {}

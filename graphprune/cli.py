@@ -42,6 +42,13 @@ Source = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(help="A safetensors state dict for the factory's module.")
 ]
+Unused = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unused-weights",
+        help="Leave out weights of a checkpoint that its model doesn't use.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 Text = Annotated[
     str | None, typer.Option("--text", help="A text or .jsonl file; default: built-in English.")
@@ -139,6 +146,7 @@ def _compile(
         typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
     ] = None,
     weights: Weights = None,
+    unused: Unused = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     overwrite: Annotated[
@@ -195,6 +203,7 @@ def _compile(
             overwrite=overwrite,
             resume=resume,
             weights=weights,
+            allow_unused_weights=unused,
         )
     _show(report.to_json() if as_json else report.render())
 
@@ -215,6 +224,7 @@ def _pack(
         typer.Option(min=1, help="auto: so many tokens at once; repeatable; default: 1."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Write a sparse model anew, without its zeros."""
@@ -228,6 +238,7 @@ def _pack(
             tokens=tokens or (1,),
             overwrite=overwrite,
             progress=progress,
+            allow_unused_weights=unused,
         )
     _show(found.to_json() if as_json else found.render())
 
@@ -239,6 +250,7 @@ def _inspect(
         str | None, typer.Option(help="Explain every dimension of this parameter.")
     ] = None,
     weights: Weights = None,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned, what a unit of it costs, and what is frozen and why."""
@@ -247,7 +259,7 @@ def _inspect(
         from graphprune import inspection
         from graphprune.frontends import load
 
-        program = load(source, weights)
+        program = load(source, weights, allow_unused_weights=unused)
         if as_json:
             data: object = {"source": source, **inspection.as_data(program)}
             if why is not None:
@@ -267,13 +279,16 @@ def _verify(
         str | None, typer.Option(help="The dense model; default: the one in the report.")
     ] = None,
     weights: Weights = None,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Compare a written model with the masked dense one again, from the files alone."""
     with _progress() as progress:
         from graphprune.artefacts import verify_output
 
-        errors = verify_output(output, source, weights, progress=progress)
+        errors = verify_output(
+            output, source, weights, progress=progress, allow_unused_weights=unused
+        )
     lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
              errors.items()]  # fmt: skip
     _show(json.dumps(errors, indent=2) + "\n" if as_json else "".join(lines))
@@ -291,6 +306,7 @@ def _eval(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
     ] = None,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, latency, parameters and size.
@@ -305,7 +321,9 @@ def _eval(
         from graphprune.measure import measure_sources
         from graphprune.report import comparison, speedups
 
-        measured = measure_sources(sources, text, length, windows, progress, threads)
+        measured = measure_sources(
+            sources, text, length, windows, progress, threads, allow_unused_weights=unused
+        )
     if as_json:
         data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
         if against is not None:

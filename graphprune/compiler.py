@@ -30,6 +30,7 @@ from graphprune.errors import CalibrationError, LoadError, RecipeError
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
 from graphprune.frontends.factory import file_of
+from graphprune.frontends.fit import unused_note
 from graphprune.frontends.module import trace
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
@@ -70,6 +71,7 @@ def compile(
     resume: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    allow_unused_weights: bool = False,
 ) -> Report:
     """Prune a model and write it.
 
@@ -95,6 +97,7 @@ def compile(
             to the same files; begin if there is none.
         example: example inputs of a module: positional, or by keyword.
         weights: a safetensors file with the state dict of a factory's module.
+        allow_unused_weights: see `graphprune.load`; the report has a note then.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
@@ -105,7 +108,7 @@ def compile(
     target = None if dry_run else Target.of(output, settled, overwrite, on_disk)
     run = _Run(settled, progress or (lambda stage: None))
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights), settled.names)
+        program = named(_open(source, example, weights, allow_unused_weights), settled.names)
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
     check_masks(program, settled)
@@ -142,7 +145,13 @@ def compile(
             kept=_kept(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
-            notes=(*notes, *run.notes, *found.notes, *(run.samples.notes if run.samples else ())),
+            notes=(
+                *unused_note(program),
+                *notes,
+                *run.notes,
+                *found.notes,
+                *(run.samples.notes if run.samples else ()),
+            ),
             seconds=run.seconds,
             masks=planned(found.program, slim, settled) if settled.sparsify else None,
             refits=Refits(run.refit_by, found.layers) if found.layers else None,
@@ -426,9 +435,10 @@ def _open(
     source: str | Path | torch.nn.Module | BaseProgram,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
     weights: str | Path | None,
+    allow_unused_weights: bool,
 ) -> BaseProgram:
     if isinstance(source, str | Path):
-        return load(source, weights)
+        return load(source, weights, allow_unused_weights=allow_unused_weights)
     if weights is not None:
         raise LoadError("weights from a file go with module:factory", where=str(weights))
     if isinstance(source, BaseProgram):

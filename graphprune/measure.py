@@ -121,6 +121,8 @@ def measure_sources(
     count: int | None,
     progress: Callable[[str], None],
     threads: int | None = None,
+    *,
+    allow_unused_weights: bool = False,
 ) -> list[Measures]:
     """Measure models on disk, all on the same windows; latencies are taken in turns.
 
@@ -131,6 +133,7 @@ def measure_sources(
         count: number of windows; None takes all.
         progress: told of each stage.
         threads: within an operator; None for PyTorch's number.
+        allow_unused_weights: see `graphprune.load`.
 
     Raises:
         LoadError: a model or the text can't be opened, or no model has a tokenizer.
@@ -140,7 +143,7 @@ def measure_sources(
     for source in sources:
         if not source.endswith(".onnx"):
             progress(f"loading {source}")
-            programs[source] = load_traced(source)
+            programs[source] = load_traced(source, allow_unused_weights=allow_unused_weights)
     texts = _shared_windows(list(programs.values()), text, length, count)
     modules = {source: _module(program) for source, program in programs.items()}
     suited = {s: texts is not None and (text is not None or is_causal(p)) for s, p in

@@ -91,11 +91,13 @@ class Source:
         path: its directory, or None for a module in memory.
         config: its configuration object.
         model_class: the transformers class that was built.
+        unused: names in its files that the model has no place for.
     """
 
     path: Path | None
     config: Any
     model_class: type[torch.nn.Module]
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

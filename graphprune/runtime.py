@@ -237,6 +237,7 @@ def model(
     tokens: Sequence[int] = (1,),
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
+    allow_unused_weights: bool = False,
 ) -> torch.nn.Module:
     """Open a checkpoint with zeros, packed or not, as the transformers model that it is.
 
@@ -248,6 +249,7 @@ def model(
         tokens: Numbers of tokens at once that the fastest one is chosen for.
         device: Where the model is to be.
         progress: Called with the names of stages.
+        allow_unused_weights: Leave out what its files have and the model doesn't.
 
     Returns:
         The model in evaluation mode, whose sparse layers are `graphprune.kernels.linear`'s.
@@ -266,7 +268,14 @@ def model(
         place = torch.device(device)
     except RuntimeError as error:
         raise LoadError(f"there is no device {device}", hint="cpu, cuda or cuda:1") from error
-    return open_packed(Path(path), format, check_tokens(tokens), place, told)
+    return open_packed(
+        Path(path),
+        format,
+        check_tokens(tokens),
+        place,
+        told,
+        allow_unused_weights=allow_unused_weights,
+    )
 
 
 class _Tensor:

@@ -9,13 +9,20 @@ from graphprune.frontends.factory import is_factory
 from graphprune.program import BaseProgram, Program
 
 
-def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
+def load(
+    source: str | Path,
+    weights: str | Path | None = None,
+    *,
+    allow_unused_weights: bool = False,
+) -> BaseProgram:
     """Open a model: a Hugging Face directory, a hub id, a ``.pt2`` or ``.onnx`` file, or own code.
 
     Args:
         source: path, hub id, ``package.module:factory`` or ``path/to/file.py:factory``; see
             `graphprune.frontends.factory.load_factory` for what a factory returns.
         weights: a safetensors file with the state dict of a factory's module.
+        allow_unused_weights: leave out what a checkpoint's files have and its model doesn't, which
+            is an error otherwise.
 
     Returns:
         A `Program` of a PyTorch model, an `OnnxProgram` of an ONNX file.
@@ -29,10 +36,15 @@ def load(source: str | Path, weights: str | Path | None = None) -> BaseProgram:
         from graphprune.onnx_program import load_onnx
 
         return load_onnx(path)
-    return load_traced(source, weights)
+    return load_traced(source, weights, allow_unused_weights=allow_unused_weights)
 
 
-def load_traced(source: str | Path, weights: str | Path | None = None) -> Program:
+def load_traced(
+    source: str | Path,
+    weights: str | Path | None = None,
+    *,
+    allow_unused_weights: bool = False,
+) -> Program:
     """Open a PyTorch model; as `load`, but for ONNX files.
 
     Raises:
@@ -57,14 +69,15 @@ def load_traced(source: str | Path, weights: str | Path | None = None) -> Progra
     from graphprune.frontends.hf import load_checkpoint
 
     if path.is_dir():
-        return load_checkpoint(path)
+        return load_checkpoint(path, allow_unused_weights=allow_unused_weights)
     if path.exists():
         raise LoadError(
             "a file of an unknown kind",
             where=str(path),
             hint="give a checkpoint directory, a hub id, a .pt2 or .onnx file, or file.py:factory",
         )
-    return load_checkpoint(_download(str(source)))
+    found = _download(str(source))
+    return load_checkpoint(found, allow_unused_weights=allow_unused_weights)
 
 
 def _download(hub_id: str) -> Path:

@@ -26,6 +26,7 @@ def pack(
     tokens: Sequence[int] = (1,),
     overwrite: bool = False,
     progress: Progress | None = None,
+    allow_unused_weights: bool = False,
 ) -> Packing:
     """Write a model anew without the zeros of its linear layers.
 
@@ -43,6 +44,7 @@ def pack(
         tokens: for ``auto``: numbers of tokens at once that layers are timed with.
         overwrite: replace the output.
         progress: called with the names of stages.
+        allow_unused_weights: see `graphprune.load`.
 
     Returns:
         What was packed, and how many bytes it takes.
@@ -81,7 +83,9 @@ def pack(
             where=str(output),
             hint="choose another output",
         )
-    return pack_checkpoint(source, output, format, counts, told)
+    return pack_checkpoint(
+        source, output, format, counts, told, allow_unused_weights=allow_unused_weights
+    )
 
 
 def _check_overwritten(source: Path, output: Path) -> None:

@@ -55,7 +55,13 @@ _COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
 
 @one_at_a_time
 def pack_checkpoint(
-    source: Path, output: Path, format: str, tokens: tuple[int, ...], progress: Any
+    source: Path,
+    output: Path,
+    format: str,
+    tokens: tuple[int, ...],
+    progress: Any,
+    *,
+    allow_unused_weights: bool = False,
 ) -> Packing:
     """See `graphprune.packing.pack`."""
     check_format(format)
@@ -68,7 +74,7 @@ def pack_checkpoint(
             where=str(source),
             hint="save the model with save_pretrained(..., safe_serialization=True)",
         )
-    model = build(source, config, model_class)
+    model, _ = build(source, config, model_class, allow_unused_weights=allow_unused_weights)
     linears = linear_weights(model)
     across = {n for n, m in linears.items() if isinstance(model.get_submodule(m), Conv1D)}
     table = Table.usual() if format == AUTO else None
@@ -133,7 +139,13 @@ def linear_weights(model: nn.Module) -> dict[str, str]:
 
 @one_at_a_time
 def open_packed(
-    path: Path, format: str, tokens: tuple[int, ...], device: torch.device, progress: Any
+    path: Path,
+    format: str,
+    tokens: tuple[int, ...],
+    device: torch.device,
+    progress: Any,
+    *,
+    allow_unused_weights: bool = False,
 ) -> nn.Module:
     """See `graphprune.runtime.model`."""
     check_format(format, (*FORMATS, AUTO, "file", DENSE))
@@ -146,7 +158,7 @@ def open_packed(
             model = construct(model_class, config, path)
         state = read_packed(path)
     else:
-        model = build(path, config, model_class)
+        model, _ = build(path, config, model_class, allow_unused_weights=allow_unused_weights)
         state = _state(model)
     linears = linear_weights(model)
     table = Table.usual() if format == AUTO else None
