@@ -50,6 +50,7 @@ def verify_output(
     *,
     progress: Callable[[str], None],
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> dict[str, float]:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
@@ -63,6 +64,7 @@ def verify_output(
         weights: the file with the weights of a factory's module.
         progress: told of each stage.
         trust: whether checkpoints and ``.pt2`` files may run code of their own.
+        allow_unused_weights: see `graphprune.load`.
 
     Returns:
         File name to the largest absolute difference.
@@ -80,7 +82,7 @@ def verify_output(
     if source is None:
         source, recorded = _source(output, trust)
         weights = weights or recorded
-    program = load(source, weights, trust=trust)
+    program = load(source, weights, trust=trust, allow_unused_weights=allow_unused_weights)
     plan.bind(program)
     report = _report(output)
     refits = report.get("refits") or {}

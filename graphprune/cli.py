@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from graphprune._version import __version__
+from graphprune.cli_options import Json, Source, Text, Trust, Unused, Weights
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -32,26 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a neural network: trace, plan, rewrite, verify, write.",
 )
-
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="A checkpoint, hub id, .pt2 or .onnx file, module:factory or file.py:factory."
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="A safetensors state dict for the factory's module.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust", help="Let a checkpoint or a .pt2 file run code of its own, once you've read it."
-    ),
-]
-Text = Annotated[
-    str | None, typer.Option("--text", help="A text or .jsonl file; default: built-in English.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -145,6 +126,7 @@ def _compile(
         typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
     ] = None,
     weights: Weights = None,
+    unused: Unused = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     overwrite: Annotated[
@@ -203,6 +185,7 @@ def _compile(
             resume=resume,
             weights=weights,
             trust=trust,
+            allow_unused_weights=unused,
         )
     _show(report.to_json() if as_json else report.render())
 
@@ -224,6 +207,7 @@ def _pack(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     trust: Trust = False,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Write a sparse model anew, without its zeros."""
@@ -238,6 +222,7 @@ def _pack(
             overwrite=overwrite,
             progress=progress,
             trust=trust,
+            allow_unused_weights=unused,
         )
     _show(found.to_json() if as_json else found.render())
 
@@ -250,6 +235,7 @@ def _inspect(
     ] = None,
     weights: Weights = None,
     trust: Trust = False,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Show what can be pruned, what a unit of it costs, and what is frozen and why."""
@@ -258,7 +244,7 @@ def _inspect(
         from graphprune import inspection
         from graphprune.frontends import load
 
-        program = load(source, weights, trust=trust)
+        program = load(source, weights, trust=trust, allow_unused_weights=unused)
         if as_json:
             data: object = {"source": source, **inspection.as_data(program)}
             if why is not None:
@@ -279,13 +265,21 @@ def _verify(
     ] = None,
     weights: Weights = None,
     trust: Trust = False,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Compare a written model with the masked dense one again, from the files alone."""
     with _progress() as progress:
         from graphprune.artefacts import verify_output
 
-        errors = verify_output(output, source, weights, progress=progress, trust=trust)
+        errors = verify_output(
+            output,
+            source,
+            weights,
+            progress=progress,
+            trust=trust,
+            allow_unused_weights=unused,
+        )
     lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
              errors.items()]  # fmt: skip
     _show(json.dumps(errors, indent=2) + "\n" if as_json else "".join(lines))
@@ -304,6 +298,7 @@ def _eval(
         int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
     ] = None,
     trust: Trust = False,
+    unused: Unused = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, latency, parameters and size.
@@ -318,7 +313,16 @@ def _eval(
         from graphprune.measure import measure_sources
         from graphprune.report import comparison, speedups
 
-        measured = measure_sources(sources, text, length, windows, progress, threads, trust=trust)
+        measured = measure_sources(
+            sources,
+            text,
+            length,
+            windows,
+            progress,
+            threads,
+            trust=trust,
+            allow_unused_weights=unused,
+        )
     if as_json:
         data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
         if against is not None:

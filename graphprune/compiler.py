@@ -32,6 +32,7 @@ from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeErro
 from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
+from graphprune.frontends.fit import unused_note
 from graphprune.frontends.module import trace
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
@@ -74,6 +75,7 @@ def compile(
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Report:
     """Prune a model and write it.
 
@@ -100,6 +102,7 @@ def compile(
         example: example inputs of a module: positional, or by keyword.
         weights: a safetensors file with the state dict of a factory's module.
         trust: whether a checkpoint or a ``.pt2`` file may run code of its own.
+        allow_unused_weights: see `graphprune.load`; the report has a note then.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
@@ -113,7 +116,8 @@ def compile(
     claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
     with claim as target, reading(mapped_from(source, weights)) as sources:
         run = _Run(settled, sources.checking(progress or (lambda stage: None)))
-        return _compile(run, source, target, sources, resume, example, weights, trust)
+        opening = {"trust": trust, "allow_unused_weights": allow_unused_weights}
+        return _compile(run, source, target, sources, resume, example, weights, opening)
 
 
 def _compile(
@@ -124,12 +128,12 @@ def _compile(
     resume: bool,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
     weights: str | Path | None,
-    trust: bool,
+    opening: Mapping[str, bool],
 ) -> Report:
     """Compile within a run that has its output, and whose sources are watched."""
     settled, dry_run = run.recipe, target is None
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights, trust), settled.names)
+        program = named(_open(source, example, weights, opening), settled.names)
     sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
@@ -170,7 +174,13 @@ def _compile(
             kept=kept_units(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
-            notes=(*notes, *run.notes, *found.notes, *(run.samples.notes if run.samples else ())),
+            notes=(
+                *unused_note(program),
+                *notes,
+                *run.notes,
+                *found.notes,
+                *(run.samples.notes if run.samples else ()),
+            ),
             seconds=run.seconds,
             masks=planned(found.program, slim, settled) if settled.sparsify else None,
             refits=Refits(run.refit_by, found.layers) if found.layers else None,
@@ -458,10 +468,10 @@ def _open(
     source: str | Path | torch.nn.Module | BaseProgram,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
     weights: str | Path | None,
-    trust: bool,
+    opening: Mapping[str, bool],
 ) -> BaseProgram:
     if isinstance(source, str | Path):
-        return load(source, weights, trust=trust)
+        return load(source, weights, **opening)
     if weights is not None:
         raise LoadError("weights from a file go with module:factory", where=str(weights))
     if isinstance(source, BaseProgram):

@@ -123,6 +123,7 @@ def measure_sources(
     threads: int | None = None,
     *,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> list[Measures]:
     """Measure models on disk, all on the same windows; latencies are taken in turns.
 
@@ -134,6 +135,7 @@ def measure_sources(
         progress: told of each stage.
         threads: within an operator; None for PyTorch's number.
         trust: whether checkpoints and ``.pt2`` files may run code of their own.
+        allow_unused_weights: see `graphprune.load`.
 
     Raises:
         LoadError: a model or the text can't be opened, or no model has a tokenizer.
@@ -143,7 +145,9 @@ def measure_sources(
     for source in sources:
         if not source.endswith(".onnx"):
             progress(f"loading {source}")
-            programs[source] = load_traced(source, trust=trust)
+            programs[source] = load_traced(
+                source, trust=trust, allow_unused_weights=allow_unused_weights
+            )
     texts = _shared_windows(list(programs.values()), text, length, count)
     modules = {source: _module(program) for source, program in programs.items()}
     suited = {s: texts is not None and (text is not None or is_causal(p)) for s, p in

@@ -92,12 +92,14 @@ class Source:
         config: its configuration object.
         model_class: the transformers class that was built.
         trust: whether code in the directory may be run.
+        unused: names in its files that the model has no place for.
     """
 
     path: Path | None
     config: Any
     model_class: type[torch.nn.Module]
     trust: bool = False
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,7 @@ def model(
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> torch.nn.Module:
     """Open a checkpoint with zeros, packed or not, as the transformers model that it is.
 
@@ -250,6 +251,7 @@ def model(
         device: Where the model is to be.
         progress: Called with the names of stages.
         trust: Whether the checkpoint may run code of its own.
+        allow_unused_weights: Leave out what its files have and the model doesn't.
 
     Returns:
         The model in evaluation mode, whose sparse layers are `graphprune.kernels.linear`'s.
@@ -268,7 +270,15 @@ def model(
         place = torch.device(device)
     except RuntimeError as error:
         raise LoadError(f"there is no device {device}", hint="cpu, cuda or cuda:1") from error
-    return open_packed(Path(path), format, check_tokens(tokens), place, told, trust=trust)
+    return open_packed(
+        Path(path),
+        format,
+        check_tokens(tokens),
+        place,
+        told,
+        trust=trust,
+        allow_unused_weights=allow_unused_weights,
+    )
 
 
 class _Tensor:

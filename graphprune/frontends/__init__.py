@@ -11,7 +11,11 @@ from graphprune.program import BaseProgram, Program
 
 
 def load(
-    source: str | Path, weights: str | Path | None = None, *, trust: bool = False
+    source: str | Path,
+    weights: str | Path | None = None,
+    *,
+    trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> BaseProgram:
     """Open a model: a Hugging Face directory, a hub id, a ``.pt2`` or ``.onnx`` file, or own code.
 
@@ -21,6 +25,8 @@ def load(
         weights: a safetensors file with the state dict of a factory's module.
         trust: whether a checkpoint or a ``.pt2`` file may run code of its own; one that would is
             refused otherwise. A factory is code, and always runs.
+        allow_unused_weights: leave out what a checkpoint's files have and its model doesn't, which
+            is an error otherwise.
 
     Returns:
         A `Program` of a PyTorch model, an `OnnxProgram` of an ONNX file.
@@ -35,11 +41,15 @@ def load(
         from graphprune.onnx_program import load_onnx
 
         return load_onnx(path)
-    return load_traced(source, weights, trust=trust)
+    return load_traced(source, weights, trust=trust, allow_unused_weights=allow_unused_weights)
 
 
 def load_traced(
-    source: str | Path, weights: str | Path | None = None, *, trust: bool = False
+    source: str | Path,
+    weights: str | Path | None = None,
+    *,
+    trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Program:
     """Open a PyTorch model; as `load`, but for ONNX files.
 
@@ -65,14 +75,15 @@ def load_traced(
     from graphprune.frontends.hf import load_checkpoint
 
     if path.is_dir():
-        return load_checkpoint(path, trust=trust)
+        return load_checkpoint(path, trust=trust, allow_unused_weights=allow_unused_weights)
     if path.exists():
         raise LoadError(
             "a file of an unknown kind",
             where=str(path),
             hint="give a checkpoint directory, a hub id, a .pt2 or .onnx file, or file.py:factory",
         )
-    return load_checkpoint(_download(str(source), trust), trust=trust)
+    found = _download(str(source), trust)
+    return load_checkpoint(found, trust=trust, allow_unused_weights=allow_unused_weights)
 
 
 def _download(hub_id: str, trust: bool) -> Path:

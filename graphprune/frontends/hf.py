@@ -12,9 +12,27 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import LoadError
+from graphprune.errors import GraphPruneError, LoadError, TraceError
 from graphprune.exclusive import one_at_a_time
+from graphprune.frontends.blame import builds, told, wrong_config, wrong_run
+from graphprune.frontends.bounded import (
+    FEW_PARTS,
+    MOST_PARTS,
+    PARTS_OF_A_TENSOR,
+    TooLargeError,
+    outline,
+)
+from graphprune.frontends.config_file import read_config
 from graphprune.frontends.examples import example_inputs
+from graphprune.frontends.fit import (
+    check_count,
+    check_kinds,
+    check_missing,
+    check_shapes,
+    check_ties,
+    check_unused,
+    is_mixed,
+)
 from graphprune.frontends.module import trace
 from graphprune.frontends.own_code import (
     check_local,
@@ -30,7 +48,9 @@ from graphprune.program import Program, Source
 
 
 @one_at_a_time
-def load_checkpoint(path: Path, *, trust: bool = False) -> Program:
+def load_checkpoint(
+    path: Path, *, trust: bool = False, allow_unused_weights: bool = False
+) -> Program:
     """Trace the model of a checkpoint directory.
 
     The configuration decides the class. Weights stay in their memory-mapped files until they are
@@ -39,23 +59,33 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> Program:
     Args:
         path: the directory.
         trust: whether code in the directory may be run.
+        allow_unused_weights: leave out what the files have and the model doesn't.
 
     Raises:
-        LoadError: the directory is no checkpoint that transformers can open, or needs code of its
-            own that isn't trusted.
+        LoadError: the directory is no checkpoint that transformers can open, its files have weights
+            that the model doesn't use, or it needs code of its own that isn't trusted.
         TraceError: torch.export can't capture the model.
     """
     config, model_class = checkpoint_class(path, trust=trust)
+    unused: tuple[str, ...] = ()
     if has_weights(path):
-        model = build(path, config, model_class)
+        model, unused = build(path, config, model_class, allow_unused_weights=allow_unused_weights)
         device = "cpu"
     else:
         with torch.device("meta"):
             model = construct(model_class, config, path)
         device = "meta"
     model.eval()
-    source = Source(path=path, config=config, model_class=model_class, trust=trust)
-    return trace_model(model, source, device)
+    source = Source(path=path, config=config, model_class=model_class, trust=trust, unused=unused)
+    try:
+        return trace_model(model, source, device)
+    except Exception as error:
+        if isinstance(error, GraphPruneError) and not isinstance(error, TraceError):
+            raise
+        wrong = wrong_run(error, config, model_class, path)
+        if wrong is None:
+            raise
+        raise wrong from error
 
 
 def checkpoint_class(path: Path, *, trust: bool = False) -> tuple[Any, Any]:
@@ -79,7 +109,7 @@ def checkpoint_class(path: Path, *, trust: bool = False) -> tuple[Any, Any]:
 
 
 def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if not (path / "config.json").is_file():
         raise LoadError(
@@ -88,20 +118,20 @@ def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
             why="it has no config.json",
             hint="give a directory that save_pretrained wrote, a .pt2 file, or module:factory",
         )
+    data = read_config(path / "config.json")
     if trust:
         check_local(path, {k: v for k, v in code.items() if k == "AutoConfig"})
     try:
         with redirect_stdout(sys.stderr):  # what the code prints is no result of ours
             return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # classes check their fields, and raise what they like
         if not trust and "AutoConfig" in code and isinstance(error, ValueError):
             raise untrusted(path / "config.json", "the configuration", code) from error
-        raise LoadError(
-            "transformers can't read the configuration",
-            where=str(path / "config.json"),
-            why=_first_line(error),
-            hint="the model type may need a newer transformers, or its own code",
-        ) from error
+        known = (
+            CONFIG_MAPPING[data["model_type"]] if data.get("model_type") in CONFIG_MAPPING else None
+        )
+        raise wrong_config("transformers can't read the configuration", error, data,
+                           known and known.from_dict, path) from error  # fmt: skip
 
 
 def _own_class(config: Any, path: Path, code: Mapping[str, str]) -> Any | None:
@@ -132,7 +162,7 @@ def _own_class(config: Any, path: Path, code: Mapping[str, str]) -> Any | None:
         raise LoadError(
             "the checkpoint's own code can't be imported",
             where=str(path),
-            why=f"{type(error).__name__}: {_first_line(error)}",
+            why=f"{type(error).__name__}: {told(error)}",
             hint="it may need packages that aren't installed, or another transformers",
         ) from error
 
@@ -175,22 +205,35 @@ def construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
     Raises:
         LoadError: the class can't be built from the configuration.
     """
-    config = copy.deepcopy(config)
-    for attempt in ("sdpa", "eager"):
-        config._attn_implementation = attempt
-        try:
-            model = model_class._from_config(config, attn_implementation=attempt)
-            break
-        except (ValueError, ImportError) as error:
-            if attempt == "eager":
-                raise LoadError(
-                    "the model can't be built from its configuration",
-                    where=str(path / "config.json"),
-                    why=_first_line(error),
-                ) from error
+    _outline(model_class, config, path, MOST_PARTS)
+    try:
+        model = _constructed(model_class, config)
+    except Exception as error:  # what a class says to fields that it can't follow
+        raise wrong_config(_UNBUILT, error, config, builds(model_class), path) from error
     if hasattr(model, "set_experts_implementation"):
         _plain_experts(model)
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+_UNBUILT = "the model can't be built from its configuration"
+
+
+def _outline(model_class: Any, config: Any, path: Path, parts: int) -> torch.nn.Module | None:
+    """See `graphprune.frontends.bounded.outline`."""
+    try:
+        return outline(lambda: _constructed(model_class, config), parts)
+    except TooLargeError as error:
+        raise wrong_config(_UNBUILT, error, config, builds(model_class), path) from error
+
+
+def _constructed(model_class: Any, config: Any) -> torch.nn.Module:
+    """The model, with fused attention if its class has it."""
+    config = copy.deepcopy(config)
+    try:
+        model: torch.nn.Module = model_class._from_config(config, attn_implementation="sdpa")
+    except (ValueError, ImportError):
+        model = model_class._from_config(config, attn_implementation="eager")
+    return model
 
 
 def _plain_experts(model: Any) -> None:
@@ -202,19 +245,26 @@ def _plain_experts(model: Any) -> None:
 
 
 @one_at_a_time
-def build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
-    """The model with memory-mapped weights, or read by transformers where names differ.
+def build(
+    path: Path, config: Any, model_class: Any, *, allow_unused_weights: bool = False
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The model with memory-mapped weights, or read by transformers where names or dtypes differ.
+
+    Returns:
+        It, and the names in the files that it has no place for.
 
     Raises:
-        LoadError: the weights are missing, damaged, or another model's.
+        LoadError: the weights are missing, damaged, another model's, or of types that the model
+            can't compute with; or some are not used, which isn't allowed.
     """
     state = map_checkpoint(path)
-    with parameters_on_meta():
-        model = construct(model_class, config, path)
+    known = _outline(model_class, config, path, FEW_PARTS + PARTS_OF_A_TENSOR * len(state))
+    model = known or _without_memory(model_class, config, path)
     expected = {n: p for n, p in model.state_dict(keep_vars=True).items()}
     tied = tied_names(model)
     missing = {n for n in expected if n not in state and tied.get(n, n) not in state}
-    if missing or any(n not in expected for n in state):
+    check_kinds(state, expected, config)
+    if missing or any(n not in expected for n in state) or is_mixed(state, config):
         if (path / PACKED).is_file():
             raise LoadError(
                 "the packed weights don't fit the configuration",
@@ -222,22 +272,24 @@ def build(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
                 why="only one of them has a weight of this name",
                 hint="use the config.json that was packed with these weights",
             )
-        return _from_pretrained(path, config, model_class)
-    wrong = [n for n, t in state.items() if t.shape != expected[n].shape]
-    if wrong:
-        raise LoadError(
-            "the weights don't fit the configuration",
-            where=wrong[0],
-            why=f"config.json asks for shape {tuple(expected[wrong[0]].shape)}, the file has "
-            f"{tuple(state[wrong[0]].shape)}",
-            hint="use the config.json that was saved with these weights",
-        )
+        check_count(state, expected)
+        model, unused = _from_pretrained(path, config, model_class)
+        check_unused(unused, path, model_class, allowed=allow_unused_weights)
+        return model, unused
+    check_shapes(state, expected)
+    check_ties(state, tied)
+    model = _without_memory(model_class, config, path) if model is known else model
     for name, tensor in state.items():
         for alias in [name, *(a for a, c in tied.items() if c == name or a == name)]:
             _assign(model, alias, tensor)
     for alias, name in tied.items():  # one Parameter object again
         _assign_object(model, alias, model.get_parameter(name))
-    return model
+    return model, ()
+
+
+def _without_memory(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
+    with parameters_on_meta():
+        return construct(model_class, config, path)
 
 
 def tied_names(model: torch.nn.Module) -> dict[str, str]:
@@ -265,7 +317,10 @@ def _assign_object(model: torch.nn.Module, name: str, parameter: torch.nn.Parame
     model.get_submodule(path)._parameters[leaf] = parameter
 
 
-def _from_pretrained(path: Path, config: Any, model_class: Any) -> torch.nn.Module:
+def _from_pretrained(
+    path: Path, config: Any, model_class: Any
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The model as transformers reads it, and the names that it has left out."""
     try:
         model, info = model_class.from_pretrained(
             path,
@@ -275,21 +330,14 @@ def _from_pretrained(path: Path, config: Any, model_class: Any) -> torch.nn.Modu
             output_loading_info=True,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # of quantisers too, which may not be installed
         raise LoadError(
-            "transformers can't load the checkpoint", where=str(path), why=_first_line(error)
+            "transformers can't load the checkpoint", where=str(path), why=told(error)
         ) from error
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise LoadError(
-            "the checkpoint lacks weights that the model needs",
-            where=missing[0],
-            why=f"{len(missing)} parameters would be random numbers",
-            hint="check `architectures` in config.json",
-        )
+    check_missing(info.get("missing_keys", ()))
     if hasattr(model, "set_experts_implementation"):
         _plain_experts(model)
-    return model  # type: ignore[no-any-return]
+    return model, tuple(sorted(info.get("unexpected_keys", ())))
 
 
 @one_at_a_time
@@ -355,8 +403,3 @@ def _main(output: Any) -> Any:
 
 def _named(output: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
     return {k for k in output if any(word in k for word in words)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from graphprune.errors import LoadError
+from graphprune.frontends.shards import INDEX, SINGLE, damaged, stored_names
 from graphprune.kernels.files import load
 from graphprune.kernels.packed import FormatError, Packed
 from graphprune.program import Source
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PACKED = "packed.safetensors"
 """What `graphprune.packing` writes."""
 TURNED = "graphprune.turned"
@@ -100,18 +99,12 @@ def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
         found = read_packed(directory)
         return {n: unpacked(n, t, directory) for n, t in found.items()}
     tensors: dict[str, torch.Tensor] = {}
-    for file in _files(directory):
+    for file, names in stored_names(directory).items():
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    tensors[name] = opened.get_tensor(name)
+                tensors |= {name: opened.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
-            raise LoadError(
-                "can't read the weights",
-                where=str(file),
-                why=str(error),
-                hint="the file is truncated or damaged: download or save it again",
-            ) from error
+            raise damaged(file, error) from error
     return tensors
 
 
@@ -240,28 +233,3 @@ def _place(
         owner = module.get_submodule(path)
         slots: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
         slots[leaf] = new
-
-
-def _files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if not index.is_file():
-        return [directory / SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise LoadError(
-            "the index of the weights is malformed",
-            where=str(index),
-            why=repr(error),
-            hint="download or save the checkpoint again",
-        ) from error
-    files = [directory / name for name in names]
-    for file in files:
-        if file.resolve().parent != directory.resolve() or not file.is_file():
-            raise LoadError(
-                "a file of the weights is missing",
-                where=str(file),
-                why=f"{INDEX} names it",
-                hint="complete the download",
-            )
-    return files

@@ -32,6 +32,7 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Packing:
     """Write a model anew without the zeros of its linear layers.
 
@@ -50,6 +51,7 @@ def pack(
         overwrite: replace the output.
         progress: called with the names of stages.
         trust: whether a checkpoint may run code of its own.
+        allow_unused_weights: see `graphprune.load`.
 
     Returns:
         What was packed, and how many bytes it takes.
@@ -92,7 +94,16 @@ def pack(
             return pack_onnx(source, output, claim, format, counts, told)
         from graphprune.packing.checkpoint import pack_checkpoint
 
-        return pack_checkpoint(source, output, claim, format, counts, told, trust=trust)
+        return pack_checkpoint(
+            source,
+            output,
+            claim,
+            format,
+            counts,
+            told,
+            trust=trust,
+            allow_unused_weights=allow_unused_weights,
+        )
 
 
 def _check_overwritten(source: Path, output: Path) -> None:

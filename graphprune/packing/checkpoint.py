@@ -64,6 +64,7 @@ def pack_checkpoint(
     progress: Any,
     *,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Packing:
     """See `graphprune.packing.pack`; the output is written by its claim."""
     check_format(format)
@@ -76,7 +77,7 @@ def pack_checkpoint(
             where=str(source),
             hint="save the model with save_pretrained(..., safe_serialization=True)",
         )
-    model = build(source, config, model_class)
+    model, _ = build(source, config, model_class, allow_unused_weights=allow_unused_weights)
     linears = linear_weights(model)
     across = {n for n, m in linears.items() if isinstance(model.get_submodule(m), Conv1D)}
     table = Table.usual() if format == AUTO else None
@@ -152,6 +153,7 @@ def open_packed(
     progress: Any,
     *,
     trust: bool = False,
+    allow_unused_weights: bool = False,
 ) -> nn.Module:
     """See `graphprune.runtime.model`."""
     check_format(format, (*FORMATS, AUTO, "file", DENSE))
@@ -164,7 +166,7 @@ def open_packed(
             model = construct(model_class, config, path)
         state = read_packed(path)
     else:
-        model = build(path, config, model_class)
+        model, _ = build(path, config, model_class, allow_unused_weights=allow_unused_weights)
         state = _state(model)
     linears = linear_weights(model)
     table = Table.usual() if format == AUTO else None

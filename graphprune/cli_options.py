@@ -1,0 +1,35 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint, hub id, .pt2 or .onnx file, module:factory or file.py:factory."
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="A safetensors state dict for the factory's module.")
+]
+Unused = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unused-weights",
+        help="Leave out weights of a checkpoint that its model doesn't use.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Let a checkpoint or a .pt2 file run code of its own, once you've read it."
+    ),
+]
+Text = Annotated[
+    str | None, typer.Option("--text", help="A text or .jsonl file; default: built-in English.")
+]
