@@ -80,7 +80,8 @@ def _resized(slim: Any) -> nn.Module:
         return candidate
 
     def check(candidate: nn.Module) -> bool:
-        return slim.judge.accepts(filled(candidate))
+        accepted: bool = slim.judge.accepts(filled(candidate))
+        return accepted
 
     def strict(candidate: nn.Module) -> bool:
         return check(candidate) and _plainly(candidate, check)
