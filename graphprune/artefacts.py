@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from graphprune.emit.onnx import SMALL
 from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
 from graphprune.files import recover
@@ -253,6 +254,7 @@ def _verify_onnx(program: Program, plan: Plan, path: Path) -> float:
         expected,
         [torch.from_numpy(value) for value in found],
         ONNX_TOLERANCE,
+        SMALL,
     )
     for one in differences:
         if one.problem is not None:

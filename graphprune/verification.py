@@ -228,7 +228,11 @@ class _Check:
 
 
 def compare(
-    names: Sequence[str], expected: Sequence[Any], actual: Sequence[Any], tolerance: float
+    names: Sequence[str],
+    expected: Sequence[Any],
+    actual: Sequence[Any],
+    tolerance: float,
+    floor: float = 1.0,
 ) -> list[Difference]:
     """Compare flat outputs one by one.
 
@@ -236,7 +240,9 @@ def compare(
         names: of the outputs.
         expected: the masked model's; tensors of any dtype, or plain values.
         actual: the slim model's.
-        tolerance: the difference allowed, in parts of max(1, largest value expected).
+        tolerance: the difference allowed, in parts of max(`floor`, largest value expected).
+        floor: outputs below it, such as probabilities of many classes, count as if they were as
+            large; of float32, rounding in larger numbers before them may have a part in them.
 
     Returns:
         One difference per output.
@@ -245,11 +251,14 @@ def compare(
         reason = f"{len(actual)} outputs instead of {len(names)}"
         return [Difference(n, torch.inf, 0.0, reason) for n in names]
     return [
-        _difference(n, e, a, tolerance) for n, e, a in zip(names, expected, actual, strict=True)
+        _difference(n, e, a, tolerance, floor)
+        for n, e, a in zip(names, expected, actual, strict=True)
     ]
 
 
-def _difference(name: str, expected: Any, actual: Any, tolerance: float) -> Difference:
+def _difference(
+    name: str, expected: Any, actual: Any, tolerance: float, floor: float
+) -> Difference:
     if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
         same = type(expected) is type(actual) and expected == actual
         return Difference(name, 0.0, 0.0, None if same else f"{actual!r} instead of {expected!r}")
@@ -259,7 +268,7 @@ def _difference(name: str, expected: Any, actual: Any, tolerance: float) -> Diff
     e, a = _real(expected), _real(actual)
     finite = e.isfinite() & a.isfinite()
     error, scale = (float(x[finite].abs().amax()) if finite.any() else 0.0 for x in (e - a, e))
-    allowed = tolerance * max(1.0, scale)
+    allowed = tolerance * max(floor, scale)
     problem = None
     if not (finite | (e == a) | (e.isnan() & a.isnan())).all():
         problem = "NaN or infinity on one side only"

@@ -12,11 +12,19 @@ from torch.utils import _pytree as pytree
 import graphprune as gp
 from graphprune.emit.compare import run
 from graphprune.masked import run_graph
-from zoo.case import SCALES, check, frozen_reasons, prunable_fraction, prunable_sizes, scaled
+from zoo.case import (
+    ROUNDING,
+    SCALES,
+    check,
+    frozen_reasons,
+    in_dtype,
+    prunable_fraction,
+    prunable_sizes,
+    scaled,
+)
 from zoo.expected_pretrained import MODELS
 from zoo.pretrained import Pretrained
 
-ROUNDING = 5e-5  # of float32, relative to the largest output
 VOCABULARY = ("*embed*:0", "*wte.weight:0", "*wpe.weight:0")
 
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.build.__name__)
@@ -66,9 +74,7 @@ def _check_module(slim: gp.Slim, *, same_class: bool) -> None:
     for scale in SCALES if _has_floats(slim.program) else (1.0,):
         inputs = scaled(slim.program.example, scale)
         wanted = run_graph(slim.exported, slim.weights, inputs, aliases=slim.aliases)
-        plain = pytree.tree_map_only(
-            torch.Tensor, lambda x: x.float() if x.is_floating_point() else x, inputs
-        )
+        plain = in_dtype(inputs, torch.float32)
         found = run(module, plain)
         for name, b in zip(run(slim.exported.module(), plain), wanted, strict=True):
             error = float((found[name].double() - b).abs().max())
