@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
+from graphprune.analysis.onnx_channels import channels_read
 from graphprune.analysis.onnx_extent import INPUT, check_shape, may_be_computed
 from graphprune.analysis.onnx_quantised import encodings
 from graphprune.errors import LoadError
@@ -115,7 +116,10 @@ def _choices(
                 options = BATCH if i == 0 else SPATIAL if rank == 4 and i > 1 else OTHER
                 pair = options[min(attempt, len(options) - 1)]
                 wanted = (given or {}).get(value.name or "")
-                if wanted is not None:
+                channels = channels_read(value) if i == 1 else None
+                if channels is not None:
+                    pair = (channels, channels)
+                elif wanted is not None:
                     pair = (wanted[i], wanted[i] + 1)
                 symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
                 if symbol and symbol.isdigit():  # what an exporter makes of a fixed size

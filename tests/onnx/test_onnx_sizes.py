@@ -10,7 +10,7 @@ from graphprune.analysis.onnx_sizes import known_values
 from graphprune.errors import LoadError
 from graphprune.frontends.onnx import read_onnx
 from graphprune.ops.context import Size
-from onnx_graphs import graph, weights, written
+from onnx_graphs import agree, graph, weights, written
 
 
 def known(model, tmp_path, shapes=None):
@@ -226,3 +226,29 @@ def test_the_same_symbol_is_the_same_size(tmp_path):
         ir_version=8,
     )
     assert known(model, tmp_path)["y"].shapes == ((2, 2, 3), (3, 3, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_channels_that_a_file_leaves_open(tmp_path, groups):
+    """Only the kernels say how many channels there are, for whatever comes before them."""
+    model = graph(
+        f"""g (float[n,c,h,w] x) => (float[n,k,p,q] y) {{
+        s = Div(x, half)  u = Conv<group = {groups}>(s, a)  y = Relu(u) }}""",
+        a=weights(6, 3 // groups, 3, 3),
+        half=np.array(0.5, dtype=np.float32),
+    )
+    assert known(model, tmp_path)["y"].shapes == ((2, 6, 62, 62), (3, 6, 94, 94))
+
+
+def test_a_model_with_open_channels_is_pruned(tmp_path):
+    a, c = weights(6, 3, 1, 1), weights(4, 6, 1, 1)
+    model = graph(
+        """g (float[n,c,h,w] x) => (float[n,k,p,q] y) {
+        u = Conv(x, a)  r = Relu(u)  y = Conv(r, c) }""",
+        a=a,
+        c=c,
+    )
+    x, keep = weights(2, 3, 5, 7, seed=3), [1, 4, 5]
+    hidden = np.maximum(np.einsum("nchw,kc->nkhw", x, a[keep, :, 0, 0]), 0)
+    wanted = np.einsum("nkhw,ok->nohw", hidden, c[:, keep, 0, 0])
+    agree(model, tmp_path, {("a", 0): keep}, [wanted], x=x)
