@@ -266,7 +266,7 @@ def test_paths_that_the_file_system_does_not_take(
 def test_too_little_memory_is_not_our_error(
     run: Callable[..., Result], dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("graphprune.frontends.load", load)

@@ -329,8 +329,9 @@ def test_weights_of_their_own_go_with_a_factory_only(tmp_path: Path, nets: Path)
 
 
 def test_the_output_may_not_replace_the_source(
-    run: Callable[..., Result], nets: Path, tmp_path: Path
+    run: Callable[..., Result], nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the working directory may not be replaced, either
     (nets / "graphprune_plan.json").touch()
     flags = ("--remove", "ffn=0.5", "--overwrite")
     check_failure(run("compile", nets / "nets.py:plain", "-o", nets, *flags), "replace the source")
