@@ -44,7 +44,7 @@ def unread(monkeypatch):
     def touched(*args, **kwargs):
         raise AssertionError("weights or data were read")
 
-    for name in ("_check_weights", "calibration_samples", "samples_for"):
+    for name in ("check_weights", "calibration_samples", "samples_for"):
         monkeypatch.setattr(compiler, name, touched)
 
 
