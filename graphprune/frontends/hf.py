@@ -150,7 +150,7 @@ def construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
         raise wrong_config(_UNBUILT, error, config, builds(model_class), path) from error
     if hasattr(model, "set_experts_implementation"):
         _plain_experts(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 _UNBUILT = "the model can't be built from its configuration"

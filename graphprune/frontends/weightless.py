@@ -41,7 +41,7 @@ def _listen() -> None:
     The hook stays, since taking it away could meet another thread that is just going through the
     hooks. It does nothing in threads that haven't asked.
     """
-    register_module_parameter_registration_hook(_emptied)
+    register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]  # it returns
 
 
 def _emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
