@@ -88,11 +88,18 @@ def class_of(config: PretrainedConfig) -> type[nn.Module] | None:
     """Return the class to open a self-contained checkpoint with, None for an ordinary config.
 
     Raises:
-        LoadError: The original class isn't one of transformers.
+        LoadError: The original class isn't one of transformers, or isn't said.
     """
     entry = getattr(config, KEY, None)
     if entry is None:
         return None
+    if not isinstance(entry, dict):
+        raise LoadError(
+            "the configuration can't be used",
+            where=f"{KEY} in config.json",
+            why="it has to be an object with the class and its patch",
+            hint="take the config.json that was saved with the weights",
+        )
     base = getattr(transformers, str(entry.get("base")), None)
     if not (isinstance(base, type) and issubclass(base, nn.Module)):
         raise LoadError(

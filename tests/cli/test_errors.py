@@ -73,6 +73,32 @@ def test_weights_that_do_not_fit_the_config(
     check_failure(compile_broken(run, source, tmp_path), "model.norm.weight", "(7,)")
 
 
+def test_weights_that_the_model_does_not_use(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.3.mlp.up_proj.weight"] = torch.ones(64, 48)
+
+    source = damaged(dense, tmp_path, change)
+    said = ("doesn't use", "1 tensor: model.layers.3.mlp.up_proj.weight")
+    check_failure(compile_broken(run, source, tmp_path), *said, "--allow-unused-weights")
+    for command in ("inspect", "eval"):
+        check_failure(run(command, str(source)), *said)
+    done = run("compile", str(source), "--remove", "ffn=0.5", "--score", "magnitude", "--dry-run",
+               "--allow-unused-weights")  # fmt: skip
+    assert done.code == 0
+    assert said[1] in " ".join(done.out.split())
+
+
+def test_a_field_of_the_wrong_kind(run: Callable[..., Result], dense: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(dense, tmp_path / "source")
+    path = source / "config.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "rms_norm_eps": "small"}))
+    done = compile_broken(run, source, tmp_path)
+    check_failure(done, "rms_norm_eps", "config.json", "expected float")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite(
     run: Callable[..., Result], dense: Path, tmp_path: Path, value: float
