@@ -24,7 +24,7 @@ def channels_read(value: ir.Value) -> int | None:
             if node.op_type == "Conv" and place == 0:
                 kernel = node.inputs[1].const_value if node.inputs[1] is not None else None
                 if kernel is not None:
-                    return int(kernel.shape[1]) * node.attributes.get_int("group", 1)
+                    return int(kernel.shape.numpy()[1]) * node.attributes.get_int("group", 1)
             elif node.op_type in _SAME and node.outputs[0] not in seen:
                 seen.add(node.outputs[0])
                 waiting.append(node.outputs[0])
