@@ -258,7 +258,7 @@ def test_a_link_to_a_file_is_refused_before_any_work(
         lambda: gp.compile(source, RECIPE, link, overwrite=True, progress=said.append),
         lambda: pack(source, link, overwrite=True, progress=said.append),
     ):
-        with pytest.raises(gp.EmitError, match="the output is a symbolic link"):
+        with pytest.raises(gp.EmitError, match="symbolic link"):
             write()
     assert said == []
     assert (tmp_path / "slim.onnx").read_text() == "mine"

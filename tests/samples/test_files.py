@@ -313,10 +313,17 @@ def test_the_function_of_the_documentation(tmp_path):
 
 
 def test_the_recipes_of_the_documentation():
-    first, second = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    wanted = Recipe.parse(yaml.safe_load(first)).calibration
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    first, shares, names, last = [yaml.safe_load(block) for block in blocks]
+    wanted = Recipe.parse(first).calibration
     assert (wanted.data, wanted.text, wanted.draw) == ("valid.txt", "test.txt", "first")
-    wanted = Recipe.parse(yaml.safe_load(second)).calibration
+    for mixture, sources in (
+        (shares, {"self": 0.5, "web.txt": 0.3, "chat.jsonl": 0.2}),
+        (names, {"wiki.txt": 0.25, "chat.jsonl": 0.25, "self": 0.5}),
+    ):
+        wanted = Recipe.parse({"remove": {"ffn": 0.5}, **mixture}).calibration
+        assert {part.source: share for part, share in wanted.shares()} == sources
+    wanted = Recipe.parse(last).calibration
     assert (wanted.windows, wanted.size, wanted.mean) == (64, 256, (0.485, 0.456, 0.406))
     assert wanted.length is None
 
