@@ -241,7 +241,7 @@ class _Run:
         """Read what masks are calibrated on, and stop where the model makes no sense of it."""
         with self.stage("reading calibration data"):
             self.samples = samples_for(program, self.recipe, self.progress)
-        if self.recipe.needs_data:
+        if self.recipe.needs_data and not self.samples.own:
             with self.stage("checking the dense model"):
                 check_dense(program, self.samples.data)
         self.samples = together(program, self.samples)
@@ -296,16 +296,21 @@ class _Run:
             found = calibration_samples(
                 program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
             )
+        if not found.own:
+            self._check_dense(program, found.data)
+        self.notes = (*self.notes, *found.notes)
+        return found.data
+
+    def _check_dense(self, program: BaseProgram, data: Any) -> None:
+        """Go without refits where a model makes no sense of the data, if the score is ours."""
         with self.stage("checking the dense model"):
             try:
-                check_dense(program, found.data)
+                check_dense(program, data)
             except CalibrationError as error:
                 if not self.fallible:
                     raise
                 self.recipe, note = without_surgery(self.recipe, error)
                 self.notes = (*self.notes, note)
-        self.notes = (*self.notes, *found.notes)
-        return found.data
 
     def _goal(self, program: BaseProgram) -> Mapping[str, Any]:
         return interim_goal(self.recipe, program, program, 1)
@@ -390,7 +395,9 @@ class _Run:
             slim = apply(program, plan)
             with self.stage("verifying the masked weights"):
                 certificate = self._verify(program, plan, slim)
-        little = little_proof(certificate) if plan.kept_units or masked is None else ()
+        # Refitted weights read nothing of what goes, so that its going shows no effect by itself.
+        looked = report.refits is None and (plan.kept_units or masked is None)
+        little = little_proof(certificate) if looked else ()
         report = replace(
             report,
             max_abs_error=certificate.max_abs_error,

@@ -86,6 +86,7 @@ def generated_samples(
         length=length,
         tokens=data.numel(),
         seed=seed,
+        own=True,
     )
 
 

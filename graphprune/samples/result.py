@@ -47,6 +47,7 @@ class Samples:
         seed: of the draw; None where the first were taken.
         in_domain: whether the perplexity is measured on the same text.
         notes: what there is to say of them.
+        own: whether the model has written all of it itself, and so can't be judged by it.
     """
 
     data: Any
@@ -60,6 +61,7 @@ class Samples:
     seed: int | None = None
     in_domain: bool = False
     notes: tuple[str, ...] = ()
+    own: bool = False
 
     @property
     def windows(self) -> Tensor | None:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+import graphprune as gp
 from graphprune.errors import LoadError, RecipeError
 from graphprune.recipe import Recipe
 from graphprune.recipe_calibration import Calibration
@@ -77,6 +78,25 @@ def test_windows_are_cached_by_weights_length_and_seed(cache, monkeypatch):
     (file,) = cache.rglob("*.safetensors")
     file.write_bytes(b"damaged")
     assert torch.equal(samples(program, **wanted).data, found)
+
+
+def test_a_model_without_a_tokenizer_is_refitted_on_its_own_text(tmp_path):
+    """It can't be judged by what it has written itself: one that guesses is no error here."""
+    torch.manual_seed(0)
+    module = decoders.llama_gqa_4().eval()
+    module.save_pretrained(tmp_path / "dense")
+    recipe = {
+        "remove": {"ffn": 0.5},
+        "score": "obs",
+        "repair": "reconstruct",
+        "calibration": {"data": "self", "windows": 8, "length": 32},
+    }
+    told = []
+    report = gp.compile(tmp_path / "dense", recipe, tmp_path / "slim", progress=told.append)
+    assert "sampling calibration windows 1 to 8 of 8" in told
+    assert report.notes == ("no perplexity: the checkpoint has no tokenizer",)
+    slim = type(module).from_pretrained(tmp_path / "slim")
+    assert slim.config.intermediate_size == module.config.intermediate_size // 2
 
 
 def test_only_models_that_write_are_asked_to():
