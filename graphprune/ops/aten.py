@@ -314,13 +314,6 @@ def _matmul(ctx: Context, op: Operator) -> Dims:
     return contraction.matmul(ctx, operands[0].dims, operands[1].dims)
 
 
-@rule("outer", "ger")
-def _outer(ctx: Context, op: Operator) -> Dims:
-    del ctx
-    a, b = op.operands
-    return (*a.dims, *b.dims)
-
-
 @rule("addmm", "baddbmm", "addmv", "addbmm")
 def _addmm(ctx: Context, op: Operator) -> Dims:
     bias, a, b = (o.dims for o in op.operands)

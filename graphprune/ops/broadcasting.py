@@ -25,3 +25,11 @@ def _meshgrid(ctx: Context, op: Operator) -> list[Dims]:
     if op.get("indexing") == "xy" and len(grid) > 1:
         grid[:2] = grid[1::-1]
     return [tuple(grid) for _ in op.results]
+
+
+@rule("outer", "ger")
+def _outer(ctx: Context, op: Operator) -> Dims:
+    """A dimension from each vector."""
+    del ctx
+    a, b = op.operands
+    return (*a.dims, *b.dims)
