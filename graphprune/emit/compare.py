@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.emit.exactly import Exactly
 from graphprune.emit.reload import SEED, run_plainly, run_widened
+from graphprune.frontends.hf import plain_experts
 from graphprune.randomness import seeded
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -96,7 +97,10 @@ def run_exactly(module: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[
         RuntimeError: Its code doesn't go with that dtype. Models raise other exceptions too.
     """
     # Recurrent layers compare the dtype of their weights with that of their input.
-    wide = copy.deepcopy(module).double() if dtype == torch.float64 else module
+    wide = module
+    if dtype == torch.float64:
+        wide = copy.deepcopy(module).double()
+        plain_experts(wide)
     with seeded(SEED):
         return run_widened(wide, inputs, Exactly(dtype))
 

@@ -6,7 +6,7 @@ import copy
 import functools
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,7 @@ def construct(model_class: Any, config: Any, path: Path) -> torch.nn.Module:
         model = _constructed(model_class, config)
     except Exception as error:  # what a class says to fields that it can't follow
         raise wrong_config(_UNBUILT, error, config, builds(model_class), path) from error
-    if hasattr(model, "set_experts_implementation"):
-        _plain_experts(model)
+    plain_experts(model)
     return model
 
 
@@ -236,12 +235,12 @@ def _constructed(model_class: Any, config: Any) -> torch.nn.Module:
     return model
 
 
-def _plain_experts(model: Any) -> None:
+def plain_experts(model: Any) -> None:
     """Experts as batched products: the default is an operator that nothing else understands."""
-    try:
-        model.set_experts_implementation("batched_mm")
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return  # a model without experts
+    if hasattr(model, "set_experts_implementation"):
+        # Models without experts raise.
+        with suppress(ValueError, AttributeError, TypeError, KeyError):
+            model.set_experts_implementation("batched_mm")
 
 
 @one_at_a_time
@@ -335,8 +334,7 @@ def _from_pretrained(
             "transformers can't load the checkpoint", where=str(path), why=told(error)
         ) from error
     check_missing(info.get("missing_keys", ()))
-    if hasattr(model, "set_experts_implementation"):
-        _plain_experts(model)
+    plain_experts(model)
     return model, tuple(sorted(info.get("unexpected_keys", ())))
 
 
@@ -353,8 +351,7 @@ def trace_model(model: Any, source: Source | None = None, device: str = "cpu") -
         LoadError: no example input is known for it.
         TraceError: torch.export can't capture it.
     """
-    if hasattr(model, "set_experts_implementation"):
-        _plain_experts(model)
+    plain_experts(model)
     source = source or Source(None, model.config, type(model))
     example = example_inputs(model, device)
     with traceable(model):
