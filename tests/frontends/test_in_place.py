@@ -342,8 +342,9 @@ def test_work_grows_with_the_writes_and_operators_stay_whole():
     assert added == [added[0], 2 * added[0], 4 * added[0]]
 
 
-@pytest.mark.slow  # torch.export alone takes a minute
+@pytest.mark.slow  # a big graph
 def test_a_gated_delta_net_takes_less_than_twice_its_export():
+    """On fixed sizes: with open ones, torch.export alone takes ten times as long."""
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
     torch.manual_seed(0)
@@ -360,7 +361,7 @@ def test_a_gated_delta_net_takes_less_than_twice_its_export():
         torch.export.export(model, (), {"input_ids": ids}, strict=False)
         alone = time.process_time() - start
         start = time.process_time()
-        program = gp.trace(model, kwargs={"input_ids": ids})
+        program = gp.trace(model, (), {"input_ids": ids}, {"input_ids": None})
         assert time.process_time() - start < 2 * alone
         logits = program.exported.module()(input_ids=ids)["logits"]
         torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=0, atol=1e-6)
