@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 
+HELP = "help"
+"""CPython's English reference text: a second kind of text that every machine has."""
+
+OWN_TEXTS = (BUILTIN, HELP)
+"""Sources of text that are no files."""
+
 READ = 1 << 24
 """Characters, or token ids, that are read of a source; a longer one counts up to there."""
 
@@ -36,16 +42,16 @@ def read_text(source: str | Path = BUILTIN, field: str = "text") -> str:
     """Returns the text of a source, at most about `READ` characters of it.
 
     Args:
-        source: ``builtin`` for the English reference text of CPython (the topics of its ``help()``,
-            in alphabetical order; it differs a little between Python versions), or a path. A
-            ``.jsonl`` file holds on each line a string, or an object with a string; any other file
-            is UTF-8 text.
+        source: ``builtin`` and ``help`` for the English reference text of CPython (the topics of
+            its ``help()``, in alphabetical order; it differs a little between Python versions), or
+            a path. A ``.jsonl`` file holds on each line a string, or an object with a string; any
+            other file is UTF-8 text.
         field: Under which name objects have their string.
 
     Raises:
         LoadError: The file is missing, is not what its name says, or holds no text.
     """
-    if source == BUILTIN:
+    if source in OWN_TEXTS:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics))

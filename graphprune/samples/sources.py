@@ -10,6 +10,7 @@ from graphprune.calibration import (
     BUILTIN,
     LINE,
     LINES,
+    OWN_TEXTS,
     joined,
     opened,
     parsed,
@@ -62,7 +63,7 @@ def kind_of(source: str) -> Kind:
     Raises:
         LoadError: a directory has nothing that is known, or the file is a pickle.
     """
-    if source == BUILTIN:
+    if source in OWN_TEXTS:
         return "text"
     if is_factory(source):
         return "function"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, drawn, load_tokenizer, too_short
+from graphprune.calibration import BUILTIN, OWN_TEXTS, drawn, load_tokenizer, too_short
 from graphprune.errors import LoadError
 from graphprune.inputs import tokenizer_of
 from graphprune.paths import usable
@@ -196,7 +196,7 @@ def _parted(
     # By default at least half of a short text is left for calibration.
     count = wanted.windows or min(EVALUATED, max(1, available // 2))
     if available < count:
-        raise too_short(len(stream), count, length, None if source == BUILTIN else source)
+        raise too_short(len(stream), count, length, None if source in OWN_TEXTS else source)
     order = drawn(available, count, _seed(wanted, seed))
     taken = torch.zeros(len(stream), dtype=torch.bool)
     taken[: available * length].view(available, length)[order] = True
@@ -211,7 +211,7 @@ def _same(first: str, second: str) -> bool:
     """Whether two sources hold the same text."""
     if first == second:
         return True
-    if BUILTIN in (first, second):
+    if first in OWN_TEXTS or second in OWN_TEXTS:
         return False
     try:
         one, two = Path(first), Path(second)
