@@ -1,4 +1,4 @@
-"""Calibration text: windows of tokens from a file, or from the text that every Python carries.
+"""Calibration text: windows of tokens from a file, or from text that needs none.
 
 Windows are cut from one stream of tokens, end to end and without padding, so that each position
 counts the same in a statistic or in a perplexity. `graphprune.samples` reads other kinds of data.
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 BUILTIN = "builtin"
+"""Documents of several kinds, which come with this package."""
 
 HELP = "help"
-"""CPython's English reference text: a second kind of text that every machine has."""
+"""CPython's English reference text: a text of one kind that every machine has."""
 
 OWN_TEXTS = (BUILTIN, HELP)
 """Sources of text that are no files."""
@@ -42,16 +43,20 @@ def read_text(source: str | Path = BUILTIN, field: str = "text") -> str:
     """Returns the text of a source, at most about `READ` characters of it.
 
     Args:
-        source: ``builtin`` and ``help`` for the English reference text of CPython (the topics of
-            its ``help()``, in alphabetical order; it differs a little between Python versions), or
-            a path. A ``.jsonl`` file holds on each line a string, or an object with a string; any
-            other file is UTF-8 text.
+        source: ``builtin`` for `graphprune.samples.texts.builtin_text`; ``help`` for the English
+            reference text of CPython (the topics of its ``help()``, in alphabetical order; it
+            differs a little between Python versions); or a path. A ``.jsonl`` file holds on each
+            line a string, or an object with a string; any other file is UTF-8 text.
         field: Under which name objects have their string.
 
     Raises:
         LoadError: The file is missing, is not what its name says, or holds no text.
     """
-    if source in OWN_TEXTS:
+    if source == BUILTIN:
+        from graphprune.samples.texts import builtin_text  # which imports this module
+
+        return builtin_text()
+    if source == HELP:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics))
