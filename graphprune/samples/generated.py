@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ SELF = "self"
 
 BATCH = 1 << 15
 """Tokens that are written at a time, which bounds the key-value cache."""
+
+_LARGE = 1 << 24
+"""Parameters of a model from which on products in bfloat16 are faster."""
 
 _TENSOR = "tokens"
 
@@ -63,11 +67,12 @@ def generate_windows(
     parts: list[Tensor] = []
     for begin in range(0, count, max(1, BATCH // length)):
         rows = min(count - begin, max(1, BATCH // length))
-        path = _cached_at(program, rows, length, seed, len(parts))
+        path = _cached_at(program, rows, length, seed, len(parts), _is_faster_in_bfloat16(module))
         found = _read(path, (rows, length))
         if found is None:
             title = f"sampling calibration windows {begin + 1} to {begin + rows} of {count}"
-            found = _sample(module, rows, length, seed + len(parts), title, tell)
+            with _precision(module):
+                found = _sample(module, rows, length, seed + len(parts), title, tell)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 save_file({_TENSOR: found}, temporary)
@@ -143,8 +148,23 @@ def _first_token(module: Any) -> int:
     return 0
 
 
-def _cached_at(program: BaseProgram, rows: int, length: int, seed: int, batch: int) -> Path:
+def _precision(module: Any) -> AbstractContextManager[Any]:
+    """Products in bfloat16 where the processor has instructions for it: samples are as good."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_is_faster_in_bfloat16(module))
+
+
+def _is_faster_in_bfloat16(module: Any) -> bool:
+    found = list(module.parameters())
+    single = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in found)
+    large = sum(p.numel() for p in found) >= _LARGE  # of others, casts cost more than they save
+    return single and large and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _cached_at(
+    program: BaseProgram, rows: int, length: int, seed: int, batch: int, coarse: bool
+) -> Path:
     facts = f"{program.fingerprint} {weights_digest(program)} {rows} {length} {seed} {batch}"
+    facts += " bfloat16" if coarse else ""
     name = hashlib.sha256(facts.encode()).hexdigest()[:24]
     home = os.environ.get("GRAPHPRUNE_CACHE") or Path.home() / ".cache" / "graphprune"
     return Path(home) / "samples" / f"{name}.safetensors"
