@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError
 from graphprune.strict_json import shown
-from graphprune.tokenising import tokenised
+from graphprune.tokenising import begin_token, cut, text_tokens, tokenised
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +192,9 @@ def windows(
 
     Args:
         tokenizer: A Hugging Face tokenizer, or a callable that returns its ``input_ids``.
-        text: The text, tokenised in one piece and without special tokens.
-        length: Tokens in a window.
+        text: The text, tokenised in one piece.
+        length: Tokens in a window. Where the tokenizer begins every text with a token of its own,
+            that is the first of each window.
         count: Number of windows; None takes all that the text holds.
         seed: None takes the first windows; a number draws that many of all, without replacement.
             A larger count then begins with the windows of a smaller one.
@@ -204,12 +205,11 @@ def windows(
     Raises:
         LoadError: The text holds fewer windows than asked for.
     """
-    tokens = tokenised(tokenizer, text)
-    available = len(tokens) // length
-    if available < (count or 1):
-        raise too_short(len(tokens), count or 1, length)
-    stream = tokens[: available * length].view(available, length)
-    return stream[drawn(available, count, seed)]
+    tokens, begin = tokenised(tokenizer, text), begin_token(tokenizer)
+    found = cut(tokens, length, begin)
+    if len(found) < (count or 1):
+        raise too_short(len(tokens), count or 1, text_tokens(length, begin))
+    return found[drawn(len(found), count, seed)]
 
 
 def drawn(available: int, count: int | None, seed: int | None) -> torch.Tensor:
@@ -230,7 +230,7 @@ def too_short(
     Args:
         tokens: What it has.
         count: Windows that are needed.
-        length: Of each.
+        length: Of each, in tokens of the text.
         where: The text.
         taken: Tokens that it has besides, for another purpose.
     """

@@ -1,7 +1,8 @@
 """The command line: ``graphprune compile | pack | inspect | verify | eval``.
 
 Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
-user got wrong is one message and exit code 1; wrong usage is 2, Ctrl-C 130. torch is imported only
+user got wrong is one message and exit code 1; wrong usage is 2, a condition of --fail-if that holds
+3, Ctrl-C 130. torch is imported only
 once a command needs it, so that ``--help`` is instant.
 """
 
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from graphprune._version import __version__
-from graphprune.cli_options import Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli_options import FailIf, Json, Source, Text, Trust, Unused, Weights
 from graphprune.errors import GraphPruneError
+from graphprune.progress import Note
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 app = typer.Typer(
     add_completion=False,
@@ -128,6 +130,7 @@ def _compile(
     weights: Weights = None,
     unused: Unused = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    fail_if: FailIf = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     overwrite: Annotated[
         bool,
@@ -168,6 +171,7 @@ def _compile(
         "text": text,
         "data": data,
         "seed": seed,
+        "fail_if": fail_if,
     }
     with _noted(), _progress() as progress:
         from graphprune.recipe import Recipe
@@ -293,10 +297,13 @@ def _eval(
     against: Annotated[str | None, typer.Option(help="Another model beside it.")] = None,
     text: Text = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens; open sizes of ONNX files.")] = 512,
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows; default: all.")] = None,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows of each text; default: all, of ours 64.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
     ] = None,
+    fail_if: FailIf = None,
     trust: Trust = False,
     unused: Unused = False,
     as_json: Json = False,
@@ -304,33 +311,29 @@ def _eval(
     """Measure perplexity, latency, parameters and size.
 
     With --against, calls of both models are timed in turns, and the share of the ideal speed-up is
-    the ratio of their times divided by the ratio of their multiply-accumulates.
+    the ratio of their times divided by the ratio of their multiply-accumulates. Where text suits
+    them, their predictions are compared too.
     """
     sources = [model] if against is None else [against, model]
     with _progress() as progress:
-        from dataclasses import asdict
+        from graphprune.quality.conditions import check_evaluation, read_all
 
+        conditions = read_all(fail_if or ())
         from graphprune.measure import measure_sources
-        from graphprune.report import comparison, speedups
 
-        measured = measure_sources(
+        found = measure_sources(
             sources,
-            text,
+            text or (),
             length,
             windows,
             progress,
             threads,
+            conditions=conditions,
             trust=trust,
             allow_unused_weights=unused,
         )
-    if as_json:
-        data = {name: asdict(one) for name, one in zip(sources, measured, strict=True)}
-        if against is not None:
-            data[model]["speedup"] = speedups(*measured)
-        _show(json.dumps(data, indent=2) + "\n")
-        return
-    titles = (Path(sources[0]).name, Path(sources[-1]).name)
-    _show(comparison(measured[0], measured[1] if against is not None else None, titles))
+    _show(found.to_json() if as_json else found.render())
+    check_evaluation(conditions, found.models, found.quality)
 
 
 def _show(result: RenderableType) -> None:
@@ -360,11 +363,11 @@ def _progress() -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         with reading():
             yield _between(
-                lambda stage: console.print(f"{stage} ...", markup=False, highlight=False)
+                console, lambda stage: console.print(f"{stage} ...", markup=False, highlight=False)
             )
         return
     with reading(), console.status("starting") as status:
-        yield _between(lambda stage: status.update(f"{stage} ..."))
+        yield _between(console, lambda stage: status.update(f"{stage} ..."))
 
 
 @contextlib.contextmanager
@@ -378,13 +381,16 @@ def _noted() -> Iterator[None]:
         raise
 
 
-def _between(show: Callable[[str], None]) -> Callable[[str], None]:
-    """Show a stage, unless the program has been told to stop."""
+def _between(console: Console, show: Callable[[str], None]) -> Callable[[str], None]:
+    """Show a stage, or print a note, unless the program has been told to stop."""
 
     def begin(stage: str) -> None:
         if _signals:
             _stop(_signals[0])
-        show(stage)
+        if isinstance(stage, Note):
+            console.print(f"note: {stage}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            show(stage)
 
     return begin
 
@@ -449,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except GraphPruneError as error:
         if debug:
             raise
-        _fail("\n".join([str(error), *_notes(error)]))
+        _fail("\n".join([str(error), *_notes(error)]), error.exit_code)
     except MemoryError as error:
         if debug:
             raise
@@ -472,13 +478,13 @@ def _notes(error: BaseException) -> list[str]:
     return [f"  note: {note}" for note in getattr(error, "__notes__", ())]
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, soft_wrap=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -31,5 +31,18 @@ Trust = Annotated[
     ),
 ]
 Text = Annotated[
-    str | None, typer.Option("--text", help="A text or .jsonl file; default: built-in English.")
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="A text or .jsonl file to measure on; repeatable. Default: held-out data, or our own.",
+    ),
+]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        metavar="CONDITION",
+        help="Exit with 3, and write nothing, if this holds: 'perplexity>+50%', 'agreement<0.9', "
+        "'parameters>100M'; also kl, macs and bytes. Repeatable.",
+    ),
 ]

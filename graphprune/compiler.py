@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from graphprune.analysis.cost import Cost
 from graphprune.checking import check_weights
 from graphprune.choosing import (
     changes_weights,
@@ -36,15 +35,16 @@ from graphprune.frontends.fit import unused_note
 from graphprune.frontends.module import trace
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
-from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.onnx_program import SlimOnnx
 from graphprune.passes import Score
 from graphprune.passes.random_score import Random
 from graphprune.passes.select import select
 from graphprune.paths import usable
 from graphprune.places import mapped_by, mapped_from, read_by
 from graphprune.plan import Plan
-from graphprune.program import BaseProgram, Program
+from graphprune.program import BaseProgram
 from graphprune.pruning import apply, verify
+from graphprune.quality.early import check_measurable, uncut, with_sizes
 from graphprune.recipe import Recipe
 from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
 from graphprune.report import Measures, Report
@@ -139,6 +139,7 @@ def _compile(
     check_formats(wanted, program, source)
     check_structures(program, settled)
     check_masks(program, settled)
+    check_measurable(program, settled, run.progress)
     if not dry_run:
         with run.stage("checking weights"):
             check_weights(program)
@@ -155,7 +156,7 @@ def _compile(
             run.read(program)
         found = run.narrow(program, journal, dry_run)
         plan = found.plan
-        slim = _planned(found.program, plan)
+        slim = uncut(found.program, plan)
         if target is not None:
             target.check_space(slim.cost.bytes)
             if isinstance(slim, SlimOnnx):
@@ -169,8 +170,8 @@ def _compile(
         report = Report(
             source=shown(source),
             weights=None if weights is None else str(Path(weights).absolute()),
-            before=_measures(program.costs.total()),
-            after=_measures(slim.cost),
+            before=Measures.of(program.costs.total()),
+            after=Measures.of(slim.cost),
             kept=kept_units(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
@@ -185,6 +186,7 @@ def _compile(
             masks=planned(found.program, slim, settled) if settled.sparsify else None,
             refits=Refits(run.refit_by, found.layers) if found.layers else None,
         )
+        report = with_sizes(report, settled, slim)
         if target is None:
             return report
         return run.write(program, found.program, plan, report, target, journal)
@@ -417,7 +419,7 @@ class _Run:
                 report = form_written(report, staged, self.recipe)
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
-                report = measured(report, self.recipe, slim, onnx, staged, dense)
+                report = measured(report, self.recipe, slim, onnx, staged, dense, self.progress)
             self.progress("putting the files in place")
             # Also where biases were added: what stays is told in terms of what was read.
             replace(plan, fingerprint=dense.fingerprint).save(staged / target.name("plan"))
@@ -463,14 +465,6 @@ def _settle(
     return Recipe.parse(data)
 
 
-def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
-    """The slim model before anything is cut."""
-    if isinstance(program, OnnxProgram):
-        return SlimOnnx(program, plan)
-    assert isinstance(program, Program)
-    return Slim(program, plan, plan.bind(program))
-
-
 def _open(
     source: str | Path | torch.nn.Module | BaseProgram,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
@@ -492,7 +486,3 @@ def _open(
     if isinstance(example, Mapping):
         return trace(source, (), example)
     return trace(source, tuple(example))
-
-
-def _measures(cost: Cost) -> Measures:
-    return Measures(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)

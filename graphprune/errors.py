@@ -6,6 +6,8 @@ in graphprune. ``assert`` is kept for our own invariants.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class GraphPruneError(Exception):
     """Something that the person who asked can understand and act on.
@@ -17,6 +19,9 @@ class GraphPruneError(Exception):
         why: The cause.
         hint: What to do about it.
     """
+
+    exit_code: ClassVar[int] = 1
+    """Of the command line."""
 
     def __init__(
         self,
@@ -72,3 +77,9 @@ class CalibrationError(GraphPruneError):
 
 class EmitError(GraphPruneError):
     """A format cannot hold the slim model, or an output path cannot be written."""
+
+
+class ConditionError(GraphPruneError):
+    """A condition of ``fail_if`` holds; nothing was written."""
+
+    exit_code = 3

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.ort import example_feeds, open_raw
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_TOKENS = 1024
+
+_BATCH_LOGITS = 1 << 26
+"""Logits of a batch, where a vocabulary is so large that it isn't `_BATCH_TOKENS` that limit it."""
 
 
 class NoPerplexityError(EvaluationError):
@@ -69,20 +72,44 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor) -> Perplexity:
     """
     import torch
 
-    count, length = windows.shape
-    if count < 1 or length < 2:
-        raise EvaluationError(
-            "perplexity needs at least one window of two tokens", why=f"got {count} x {length}"
-        )
     losses: list[float] = []
     with torch.inference_mode():
-        vocabulary = _check_causal(model, windows)
-        for batch in torch.split(windows, max(1, _BATCH_TOKENS // length)):
-            logits = _logits(model, batch)[:, :-1].float()
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
-            )
-            losses += loss.double().view(len(batch), -1).mean(1).tolist()
+        vocabulary = check_causal(model, windows)
+        for batch in batches(windows, vocabulary):
+            losses += window_losses(logits_of(model, batch), batch)
+    return perplexity_of(losses, windows, vocabulary)
+
+
+def batches(windows: torch.Tensor, vocabulary: int) -> Sequence[torch.Tensor]:
+    """Splits windows ``[count, length]`` such that the logits of a batch fit in memory."""
+    import torch
+
+    tokens = min(_BATCH_TOKENS, _BATCH_LOGITS // vocabulary)
+    return torch.split(windows, max(1, tokens // windows.shape[1]))
+
+
+def window_losses(logits: torch.Tensor, windows: torch.Tensor) -> list[float]:
+    """Returns the mean negative log-likelihood (nats) of a token, of each window.
+
+    Args:
+        logits: ``[count, length, vocabulary]``.
+        windows: int64 ``[count, length]``.
+    """
+    import torch
+
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
+    )
+    return cast("list[float]", loss.double().view(len(windows), -1).mean(1).tolist())
+
+
+def perplexity_of(losses: Sequence[float], windows: torch.Tensor, vocabulary: int) -> Perplexity:
+    """Returns the perplexity with these losses of windows ``[count, length]``.
+
+    Raises:
+        EvaluationError: A loss is not finite.
+    """
+    count, length = windows.shape
     mean = math.fsum(losses) / count
     if not math.isfinite(mean):
         raise EvaluationError(
@@ -211,12 +238,22 @@ def _data_files(path: Path) -> list[Path]:
         raise LoadError("the ONNX file can't be read", where=str(path), why=str(error)) from error
 
 
-def _check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:
-    """Returns the vocabulary's size, or says why the model has no perplexity over such windows."""
+def check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:
+    """Returns the vocabulary's size, or says why the model has no perplexity over such windows.
+
+    Raises:
+        NoPerplexityError: The model is no causal language model.
+        EvaluationError: The windows ``[count, length]`` are too short, or of another vocabulary.
+    """
     import torch
 
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise EvaluationError(
+            "perplexity needs at least one window of two tokens", why=f"got {count} x {length}"
+        )
     window = windows[:1]
-    shape = _logits(model, torch.zeros_like(window)).shape  # token 0 is in every vocabulary
+    shape = logits_of(model, torch.zeros_like(window)).shape  # token 0 is in every vocabulary
     if len(shape) != 3 or shape[1] != window.shape[1]:
         raise NoPerplexityError(
             "the model has no perplexity",
@@ -231,11 +268,11 @@ def _check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:
                 why=f"token {token} is outside its vocabulary of {vocabulary}",
                 hint="use the tokenizer that belongs to the model",
             )
-    logits = _logits(model, window)
+    logits = logits_of(model, window)
     # A model that sees the token it should predict has a perplexity that means nothing.
     changed = window.clone()
     changed[:, -1] = (changed[:, -1] + 1) % vocabulary
-    before, after = logits[:, :-1], _logits(model, changed)[:, :-1]
+    before, after = logits[:, :-1], logits_of(model, changed)[:, :-1]
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise NoPerplexityError(
             "the model has no perplexity",
@@ -244,7 +281,12 @@ def _check_causal(model: Callable[..., Any], windows: torch.Tensor) -> int:
     return vocabulary
 
 
-def _logits(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Returns a model's logits for tokens ``[count, length]``, however it hands them out.
+
+    Raises:
+        NoPerplexityError: It returns something else.
+    """
     import torch
 
     result = model(input_ids=tokens)

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
 from graphprune.axes import Atom
-from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.emit.onnx import EXTERNAL_ABOVE
-from graphprune.errors import EvaluationError, LoadError
+from graphprune.errors import EvaluationError
 from graphprune.exclusive import alone, one_at_a_time
 from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
-from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.inputs import is_causal
 from graphprune.measure_onnx import measure_onnx
 from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
+from graphprune.quality.attempts import attempted
+from graphprune.quality.conditions import (
+    QUALITY,
+    Condition,
+    ask_for,
+    check_conditions,
+    parse_all,
+)
+from graphprune.quality.measuring import measure_on, measure_quality, unmeasurable
+from graphprune.quality.remarks import quality_remarks
+from graphprune.quality.result import Quality
+from graphprune.quality.sources import check_askable, check_loaded, shared_windows
+from graphprune.quality.table import quality_table
 from graphprune.recipe import Recipe
-from graphprune.report import Measures, Report
+from graphprune.report import Measures, Report, comparison, speedups
 from graphprune.rewrite.slim import Slim, apply
-from graphprune.samples.tokens import evaluation_windows, tokenizer_for
 from graphprune.timing import Latency
 from graphprune.verification_onnx import random_feeds
 
-# Times the dense model's perplexity, from which on nobody would deploy a model as it is.
-RUINED = 10
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,51 +61,102 @@ def measured(
     onnx: Path | None,
     scratch: Path,
     dense: BaseProgram | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Report:
-    """Add latencies, and perplexities where there is text, to a report.
+    """Add latencies, and the quality of language models, to a report.
+
+    What can't be measured is a note, since everything else of the work is done.
 
     Args:
         report: with the costs of both models.
-        recipe: names the text.
+        recipe: names the texts, and conditions that mustn't hold.
         slim: the slim model, and through it the dense one.
         onnx: the slim model's file, if it was written.
         scratch: a directory for the dense model's ONNX file.
         dense: the dense program, where that of the slim model has other weights.
+        progress: told of each text.
+
+    Raises:
+        ConditionError: a condition of the recipe holds.
+        EvaluationError: a number that a condition needs can't be measured.
     """
+    notes: list[str] = []
     if isinstance(slim, SlimOnnx):
-        return _measured_onnx(report, slim, onnx)
-    program = dense if isinstance(dense, Program) else slim.program
-    whole_model = _module(program)
-    texts, notes = _evaluation_windows(recipe, program)
-    inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
-    sizes = _sizes(program, inputs)
-    macs = (program.costs.total(sizes).macs, slim.cost_at(sizes).macs)
-    latencies = evaluate.torch_latencies([whole_model, slim.module], *inputs)
-    before = replace(report.before, torch=replace(latencies[0], macs=macs[0]))
-    after = replace(report.after, torch=replace(latencies[1], macs=macs[1]))
-    if texts is not None:
-        before = replace(before, perplexity=evaluate.perplexity(whole_model, texts))
-        after = replace(after, perplexity=evaluate.perplexity(slim.module, texts))
-        notes = (*notes, *_ruined(before.perplexity, after.perplexity))
-    if onnx is not None and find_spec("onnxruntime") is not None:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            whole = Path(folder) / "dense.onnx"
-            apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
-            feeds = _feeds(onnx, inputs)
-            latencies = evaluate.onnx_latencies([whole, onnx], feeds)
-        before = replace(before, onnxruntime=replace(latencies[0], macs=macs[0]))
-        after = replace(after, onnxruntime=replace(latencies[1], macs=macs[1]))
-    return replace(report, before=before, after=after, notes=(*report.notes, *notes))
+        with attempted("latency in ONNX Runtime", notes):
+            report = _measured_onnx(report, slim, onnx)
+    else:
+        program = dense if isinstance(dense, Program) else slim.program
+        report, windows = _with_quality(report, recipe, program, slim, progress)
+        inputs = program.example if windows is None else ((), {"input_ids": windows[:2]})
+        with attempted("latency in PyTorch", notes):
+            report = _timed(report, program, slim, inputs)
+        if onnx is not None and find_spec("onnxruntime") is not None:
+            with attempted("latency in ONNX Runtime", notes):
+                report = _timed_files(report, program, slim, inputs, onnx, scratch)
+    check_conditions(parse_all(recipe.fail_if), report.before, report.after, report.quality)
+    return replace(report, notes=(*report.notes, *notes))
 
 
-def _ruined(dense: evaluate.Perplexity | None, slim: evaluate.Perplexity | None) -> tuple[str, ...]:
-    """What to say where pruning has cost the model its language."""
-    if dense is None or slim is None or slim.value < RUINED * dense.value:
-        return ()
-    return (
-        f"perplexity rose from {dense.value:.4g} to {slim.value:.4g}: without training the slim "
-        "model is of no use; remove less, or score by taylor on text like your own",
+def _with_quality(
+    report: Report,
+    recipe: Recipe,
+    program: Program,
+    slim: Slim,
+    progress: Callable[[str], None],
+) -> tuple[Report, torch.Tensor | None]:
+    """What texts say of both models, and the windows of the first text, if there is one."""
+    wanted = recipe.calibration
+    notes: list[str] = []
+    with attempted("quality", notes):
+        why = unmeasurable(program, wanted)
+        if why is not None:
+            # Of models that were never meant to be measured on text it goes without saying.
+            if is_causal(program) or (wanted.text is not None and not recipe.needs_data):
+                notes.append(f"no perplexity: {why}")
+            return replace(report, notes=(*report.notes, *notes)), None
+    models = (_module(program), slim.module)
+    needed = ask_for(parse_all(recipe.fail_if), QUALITY)
+    found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
+    remarks = quality_remarks(found.dense, found.slim, found.quality)
+    return replace(
+        report,
+        before=replace(report.before, perplexities=found.dense),
+        after=replace(report.after, perplexities=found.slim),
+        quality=found.quality,
+        notes=(*report.notes, *remarks, *notes, *found.notes),
+    ), found.windows
+
+
+def _timed(report: Report, program: Program, slim: Slim, inputs: Example) -> Report:
+    """Latencies of both modules on the same inputs."""
+    latencies = evaluate.torch_latencies([_module(program), slim.module], *inputs)
+    macs = _macs(program, slim, inputs)
+    return replace(
+        report,
+        before=replace(report.before, torch=replace(latencies[0], macs=macs[0])),
+        after=replace(report.after, torch=replace(latencies[1], macs=macs[1])),
     )
+
+
+def _timed_files(
+    report: Report, program: Program, slim: Slim, inputs: Example, onnx: Path, scratch: Path
+) -> Report:
+    """Latencies of both models as ONNX files, of which the dense one is written for that."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        whole = Path(folder) / "dense.onnx"
+        apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
+        latencies = evaluate.onnx_latencies([whole, onnx], _feeds(onnx, inputs))
+    macs = _macs(program, slim, inputs)
+    return replace(
+        report,
+        before=replace(report.before, onnxruntime=replace(latencies[0], macs=macs[0])),
+        after=replace(report.after, onnxruntime=replace(latencies[1], macs=macs[1])),
+    )
+
+
+def _macs(program: Program, slim: Slim, inputs: Example) -> tuple[int, int]:
+    sizes = _sizes(program, inputs)
+    return program.costs.total(sizes).macs, slim.cost_at(sizes).macs
 
 
 def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
@@ -113,34 +176,76 @@ def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
     return replace(report, before=before, after=after)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of models on disk.
+
+    Attributes:
+        sources: one, or the dense and the slim one.
+        models: of each.
+        quality: of both beside each other; of a single one, its completions.
+        notes: what couldn't be measured, and what there is to say.
+    """
+
+    sources: Sequence[str]
+    models: list[Measures]
+    quality: Quality | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Everything as JSON, by source."""
+        data = {s: one.as_data() for s, one in zip(self.sources, self.models, strict=True)}
+        last = data[self.sources[-1]]
+        if len(self.models) > 1:
+            last["speedup"] = speedups(*self.models)
+        last["quality"] = None if self.quality is None else asdict(self.quality)
+        last["notes"] = [*last["notes"], *self.notes]
+        return json.dumps(data, indent=2) + "\n"
+
+    def render(self) -> RenderableType:
+        """The tables with their conditions, for a rich console."""
+        from rich.console import Group
+        from rich.text import Text
+
+        titles = (Path(self.sources[0]).name, Path(self.sources[-1]).name)
+        before, after = self.models[0], self.models[1] if len(self.models) > 1 else None
+        table = comparison(before, after, titles)
+        quality = quality_table(before, after, self.quality, titles)
+        return Group(table, *quality, *(Text(f"note: {note}") for note in self.notes))
+
+
 @one_at_a_time
 def measure_sources(
     sources: Sequence[str],
-    text: str | None,
+    texts: Sequence[str],
     length: int,
     count: int | None,
     progress: Callable[[str], None],
     threads: int | None = None,
     *,
+    conditions: Sequence[Condition] = (),
     trust: bool = False,
     allow_unused_weights: bool = False,
-) -> list[Measures]:
+) -> Evaluation:
     """Measure models on disk, all on the same windows; latencies are taken in turns.
 
     Args:
         sources: checkpoints, hub ids or ``.onnx`` files (of which no perplexity).
-        text: where to take text from; None uses the built-in one for models that text suits.
+        texts: where to take text from; none uses our own two for models that text suits.
         length: tokens in a window.
-        count: number of windows; None takes all.
+        count: number of windows of each text; None takes all of a given text, and enough of ours.
         progress: told of each stage.
         threads: within an operator; None for PyTorch's number.
+        conditions: what will be asked of the last model; see that it can be, before measuring.
         trust: whether checkpoints and ``.pt2`` files may run code of their own.
         allow_unused_weights: see `graphprune.load`.
 
     Raises:
-        LoadError: a model or the text can't be opened, or no model has a tokenizer.
+        LoadError: a model or a text can't be opened, or no model has a tokenizer.
         EvaluationError: a text was given, and a model is no causal language model.
+        RecipeError: a condition can't be evaluated.
     """
+    check_askable(conditions, sources)
     programs: dict[str, Program] = {}
     for source in sources:
         if not source.endswith(".onnx"):
@@ -148,26 +253,30 @@ def measure_sources(
             programs[source] = load_traced(
                 source, trust=trust, allow_unused_weights=allow_unused_weights
             )
-    texts = _shared_windows(list(programs.values()), text, length, count)
+    windows = shared_windows(programs, texts, length, count)
+    check_loaded(conditions, programs, windows)
     modules = {source: _module(program) for source, program in programs.items()}
-    suited = {s: texts is not None and (text is not None or is_causal(p)) for s, p in
-              programs.items()}  # fmt: skip
+    suited = {s for s, p in programs.items() if windows and (texts or is_causal(p))}
     with _threads(threads):
         if programs:
             progress("measuring latency")
-        latencies = _latencies(programs, modules, texts if all(suited.values()) else None)
+        timed = next(iter(windows.values()), None) if suited == programs.keys() else None
+        latencies = _latencies(programs, modules, timed)
         files = [source for source in sources if source not in programs]
         found = dict(zip(files, measure_onnx(files, length, progress), strict=True))
+    read = measure_on(
+        {s: p for s, p in programs.items() if s in suited}, modules, windows, progress
+    )
     for source, program in programs.items():
-        progress(f"measuring {source}")
         cost = program.costs.total()
-        perplexity = None
-        if texts is not None and suited[source]:
-            perplexity = evaluate.perplexity(modules[source], texts)
         found[source] = Measures(
-            cost.params, cost.macs, torch=latencies[source], perplexity=perplexity
+            cost.params,
+            cost.macs,
+            torch=latencies[source],
+            perplexities=read.perplexities.get(source, {}),
         )
-    return [replace(found[s], bytes=_size(s, programs.get(s))) for s in sources]
+    models = [replace(found[s], bytes=_size(s, programs.get(s))) for s in sources]
+    return Evaluation(sources, models, read.quality, read.notes)
 
 
 def _latencies(
@@ -216,19 +325,6 @@ def _module(program: Program) -> Callable[..., Any]:
     return program.module if program.module is not None else program.exported.module()
 
 
-def _shared_windows(
-    programs: Sequence[Program], text: str | None, length: int, count: int | None
-) -> torch.Tensor | None:
-    if text is None and not any(map(is_causal, programs)):
-        return None
-    tokenizer = next((t for p in programs if (t := tokenizer_of(p)) is not None), None)
-    if tokenizer is None:
-        if text is None or not programs:
-            return None
-        raise LoadError("text needs a tokenizer, and the model has none")
-    return windows(tokenizer, read_text(text or BUILTIN), length=length, count=count)
-
-
 def _size(source: str, program: Program | None) -> int:
     """Bytes on disk; of what a factory makes, in memory."""
     if program is not None and is_factory(source):
@@ -241,21 +337,6 @@ def _path_of(source: str, program: Program | None) -> Path:
     if program is not None and program.source is not None and program.source.path is not None:
         return program.source.path
     return Path(source)
-
-
-def _evaluation_windows(
-    recipe: Recipe, program: Program
-) -> tuple[torch.Tensor | None, tuple[str, ...]]:
-    """Windows to evaluate on, or why there are none."""
-    wanted = recipe.calibration
-    asked = wanted.text is not None
-    if not is_causal(program):
-        if asked and not recipe.needs_data:
-            return None, ("no perplexity: not a causal language model",)
-        return None, ()
-    if not asked and tokenizer_for(program, wanted) is None:
-        return None, ("no perplexity: the checkpoint has no tokenizer",)
-    return evaluation_windows(program, wanted, recipe.seed), ()
 
 
 def _feeds(path: Path, inputs: Example) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def read_by(
         "the recipe": recipe,
         "the plan": settled.plan,
         **{f"the calibration data {source}": source for source in wanted.sources},
-        "the text": wanted.text,
+        **{f"the text {text}": text for text in wanted.text or ()},
         "the tokenizer": wanted.tokenizer,
     }
     paths = {what: file_of(one) for what, one in given.items() if isinstance(one, str | Path)}

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from graphprune.errors import RecipeError
+from graphprune.quality.conditions import Condition
 from graphprune.recipe_calibration import FORMS, Calibration, Part
 from graphprune.recipe_sparsify import Sparsify
 from graphprune.recipe_values import (
@@ -154,6 +155,7 @@ RoleName = Annotated[str, AfterValidator(_role)]
 RoleOrAll = Annotated[str, AfterValidator(_role_or_all)]
 Removable = Annotated[str, AfterValidator(_removable)]
 OwnRole = Annotated[str, AfterValidator(_word)]
+ConditionText = Annotated[str, AfterValidator(lambda text: Condition.parse(text).text)]
 SelectorText = Annotated[str, AfterValidator(_selector)]
 BudgetName = Annotated[str, one_of("budget", BUDGETS)]
 FormatName = Annotated[str, one_of("format", FORMATS)]
@@ -235,6 +237,8 @@ class Recipe(Data):
         repair: How the weights that read what goes make up for it: ``reconstruct`` fits them anew,
             ``bias`` adds the average of what goes to biases, ``none`` leaves them, and ``auto`` is
             reconstruct where the score was auto and has become obs, and none elsewhere.
+        fail_if: Conditions on the result under which nothing is written: ``perplexity>+50%``; see
+            `graphprune.quality.conditions`.
     """
 
     names: dict[SelectorText, OwnRole] = Field(default={})
@@ -264,6 +268,7 @@ class Recipe(Data):
     verify: Verification = Verification()
     native: Literal["require", "prefer"] = "prefer"
     repair: Literal["auto", "none", "bias", "reconstruct"] = "auto"
+    fail_if: Annotated[tuple[ConditionText, ...], BeforeValidator(listed)] = ()
 
     @model_validator(mode="after")
     def _exactly_one_goal(self) -> Self:

@@ -7,11 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from graphprune.recipe_values import Data, parse_number
+from graphprune.recipe_values import Data, listed, parse_number
 
 Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1, lt=1 << 31)]
 Pixels = Annotated[int, BeforeValidator(parse_number), Field(ge=1, le=1 << 14)]
 Source = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1)]
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
@@ -80,13 +81,14 @@ class Calibration(Data):
             file, a directory, or ``module:function``; see `graphprune.samples`. A mapping is a
             mixture of token windows: names to sources, or sources to shares. None for `text`, or
             the built-in text.
-        text: What a language model's perplexity is measured on: ``builtin`` (CPython's English
-            reference text) or the path of a text or JSONL file. None for `data` where that is text.
-        windows: Number of samples (windows of tokens, images, recordings), and of windows to
-            measure perplexity on. None for as many as the work needs: 16 for scores and for the
-            perplexity, 128 for what changes weights, or fewer where there are not so many.
-        length: Tokens in a window. None for 128 in scores and in the perplexity, and for what the
-            model can take, at most 2048, in what changes weights.
+        text: What a language model's quality is measured on: ``builtin``, ``help`` or the path of a
+            text or JSONL file, or several of them. None for `data` where that is text. One text
+            alone is joined by a second of another kind; see `graphprune.samples.measured`.
+        windows: Number of samples (windows of tokens, images, recordings), and of windows of each
+            text to measure on. None for as many as the work needs: 16 for scores, 32 to measure on,
+            128 for what changes weights, or fewer where there are not so many.
+        length: Tokens in a window. None for 128 in scores, 256 to measure on, and what the model
+            can take, at most 2048, in what changes weights.
         draw: Whether samples are drawn at random, by the seed, or the first are taken.
         field: Name of the entry of JSON objects, or of the column of a data set, to read.
         split: Which part of a saved data set to read, where it has several.
@@ -97,7 +99,7 @@ class Calibration(Data):
     """
 
     data: Sources | None = None
-    text: Source | None = None
+    text: Texts | None = None
     windows: Count | None = None
     length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None
     draw: Literal["random", "first"] = "random"
@@ -126,6 +128,13 @@ class Calibration(Data):
         if isinstance(self.data, dict):
             return tuple(part.source for part in self.data.values())
         return () if self.data is None else (self.data,)
+
+    @property
+    def source(self) -> str | None:
+        """What is calibrated on where it is no mixture; None leaves it to the work."""
+        if self.data is None:
+            return self.text[0] if self.text else None
+        return self.data if isinstance(self.data, str) else None
 
     def shares(self) -> list[tuple[Part, float]]:
         """The parts of a mixture and their shares, which add up to 1.

@@ -6,13 +6,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.quality.table import quality_table
 from graphprune.report_masks import Masks, Refits
 from graphprune.timing import speedup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from graphprune.analysis.cost import Cost
     from graphprune.evaluate import Perplexity
+    from graphprune.quality.result import Quality
     from graphprune.timing import Latency
 
 
@@ -26,7 +29,7 @@ class Measures:
         bytes: Of the parameters and buffers.
         torch: Latency in PyTorch.
         onnxruntime: Latency in ONNX Runtime.
-        perplexity: On the recipe's text.
+        perplexities: Of a language model, by the text that they were measured on.
         inputs: Shapes that ONNX Runtime's latency was taken with, by name.
         notes: What the reader should know of these numbers.
     """
@@ -36,9 +39,24 @@ class Measures:
     bytes: int | None = None
     torch: Latency | None = None
     onnxruntime: Latency | None = None
-    perplexity: Perplexity | None = None
+    perplexities: dict[str, Perplexity] = field(default_factory=dict)
     inputs: dict[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, cost: Cost) -> Measures:
+        """Returns what the graph says of sizes."""
+        return cls(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
+
+    @property
+    def perplexity(self) -> Perplexity | None:
+        """On the first of the texts."""
+        return next(iter(self.perplexities.values()), None)
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns everything as plain data."""
+        first = self.perplexity
+        return asdict(self) | {"perplexity": None if first is None else asdict(first)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,7 @@ class Report:
         weights: The file that the weights of a factory's module came from.
         masks: Which single weights are zero; None where that wasn't asked for.
         refits: Layers that were fitted anew; None where none were.
+        quality: How near the slim model is to the dense one; None where it isn't measured.
     """
 
     source: str
@@ -76,10 +95,12 @@ class Report:
     weights: str | None = None
     masks: Masks | None = None
     refits: Refits | None = None
+    quality: Quality | None = None
 
     def to_json(self) -> str:
         """Renders everything as JSON."""
-        data = asdict(self) | {"speedup": speedups(self.before, self.after)}
+        sides = {"before": self.before.as_data(), "after": self.after.as_data()}
+        data = asdict(self) | sides | {"speedup": speedups(self.before, self.after)}
         return json.dumps(data, indent=2) + "\n"
 
     def render(self) -> RenderableType:
@@ -99,7 +120,8 @@ class Report:
         lines += [f"written: {path}" for path in self.outputs]
         masks = [] if self.masks is None else [self.masks.render()]
         table = comparison(self.before, self.after)
-        return Group(*masks, table, *(Text(line) for line in lines))
+        quality = quality_table(self.before, self.after, self.quality)
+        return Group(*masks, table, *quality, *(Text(line) for line in lines))
 
 
 def speedups(before: Measures, after: Measures) -> dict[str, dict[str, float]]:
@@ -137,7 +159,6 @@ def _rows(before: Measures, after: Measures | None) -> list[tuple[str, float | N
         "bytes": "bytes",
         "PyTorch, ms": "torch.milliseconds",
         "ONNX Runtime, ms": "onnxruntime.milliseconds",
-        "perplexity": "perplexity.value",
     }
     rows = [(label, _get(before, path), _get(after, path)) for label, path in labels.items()]
     return [row for row in rows if row[1:] != (None, None)]
@@ -166,11 +187,6 @@ def _conditions(before: Measures, after: Measures | None) -> list[str]:
     for shapes in {str(side.inputs): side.inputs for side in sides if side.inputs}.values():
         lines.append("inputs: " + ", ".join(f"{n} {list(s)}" for n, s in shapes.items()))
     lines += [f"note: {note}" for side in sides for note in side.notes]
-    if texts := [side.perplexity for side in sides if side.perplexity]:
-        lines.append(f"perplexity: {texts[0].windows} windows of {texts[0].length} tokens")
-        if not all(text.meaningful for text in texts):
-            size = f"{texts[0].vocabulary:,}"
-            lines.append(f"a perplexity above the vocabulary ({size}) is worse than guessing")
     return lines
 
 

@@ -132,7 +132,7 @@ def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
 
     Whether the model's weights and the samples are the same, `graphprune.streaming.State` looks at.
     """
-    data = recipe.model_dump(mode="json", exclude={"formats", "verify", "native"})
+    data = recipe.model_dump(mode="json", exclude={"formats", "verify", "native", "fail_if"})
     if recipe.plan is not None:
         text = Plan.load(recipe.plan).to_json()
         data["plan"] = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from graphprune.errors import LoadError
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,6 +22,9 @@ _REACH = 4096
 
 _TRIED = 64
 """Places that are tried there."""
+
+_PROBE = "a text"
+"""What a tokenizer is asked to encode, to see what it puts in front."""
 
 _CONTEXT = 200
 """Characters on either side of a place that say whether a cut changes tokens."""
@@ -42,8 +47,57 @@ def tokenised(tokenizer: Any, text: str) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _ids(tokenizer: Any, text: str) -> Any:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def begin_token(tokenizer: Any) -> int | None:
+    """Return the token that a tokenizer puts in front of every text; None if it adds none.
+
+    Models that have seen it at the start of every text in training (Gemma's perplexity is six times
+    as high without) must see it at the start of every window. The tokenizer's own encoding decides,
+    not whether it knows such a token: many know one and never add it.
+    """
+    plain, whole = list(_ids(tokenizer, _PROBE)), list(_ids(tokenizer, _PROBE, special=True))
+    added = whole[: len(whole) - len(plain)]
+    return int(whole[0]) if added and whole[:1] != plain[:1] else None
+
+
+def cut(tokens: torch.Tensor, length: int, begin: int | None) -> torch.Tensor:
+    """Cut tokens into windows, end to end.
+
+    Args:
+        tokens: int64 ``[tokens]``; what doesn't fill a window at the end is left out.
+        length: of a window, with its first token.
+        begin: what every window starts with, see `begin_token`; None for nothing.
+
+    Returns:
+        int64 ``[windows, length]``.
+    """
+    import torch
+
+    size = text_tokens(length, begin)
+    count = len(tokens) // size
+    windows = tokens[: count * size].view(count, size)
+    if begin is None:
+        return windows
+    return torch.cat([torch.full((count, 1), begin, dtype=torch.long), windows], dim=1)
+
+
+def text_tokens(length: int, begin: int | None) -> int:
+    """Return how many tokens of text a window has.
+
+    Raises:
+        LoadError: There is no room for any.
+    """
+    size = length - (begin is not None)
+    if size < 1:
+        raise LoadError(
+            "a window has no room for text",
+            why=f"it has {length} tokens, and the tokenizer begins every text with one of its own",
+            hint="ask for longer windows",
+        )
+    return size
+
+
+def _ids(tokenizer: Any, text: str, special: bool = False) -> Any:
+    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 def _pieces(tokenizer: Any, text: str) -> Iterator[str]:

@@ -12,15 +12,15 @@ A source is one of
 * ``module:function`` or ``file.py:function``, which returns what `graphprune.streaming.batches`
   takes.
 
-A mapping is a mixture of sources of tokens. `calibration_samples` reads it, `evaluation_windows`
-reads the text for a perplexity, and `check_dense` stops a run whose dense model makes no sense of
-it.
+A mapping is a mixture of sources of tokens. `calibration_samples` reads it, `measured_texts` says
+which texts the model is measured on, `evaluation_windows` reads one of them, and `check_dense`
+stops a run whose dense model makes no sense of the calibration data.
 """
 
 from graphprune.samples.calibrate import calibration_samples
 from graphprune.samples.dense import check_dense
+from graphprune.samples.measured import evaluation_windows, measured_texts
 from graphprune.samples.result import SCORES, WEIGHTS, Amount, Samples
-from graphprune.samples.tokens import evaluation_windows
 
 __all__ = [
     "SCORES",
@@ -30,4 +30,5 @@ __all__ = [
     "calibration_samples",
     "check_dense",
     "evaluation_windows",
+    "measured_texts",
 ]

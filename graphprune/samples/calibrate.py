@@ -18,12 +18,13 @@ from graphprune.samples.fit import checked
 from graphprune.samples.generated import SELF
 from graphprune.samples.handed import count_of, enough, for_graph
 from graphprune.samples.images import image_input, load_images
+from graphprune.samples.measured import measured_texts
 from graphprune.samples.mixture import generated_samples, mixed_samples, token_samples
 from graphprune.samples.own import own_samples
 from graphprune.samples.result import WEIGHTS, Amount, Samples
 from graphprune.samples.sources import read
 from graphprune.samples.suited import suited
-from graphprune.samples.tokens import Cut, evaluated_source, tokenizer_for, window_length
+from graphprune.samples.tokens import Cut, tokenizer_for, window_length
 
 
 def calibration_samples(
@@ -53,7 +54,7 @@ def calibration_samples(
     """
     if isinstance(wanted.data, dict):
         return mixed_samples(program, wanted, seed, amount, tell)
-    source = wanted.data or wanted.text or BUILTIN
+    source = wanted.source or BUILTIN
     count = wanted.windows or amount.count
     if source == SELF:
         length = window_length(program, wanted, amount.length)
@@ -64,9 +65,9 @@ def calibration_samples(
     if isinstance(content, Text | Ids):
         row = content.row if isinstance(content, Ids) else None
         length = wanted.length or row or window_length(program, wanted, amount.length)
-        evaluated = evaluated_source(wanted, content) if is_causal(program) else None
+        measured = measured_texts(program, wanted, content) if is_causal(program) else ()
         cut = Cut(count, length, needed=wanted.windows or 1)
-        return token_samples(program, content, source, wanted, seed, evaluated, cut)
+        return token_samples(program, content, source, wanted, seed, measured, cut)
     if isinstance(content, Own):
         return own_samples(program, inputs, content, source, wanted, count)
     notes: tuple[str, ...] = ()

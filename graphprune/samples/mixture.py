@@ -10,19 +10,26 @@ import torch
 from graphprune.errors import LoadError, RecipeError
 from graphprune.inputs import inputs_of, is_causal, token_input
 from graphprune.program import BaseProgram
-from graphprune.recipe_calibration import Calibration
+from graphprune.recipe_calibration import Calibration, Part
 from graphprune.samples.contents import Ids, Text
 from graphprune.samples.fit import check_ids, checked, with_all_inputs
 from graphprune.samples.generated import SELF, generate_windows
 from graphprune.samples.handed import for_graph
+from graphprune.samples.measured import Measured, left_to_calibrate, measured_texts
 from graphprune.samples.result import Amount, Samples
 from graphprune.samples.sources import read
 from graphprune.samples.suited import suited
-from graphprune.samples.tokens import Cut, calibration_windows, evaluated_source, window_length
+from graphprune.samples.tokens import (
+    Cut,
+    calibration_windows,
+    draw_seed,
+    stream_of,
+    window_length,
+)
 
 _IN_DOMAIN = (
-    "calibrated and measured on the same text (other windows of it): give text and data apart for "
-    "a perplexity that says how the model does elsewhere"
+    "calibrated and measured on the same text, {} (other windows of it): how the model does "
+    "elsewhere is what the other texts say"
 )
 
 
@@ -32,7 +39,7 @@ def token_samples(
     source: str,
     wanted: Calibration,
     seed: int,
-    evaluated: str | None,
+    measured: Sequence[Measured],
     cut: Cut,
 ) -> Samples:
     """Windows of a text or of token ids, with whatever else the model reads.
@@ -43,7 +50,7 @@ def token_samples(
         source: for messages.
         wanted: the section of the recipe.
         seed: of the draw.
-        evaluated: the text that a perplexity is measured on, whose windows are left out; or None.
+        measured: the texts that the model is measured on, whose windows are left out.
         cut: how many windows, and of how many tokens.
 
     Raises:
@@ -54,7 +61,9 @@ def token_samples(
     assert given is not None
     if isinstance(content, Ids):
         check_ids(content.stream, given, source)
-    found = calibration_windows(program, source, content, wanted, seed, evaluated, cut)
+    stream = stream_of(program, source, content, wanted)
+    left = left_to_calibrate(program, stream, source, content, wanted, seed, measured)
+    found = calibration_windows(stream, left, source, cut, draw_seed(wanted, seed))
     check_ids(found.tokens, given, source)
     data = with_all_inputs(program, inputs, found.tokens)
     data = checked(inputs, data, source) if isinstance(data, Mapping) else data.to(given.dtype)
@@ -69,7 +78,7 @@ def token_samples(
         split=content.split,
         seed=seed if wanted.draw == "random" else None,
         in_domain=found.in_domain,
-        notes=(_IN_DOMAIN,) if found.in_domain else (),
+        notes=(_IN_DOMAIN.format(source),) if found.in_domain else (),
     )
 
 
@@ -119,6 +128,7 @@ def mixed_samples(
             hint="give one source of the kind that the model reads",
         )
     shares = wanted.shares()
+    measured = measured_texts(program, wanted)
     total = wanted.windows or amount.count
     length = window_length(program, wanted, amount.length)
     found = []
@@ -133,9 +143,7 @@ def mixed_samples(
         if part.source == SELF:
             found.append(generated_samples(program, count, length, seed, tell))
             continue
-        own = {"data": part.source, "field": part.field, "split": part.split}
-        mine = wanted.model_copy(update=own)
-        found.append(_part(program, mine, seed, evaluated_source(wanted), Cut(count, length)))
+        found.append(_part(program, part, wanted, seed, measured, Cut(count, length)))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(sum(s.count for s in found), generator=generator)
     return Samples(
@@ -152,16 +160,21 @@ def mixed_samples(
 
 
 def _part(
-    program: BaseProgram, wanted: Calibration, seed: int, evaluated: str, cut: Cut
+    program: BaseProgram,
+    part: Part,
+    wanted: Calibration,
+    seed: int,
+    measured: Sequence[Measured],
+    cut: Cut,
 ) -> Samples:
     """One source of a mixture."""
-    source = wanted.data
-    assert isinstance(source, str)
-    inputs = inputs_of(program)
-    content = suited(read(source, wanted), inputs, source)
+    source = part.source
+    own = {"data": source, "field": part.field, "split": part.split}
+    content = read(source, wanted.model_copy(update=own))
+    content = suited(content, inputs_of(program), source)
     if not isinstance(content, Text | Ids):
         raise LoadError("only text and token ids can be mixed", where=source)
-    found = token_samples(program, content, source, wanted, seed, evaluated, cut)
+    found = token_samples(program, content, source, wanted, seed, measured, cut)
     if found.count == cut.count:
         return found
     note = f"{source} has {found.count} windows, and its share is {cut.count}"

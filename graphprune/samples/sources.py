@@ -100,7 +100,7 @@ def read(source: str, wanted: Calibration) -> Content:
         RecipeError: an option means nothing for this kind of source.
     """
     kind = kind_of(source)
-    if source == (wanted.data or wanted.text or BUILTIN):
+    if wanted.data == source or (wanted.data is None and source == (wanted.source or BUILTIN)):
         _check_options(kind, wanted)
     else:  # a text to measure on beside the data, whose options these are
         wanted = Calibration()

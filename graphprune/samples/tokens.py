@@ -1,35 +1,40 @@
-"""Windows of tokens: those to calibrate on, and those that a perplexity is measured on.
+"""Windows of tokens to calibrate on, cut from one stream, end to end.
 
-Both are cut from one stream, end to end. Where they come from the same text, the perplexity has its
-windows first, and calibration is cut from what is left, so that no token is in both.
+What a model is measured on is taken first (see `graphprune.samples.measured`), and calibration is
+cut from what is left, so that no token is in both.
 """
 
 from __future__ import annotations
 
-import filecmp
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, OWN_TEXTS, drawn, load_tokenizer, too_short
+from graphprune.calibration import drawn, load_tokenizer, too_short
 from graphprune.errors import LoadError
 from graphprune.inputs import tokenizer_of
 from graphprune.paths import usable
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import Content, Ids, Text
-from graphprune.samples.generated import SELF
-from graphprune.samples.sources import read
 from graphprune.streaming.data import default_window
-from graphprune.tokenising import tokenised
+from graphprune.tokenising import begin_token, text_tokens, tokenised
+from graphprune.tokenising import cut as cut_windows
 
-EVALUATED = 16
-"""Windows that a perplexity is measured on, and the tokens of each, where a recipe doesn't say."""
 
-SHORT = 128
+@dataclass(frozen=True)
+class Stream:
+    """All tokens of a source.
+
+    Attributes:
+        tokens: int64 ``[tokens]``, end to end.
+        begin: the token that each window starts with, as the tokenizer has it; None for none, and
+            for token ids, which are taken as they are.
+    """
+
+    tokens: Tensor
+    begin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Windows:
     Attributes:
         tokens: int64 ``[count, length]``.
         available: how many windows there were to take them from.
-        in_domain: whether the perplexity is measured on the same text.
+        in_domain: whether something is measured on the same text.
     """
 
     tokens: Tensor
@@ -62,79 +67,27 @@ class Cut:
     needed: int = 1
 
 
-def evaluated_source(wanted: Calibration, content: Content | None = None) -> str:
-    """The source of the text that a perplexity is measured on.
-
-    Args:
-        wanted: the section of the recipe.
-        content: what `Calibration.data` holds, if it has been read.
-
-    Raises:
-        GraphPruneError: see `graphprune.samples.sources.read`.
-    """
-    if wanted.text is not None:
-        return wanted.text
-    if not isinstance(wanted.data, str) or wanted.data in (BUILTIN, SELF):
-        return BUILTIN
-    content = read(wanted.data, wanted) if content is None else content
-    return wanted.data if isinstance(content, Text) else BUILTIN
-
-
-def evaluation_windows(program: BaseProgram, wanted: Calibration, seed: int) -> Tensor:
-    """The windows that a language model's perplexity is measured on.
-
-    They don't depend on what else the recipe asks for.
-
-    Args:
-        program: the dense model.
-        wanted: the section of the recipe.
-        seed: of the draw.
-
-    Returns:
-        int64 ``[count, length]``.
-
-    Raises:
-        LoadError: there is no tokenizer, or the text is too short or damaged.
-    """
-    source = evaluated_source(wanted)
-    stream = _stream(program, source, read(source, wanted), wanted)
-    return _parted(program, source, stream, wanted, seed)[0]
-
-
 def calibration_windows(
-    program: BaseProgram,
-    source: str,
-    content: Text | Ids,
-    wanted: Calibration,
-    seed: int,
-    evaluated: str | None,
-    cut: Cut,
+    stream: Stream, left: Tensor, source: str, cut: Cut, seed: int | None
 ) -> Windows:
     """The windows to calibrate on.
 
     Args:
-        program: the dense model.
-        source: where the content is from, for messages.
-        content: text, or token ids.
-        wanted: the section of the recipe.
-        seed: of the draw.
-        evaluated: the text that a perplexity is measured on; None where none is.
+        stream: all tokens of the source.
+        left: those that nothing is measured on.
+        source: for messages.
         cut: how many windows, and of how many tokens.
+        seed: of the draw; None for the first windows.
 
     Raises:
-        LoadError: there is no tokenizer, or the text is too short.
+        LoadError: there are not enough tokens.
     """
-    stream = _stream(program, source, content, wanted)
-    whole = len(stream)
-    same = evaluated is not None and isinstance(content, Text) and _same(evaluated, source)
-    if same:
-        stream = _parted(program, source, stream, wanted, seed)[1]
-    available = len(stream) // cut.length
-    if available < cut.needed:
-        raise too_short(len(stream), cut.needed, cut.length, source, whole - len(stream))
-    windows = stream[: available * cut.length].view(available, cut.length)
-    order = drawn(available, cut.count, _seed(wanted, seed))
-    return Windows(windows[order], available, same)
+    windows = cut_windows(left, cut.length, stream.begin)
+    if len(windows) < cut.needed:
+        size = text_tokens(cut.length, stream.begin)
+        raise too_short(len(left), cut.needed, size, source, len(stream.tokens) - len(left))
+    order = drawn(len(windows), cut.count, seed)
+    return Windows(windows[order], len(windows), len(left) < len(stream.tokens))
 
 
 def window_length(program: BaseProgram, wanted: Calibration, length: int | None) -> int:
@@ -167,10 +120,20 @@ def tokenizer_for(program: BaseProgram, wanted: Calibration) -> Any | None:
     return found
 
 
-def _stream(program: BaseProgram, source: str, content: Content, wanted: Calibration) -> Tensor:
-    """All tokens of a source, end to end."""
+def stream_of(program: BaseProgram, source: str, content: Content, wanted: Calibration) -> Stream:
+    """All tokens of a source, end to end.
+
+    Args:
+        program: the dense model.
+        source: for messages.
+        content: what the source holds.
+        wanted: the section of the recipe.
+
+    Raises:
+        LoadError: it holds no text or token ids, or there is no tokenizer for its text.
+    """
     if isinstance(content, Ids):
-        return content.stream
+        return Stream(content.stream)
     if not isinstance(content, Text):
         raise LoadError(
             "a perplexity is measured on text", where=source, hint="give a text file as text"
@@ -184,42 +147,12 @@ def _stream(program: BaseProgram, source: str, content: Content, wanted: Calibra
             hint="save the tokenizer with the checkpoint, name its directory with "
             "calibration.tokenizer, or give token ids",
         )
-    return tokenised(tokenizer, content.text)
+    return Stream(tokenised(tokenizer, content.text), begin_token(tokenizer))
 
 
-def _parted(
-    program: BaseProgram, source: str, stream: Tensor, wanted: Calibration, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Windows to measure a perplexity on, and all other tokens in their order."""
-    length = wanted.length or min(SHORT, default_window(program))
-    available = len(stream) // length
-    # By default at least half of a short text is left for calibration.
-    count = wanted.windows or min(EVALUATED, max(1, available // 2))
-    if available < count:
-        raise too_short(len(stream), count, length, None if source in OWN_TEXTS else source)
-    order = drawn(available, count, _seed(wanted, seed))
-    taken = torch.zeros(len(stream), dtype=torch.bool)
-    taken[: available * length].view(available, length)[order] = True
-    return stream[: available * length].view(available, length)[order], stream[~taken]
-
-
-def _seed(wanted: Calibration, seed: int) -> int | None:
+def draw_seed(wanted: Calibration, seed: int) -> int | None:
+    """The seed of a draw; None where the first windows are taken."""
     return seed if wanted.draw == "random" else None
-
-
-def _same(first: str, second: str) -> bool:
-    """Whether two sources hold the same text."""
-    if first == second:
-        return True
-    if first in OWN_TEXTS or second in OWN_TEXTS:
-        return False
-    try:
-        one, two = Path(first), Path(second)
-        if one.samefile(two):
-            return True
-        return one.is_file() and two.is_file() and filecmp.cmp(one, two, shallow=False)
-    except OSError:
-        return False
 
 
 def _limit(program: BaseProgram, wanted: Calibration) -> int:
