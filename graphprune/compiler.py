@@ -420,7 +420,8 @@ class _Run:
                 report = measured(report, self.recipe, slim, onnx, staged, dense)
             self.progress("putting the files in place")
             # Also where biases were added: what stays is told in terms of what was read.
-            replace(plan, fingerprint=dense.fingerprint).save(staged / target.name("plan"))
+            told = replace(plan, fingerprint=dense.fingerprint).noted(dense)
+            told.save(staged / target.name("plan"))
             (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
 
