@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.provenance import Provenance, varying_apart
 from graphprune.report_masks import Masks, Refits
 from graphprune.timing import speedup
 
@@ -60,6 +61,7 @@ class Report:
         weights: The file that the weights of a factory's module came from.
         masks: Which single weights are zero; None where that wasn't asked for.
         refits: Layers that were fitted anew; None where none were.
+        provenance: How the output was made; None after a dry run.
     """
 
     source: str
@@ -76,11 +78,12 @@ class Report:
     weights: str | None = None
     masks: Masks | None = None
     refits: Refits | None = None
+    provenance: Provenance | None = None
 
     def to_json(self) -> str:
-        """Renders everything as JSON."""
+        """Renders everything as JSON; what varies from run to run is under ``run``."""
         data = asdict(self) | {"speedup": speedups(self.before, self.after)}
-        return json.dumps(data, indent=2) + "\n"
+        return json.dumps(varying_apart(data), indent=2) + "\n"
 
     def render(self) -> RenderableType:
         """Returns the before/after table with its conditions, for a rich console."""

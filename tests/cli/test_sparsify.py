@@ -174,6 +174,7 @@ def test_structures_go_first_and_then_weights_in_every_format(
         "slim/graphprune_plan.json",
         "slim/model.onnx",
         "slim/model.pt2",
+        "slim/recipe.yaml",
         "slim/report.json",
     ]
     report = json.loads((output / "report.json").read_text())
@@ -462,6 +463,7 @@ def test_a_failure_keeps_what_was_done_for_the_same_run(
     assert tree(tmp_path / "out") == [
         "slim.pt2",
         "slim.pt2.graphprune_plan.json",
+        "slim.pt2.recipe.yaml",
         "slim.pt2.report.json",
     ]
 
