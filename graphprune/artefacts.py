@@ -22,18 +22,31 @@ from graphprune.frontends.factory import is_factory
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.masking import slim_names, written_back
-from graphprune.onnx_program import OnnxProgram, SlimOnnx
 from graphprune.paths import usable
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
-from graphprune.pruning import verify
+from graphprune.pruning import uncut, verify
 from graphprune.repairing import biased_for
 from graphprune.rewrite.slim import Slim
+from graphprune.source_check import source_change
 from graphprune.target import FILES, beside
 from graphprune.verification import compare, random_inputs
 from graphprune.written import read_places, read_weights
 
 ONNX_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found out of an output that is as it should be.
+
+    Attributes:
+        errors: file name to the largest absolute difference.
+        notes: what there is to say besides.
+    """
+
+    errors: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,12 @@ def verify_output(
     progress: Callable[[str], None],
     trust: bool = False,
     allow_unused_weights: bool = False,
-) -> dict[str, float]:
+) -> Verified:
     """Compare every model that `graphprune.compile` wrote with the masked dense one.
 
     Of weights that were refitted or had single elements made zero, the dense model takes the
-    written values; the zeros of masks have to be as many as the report says.
+    written values; the zeros of masks have to be as many as the report says. Where the dense model
+    has another content than the report says, a note, also of an error, tells it.
 
     Args:
         output: the directory, or the ``.pt2`` or ``.onnx`` file.
@@ -66,9 +80,6 @@ def verify_output(
         progress: told of each stage.
         trust: whether checkpoints and ``.pt2`` files may run code of their own.
         allow_unused_weights: see `graphprune.load`.
-
-    Returns:
-        File name to the largest absolute difference.
 
     Raises:
         LoadError: there is no plan, no model, or no dense model.
@@ -86,14 +97,32 @@ def verify_output(
     program = load(source, weights, trust=trust, allow_unused_weights=allow_unused_weights)
     plan.bind(program)
     report = _report(output)
-    refits = report.get("refits") or {}
-    if refits.get("method") == "bias":
+    changed = source_change(report, program, source, weights, progress)
+    if (report.get("refits") or {}).get("method") == "bias":
         program, plan = biased_for(program, plan)
-    dense = program
+    try:
+        errors = _errors(models, program, plan, report, progress, trust)
+    except VerifyError as error:
+        if changed is not None:
+            error.add_note(changed)
+        raise
+    return Verified(errors, () if changed is None else (changed,))
+
+
+def _errors(
+    models: Sequence[Path],
+    dense: BaseProgram,
+    plan: Plan,
+    report: Mapping[str, Any],
+    progress: Callable[[str], None],
+    trust: bool,
+) -> dict[str, float]:
+    """The largest difference of each model."""
     errors = {}
+    refits, masks = report.get("refits") or {}, report.get("masks") or {}
     for path in models:
         progress(f"checking {path.name}")
-        program = _with_written(dense, plan, path, refits, report.get("masks") or {}, trust)
+        program = _with_written(dense, plan, path, refits, masks, trust)
         if not isinstance(program, Program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
@@ -180,12 +209,7 @@ def _with_written(
         LoadError: they can't be found.
         VerifyError: masked ones have other zeros than the report says.
     """
-    slim: Slim | SlimOnnx
-    if isinstance(dense, OnnxProgram):
-        slim = SlimOnnx(dense, plan)
-    else:
-        assert isinstance(dense, Program)
-        slim = Slim(dense, plan, plan.bind(dense))
+    slim = uncut(dense, plan)
     try:
         zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks.get("layers", ())}
         moved = [str(name) for name in masks.get("reordered", ())]

@@ -25,6 +25,7 @@ from graphprune._version import __version__
 from graphprune.cli_options import FailIf, Json, Source, Text, Trust, Unused, Weights
 from graphprune.errors import GraphPruneError
 from graphprune.progress import Note
+from graphprune.provenance import commanded
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -276,7 +277,7 @@ def _verify(
     with _progress() as progress:
         from graphprune.artefacts import verify_output
 
-        errors = verify_output(
+        found = verify_output(
             output,
             source,
             weights,
@@ -284,9 +285,10 @@ def _verify(
             trust=trust,
             allow_unused_weights=unused,
         )
+    sys.stderr.writelines(f"note: {note}\n" for note in found.notes)
     lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
-             errors.items()]  # fmt: skip
-    _show(json.dumps(errors, indent=2) + "\n" if as_json else "".join(lines))
+             found.errors.items()]  # fmt: skip
+    _show(json.dumps(found.errors, indent=2) + "\n" if as_json else "".join(lines))
 
 
 @app.command("eval")
@@ -450,8 +452,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
     try:
-        with _orderly_end(), contextlib.nullcontext() if debug else _quiet():
-            app(list(arguments) if arguments is not None else None, prog_name="graphprune")
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        with _orderly_end(), commanded(given), contextlib.nullcontext() if debug else _quiet():
+            app(given, prog_name="graphprune")
     except GraphPruneError as error:
         if debug:
             raise

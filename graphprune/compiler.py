@@ -33,6 +33,7 @@ from graphprune.formats import check_formats, form_written, native_form, shown, 
 from graphprune.frontends import load
 from graphprune.frontends.fit import unused_note
 from graphprune.frontends.module import trace
+from graphprune.making import Making
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
 from graphprune.onnx_program import SlimOnnx
@@ -43,9 +44,10 @@ from graphprune.paths import usable
 from graphprune.places import mapped_by, mapped_from, read_by
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram
-from graphprune.pruning import apply, verify
-from graphprune.quality.early import check_measurable, uncut, with_sizes
+from graphprune.pruning import apply, uncut, verify
+from graphprune.quality.early import check_measurable, with_sizes
 from graphprune.recipe import Recipe
+from graphprune.recording import record
 from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
 from graphprune.report import Measures, Report
 from graphprune.report_masks import Refits
@@ -115,9 +117,10 @@ def compile(
     target = None if dry_run else Target.of(output, settled, overwrite, reads)
     claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
     with claim as target, reading(mapped_from(source, weights)) as sources:
-        run = _Run(settled, sources.checking(progress or (lambda stage: None)))
         opening = {"trust": trust, "allow_unused_weights": allow_unused_weights}
-        return _compile(run, source, target, sources, resume, example, weights, opening)
+        making = Making(source, weights, opening)
+        run = _Run(settled, sources.checking(progress or (lambda stage: None)), making)
+        return _compile(run, source, target, sources, resume, example, weights)
 
 
 def _compile(
@@ -128,12 +131,11 @@ def _compile(
     resume: bool,
     example: tuple[Any, ...] | Mapping[str, Any] | None,
     weights: str | Path | None,
-    opening: Mapping[str, bool],
 ) -> Report:
     """Compile within a run that has its output, and whose sources are watched."""
     settled, dry_run = run.recipe, target is None
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights, opening), settled.names)
+        program = named(_open(source, example, weights, run.making.opening), settled.names)
     sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
     check_formats(wanted, program, source)
@@ -216,6 +218,7 @@ class _Run:
     Attributes:
         recipe: what to do.
         progress: told of each stage.
+        making: what it was told, and what it has read.
         seconds: time taken by the stages that are over.
         samples: what masks are calibrated on; None where there are none.
         auto: whether the score was left to us.
@@ -225,6 +228,7 @@ class _Run:
 
     recipe: Recipe
     progress: Progress
+    making: Making = field(default_factory=Making)
     seconds: dict[str, float] = field(default_factory=dict)
     samples: Samples | None = None
     auto: bool = False
@@ -247,6 +251,8 @@ class _Run:
             with self.stage("checking the dense model"):
                 check_dense(program, self.samples.data)
         self.samples = together(program, self.samples)
+        if self.recipe.sparsify is not None and self.recipe.sparsify.needs_data:
+            self.making.use("masks", self.samples)
 
     @property
     def refit_by(self) -> str:
@@ -301,6 +307,8 @@ class _Run:
         if not found.own:
             self._check_dense(program, found.data)
         self.notes = (*self.notes, *found.notes)
+        if self.recipe.repairs or self.recipe.operates:
+            self.making.use("refits", found)
         return found.data
 
     def _check_dense(self, program: BaseProgram, data: Any) -> None:
@@ -326,18 +334,19 @@ class _Run:
         calibration = None
         if self.recipe.score_needs_data:
             with self.stage("reading calibration text"):
-                wanted = self.recipe.calibration
-                calibration = calibration_samples(
-                    program, wanted, self.recipe.seed, SCORES, self.progress
-                ).data
+                found = calibration_samples(
+                    program, self.recipe.calibration, self.recipe.seed, SCORES, self.progress
+                )
+                calibration = found.data
+                self.making.use("scores", found)
         plan = Plan(program.fingerprint, {})
         slim, current = None, program
         for number in range(1, self.recipe.rounds + 1):
             suffix = f" ({number} of {self.recipe.rounds})" if self.recipe.rounds > 1 else ""
             with self.stage(f"selecting{suffix}"):
-                found = self._select(current, interim_goal(self.recipe, program, current, number),
-                                     calibration)  # fmt: skip
-                plan = composed(slim, current, found) if slim else found
+                chosen = self._select(current, interim_goal(self.recipe, program, current, number),
+                                      calibration)  # fmt: skip
+                plan = composed(slim, current, chosen) if slim else chosen
                 if number < self.recipe.rounds:
                     slim = apply(program, plan)
                     current = named(retrace(slim), self.recipe.names)
@@ -420,10 +429,11 @@ class _Run:
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
                 report = measured(report, self.recipe, slim, onnx, staged, dense, self.progress)
+            report = record(
+                staged, target, self.making, report, recipe=self.recipe, plan=plan, program=dense,
+                auto=self.auto, tell=self.progress,
+            )  # fmt: skip
             self.progress("putting the files in place")
-            # Also where biases were added: what stays is told in terms of what was read.
-            replace(plan, fingerprint=dense.fingerprint).save(staged / target.name("plan"))
-            (staged / target.name("report")).write_text(report.to_json(), encoding="utf-8")
         return report
 
     def _mask(self, program: BaseProgram, slim: Slim | SlimOnnx, journal: Journal | None) -> Masked:

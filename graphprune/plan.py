@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -15,7 +14,9 @@ from graphprune.axes import Expr, Keep, Ragged, atoms, count, indices, touched
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
 from graphprune.files import write_text
-from graphprune.plan_json import SCHEMA, parse_plan, read_plan
+from graphprune.plan_json import parse_plan, read_plan
+from graphprune.plan_notes import Notes, ScoreSummary, notes_of
+from graphprune.plan_text import plan_text
 from graphprune.strict_json import shown
 
 if TYPE_CHECKING:
@@ -67,11 +68,14 @@ class Plan:
         kept_units: structure name to its kept units, ascending; for a ragged structure one such
             list per index of the axis around it.
         sizes: structure name to its number of units before pruning.
+        notes: structure name to what people want to know of it; nothing depends on them, and plans
+            with other notes are equal.
     """
 
     fingerprint: str
     kept_units: Mapping[str, Units]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Notes] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for name, units in self.kept_units.items():
@@ -145,21 +149,20 @@ class Plan:
                 result[name] = tuple(indices(d, selection.keep) for d in dims)
         return result
 
+    def noted(self, program: BaseProgram, scores: Mapping[str, ScoreSummary] | None = None) -> Plan:
+        """The plan with roles and parameters as `program` has them.
+
+        Args:
+            program: what it was made for.
+            scores: structure name to a summary of its scores; others stay as they were noted.
+        """
+        known = {name: notes.scores for name, notes in self.notes.items()} | dict(scores or {})
+        found = {name: program.by_name[name] for name in self.kept_units if name in program.by_name}
+        return replace(self, notes={n: notes_of(s, known.get(n)) for n, s in found.items()})
+
     def to_json(self) -> str:
-        """The plan as JSON text."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "fingerprint": self.fingerprint,
-                "structures": {
-                    name: {"size": self.sizes[name], "kept": units}
-                    if name in self.sizes
-                    else {"kept": units}
-                    for name, units in self.kept_units.items()
-                },
-            },
-            indent=1,
-        )
+        """The plan as JSON text, the same for the same plan; see `graphprune.plan_text`."""
+        return plan_text(self)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -183,7 +186,7 @@ class Plan:
             PlanError: the text is no plan of a known schema; see `graphprune.plan_json`.
         """
         found = parse_plan(text, where)
-        return cls(found.fingerprint, found.kept, found.sizes)
+        return cls(found.fingerprint, found.kept, found.sizes, found.notes)
 
     def diff(self, other: Plan) -> dict[str, tuple[Units | None, Units | None]]:
         """Structures whose kept units differ: name to (here, there); None where it is whole."""

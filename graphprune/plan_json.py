@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import PlanError
+from graphprune.plan_notes import Notes, ScoreSummary
+from graphprune.plan_ranges import EXAMPLE, LARGEST, parse_ranges
 from graphprune.strict_json import parse_json, read_limited, shown
 
 if TYPE_CHECKING:
     from graphprune.plan import Units
 
-SCHEMA = 1
+SCHEMA = 2
 
-LARGEST = 1 << 28
+LARGEST_FILE = 1 << 28
 """Bytes of a plan; one for a hundred experts in each of a hundred layers has a tenth of it."""
 
 _FIELDS = ("schema", "fingerprint", "structures")
-_EXPECTED = 'a plan is {"schema": 1, "fingerprint": ..., "structures": {NAME: {"kept": [...]}}}'
+_ENTRY = ("role", "size", "count", "kept", "parameters", "scores")
+_EXPECTED = (
+    'a plan is {"schema": 2, "fingerprint": ..., "structures": '
+    '{NAME: {"size": 16, "count": 13, "kept": "0-11, 13"}}}'
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,13 @@ class Entries:
         fingerprint: of the program that the plan was made for.
         kept: structure name to its kept units.
         sizes: structure name to its number of units before pruning, where the file says so.
+        notes: structure name to what else the file says of it.
     """
 
     fingerprint: str
     kept: Mapping[str, Units]
     sizes: Mapping[str, int]
+    notes: Mapping[str, Notes]
 
 
 def read_plan(path: Path) -> bytes:
@@ -44,7 +53,7 @@ def read_plan(path: Path) -> bytes:
         PlanError: it is missing, can't be read, or is too large to be a plan.
     """
     try:
-        return read_limited(path, LARGEST)
+        return read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise PlanError("can't read the plan", where=str(path), why=why) from error
@@ -71,16 +80,22 @@ def parse_plan(raw: bytes | str, where: str) -> Entries:
             raise ValueError(f"'fingerprint' is {shown(data['fingerprint'])}, not a string")
         if not isinstance(data["structures"], dict):
             raise ValueError(f"'structures' is {_kind(data['structures'])}, not an object")
-        kept, sizes = {}, {}
+        kept, sizes, notes = {}, {}, {}
+        left = LARGEST
         for name, entry in data["structures"].items():
-            kept[name], size = _entry(entry, f"structures, {shown(name)}")
+            place = f"structures, {shown(name)}"
+            size = _size(entry, place)
+            kept[name] = _kept(entry, size, left, place)
+            left -= _units(kept[name])
             if size is not None:
                 sizes[name] = size
+            if (found := _notes(entry, place)) != Notes():
+                notes[name] = found
     except ValueError as error:
         raise PlanError(
             "not a graphprune plan", where=where or None, why=str(error), hint=_hint(raw)
         ) from None
-    return Entries(data["fingerprint"], kept, sizes)
+    return Entries(data["fingerprint"], kept, sizes, notes)
 
 
 def _check_schema(data: Mapping[str, Any], where: str) -> None:
@@ -89,7 +104,8 @@ def _check_schema(data: Mapping[str, Any], where: str) -> None:
         raise PlanError(
             f"plan schema {shown(found)} is not supported",
             where=where or None,
-            hint=f"this version reads schema {SCHEMA}",
+            hint=f"this version reads schema {SCHEMA}, which lists kept units as ranges, "
+            f"{EXAMPLE}: make the plan again",
         )
     if "schema" in data and type(found) is not int:
         raise ValueError(f"'schema' is {shown(found)}, not a whole number")
@@ -101,38 +117,76 @@ def _check_keys(
     at = f"{place}: " if place else ""
     for key in data:
         if key not in known:
-            raise ValueError(f"{at}unknown key {shown(key)}; a plan has {', '.join(known)}")
+            raise ValueError(f"{at}unknown key {shown(key)}; there may be {', '.join(known)}")
     for key in needed:
         if key not in data:
             raise ValueError(f"{at}'{key}' is missing")
 
 
-def _entry(entry: Any, place: str) -> tuple[Units, int | None]:
+def _size(entry: Any, place: str) -> int | None:
+    """How many units there are, of an entry whose keys are as they should be."""
     if not isinstance(entry, dict):
         raise ValueError(f"{place}: {_kind(entry)}, not an object")
-    _check_keys(entry, ("size", "kept"), ("kept",), place)
+    _check_keys(entry, _ENTRY, ("count", "kept"), place)
     size = entry.get("size")
     if "size" in entry and (type(size) is not int or size < 1):
         raise ValueError(f"{place}: 'size' is {shown(size)}, not a number of units")
-    kept = entry["kept"]
+    return size
+
+
+def _kept(entry: Mapping[str, Any], size: int | None, most: int, place: str) -> Units:
+    """The units that ranges and their count agree on."""
+    kept, count = entry["kept"], entry["count"]
+    if type(count) is not int or count < 0:  # True is an int to isinstance
+        raise ValueError(f"{place}: 'count' is {shown(count)}, not a number of units")
+    if isinstance(kept, str):
+        return _row(kept, count, size, most, f"{place}: 'kept'")
     if not isinstance(kept, list):
-        raise ValueError(f"{place}: 'kept' is {_kind(kept)}, not a list")
-    if not kept or not isinstance(kept[0], list):
-        return _row(kept, size, place), size
-    wrong = next((row for row in kept if not isinstance(row, list)), None)
-    if wrong is not None:
-        raise ValueError(f"{place}: 'kept' has lists, and {shown(wrong)} beside them")
-    return tuple(_row(row, size, place) for row in kept), size
+        raise ValueError(f"{place}: 'kept' is {_kind(kept)}, not ranges such as {EXAMPLE}")
+    wrong = next((row for row in kept if not isinstance(row, str)), None)
+    if wrong is not None or not kept:
+        found = f"{shown(wrong)} in it" if kept else "no ranges in it"
+        raise ValueError(
+            f"{place}: 'kept' has {found}; units are written as ranges, {EXAMPLE}, or as a list "
+            "of such for each index of the axis around them"
+        )
+    rows = []
+    for number, row in enumerate(kept):
+        rows.append(_row(row, count, size, most, f"{place}: list {number} of 'kept'"))
+        most -= len(rows[-1])
+    return tuple(rows)
 
 
-def _row(row: list[Any], size: int | None, place: str) -> tuple[int, ...]:
-    for unit in row:
-        if type(unit) is not int:  # True is an int to isinstance
-            raise ValueError(f"{place}: {shown(unit)} is no unit; units are whole numbers from 0")
-        if unit < 0 or (size is not None and unit >= size):
-            below = "" if size is None else f" to {size - 1}"
-            raise ValueError(f"{place}: unit {shown(unit)} isn't one of 0{below}")
-    return tuple(row)
+def _row(text: str, count: int, size: int | None, most: int, place: str) -> tuple[int, ...]:
+    try:
+        units = parse_ranges(text, size, most)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if len(units) != count:
+        raise ValueError(f"{place} has {len(units)} units, and 'count' is {shown(count)}")
+    return units
+
+
+def _units(kept: Units) -> int:
+    return sum(len(row) if isinstance(row, tuple) else 1 for row in kept)
+
+
+def _notes(entry: Mapping[str, Any], place: str) -> Notes:
+    role, parameters = entry.get("role", ""), entry.get("parameters", [])
+    if not isinstance(role, str):
+        raise ValueError(f"{place}: 'role' is {shown(role)}, not a string")
+    if not isinstance(parameters, list) or not all(isinstance(one, str) for one in parameters):
+        raise ValueError(f"{place}: 'parameters' is {shown(parameters)}, not a list of strings")
+    if "scores" not in entry:
+        return Notes(role, tuple(parameters))
+    scores = entry["scores"]
+    if not isinstance(scores, dict):
+        raise ValueError(f"{place}: 'scores' is {_kind(scores)}, not an object")
+    _check_keys(scores, tuple(ScoreSummary.__dataclass_fields__), (), f"{place}, scores")
+    for key, value in scores.items():
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{place}: '{key}' is {shown(value)}, not a score")
+    return Notes(role, tuple(parameters), ScoreSummary(**scores))
 
 
 def _kind(value: Any) -> str:

@@ -49,6 +49,18 @@ def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | 
     raise PlanError(f"a {type(program).__name__} can't be rewritten")
 
 
+def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
+    """The slim model before anything is cut: its sizes and costs are known, its weights dense.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    if isinstance(program, OnnxProgram):
+        return SlimOnnx(program, plan)
+    assert isinstance(program, Program)
+    return Slim(program, plan, plan.bind(program))
+
+
 def verify(
     program: BaseProgram,
     plan: Plan,

@@ -123,7 +123,7 @@ def chosen_by_surgery(
         return Repaired(program, given, (), {})
     options = recipe.score.model_extra or {}
     surgeon = Surgeon(steps=int(options.get("steps", Surgeon.steps)))
-    return obs(
+    found = obs(
         program,
         samples,
         keep,
@@ -133,6 +133,8 @@ def chosen_by_surgery(
         progress=_told(progress, "choosing units"),
         state=state,
     )
+    scores = {n: notes.scores for n, notes in plan.notes.items() if n in rest and notes.scores}
+    return replace(found, plan=found.plan.noted(program, scores))
 
 
 def repaired(

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.provenance import Provenance, varying_apart
 from graphprune.quality.table import quality_table
 from graphprune.report_masks import Masks, Refits
 from graphprune.timing import speedup
@@ -79,6 +80,7 @@ class Report:
         masks: Which single weights are zero; None where that wasn't asked for.
         refits: Layers that were fitted anew; None where none were.
         quality: How near the slim model is to the dense one; None where it isn't measured.
+        provenance: How the output was made; None after a dry run.
     """
 
     source: str
@@ -96,12 +98,13 @@ class Report:
     masks: Masks | None = None
     refits: Refits | None = None
     quality: Quality | None = None
+    provenance: Provenance | None = None
 
     def to_json(self) -> str:
-        """Renders everything as JSON."""
+        """Renders everything as JSON; what varies from run to run is under ``run``."""
         sides = {"before": self.before.as_data(), "after": self.after.as_data()}
         data = asdict(self) | sides | {"speedup": speedups(self.before, self.after)}
-        return json.dumps(data, indent=2) + "\n"
+        return json.dumps(varying_apart(data), indent=2) + "\n"
 
     def render(self) -> RenderableType:
         """Returns the before/after table with its conditions, for a rich console."""

@@ -164,7 +164,7 @@ def composed(slim: Slim | SlimOnnx, current: BaseProgram, later: Plan) -> Plan:
                 why="it cuts what only belongs apart since the first plan",
                 hint="prune in one round, or write the model out in between",
             )
-    return plan
+    return plan.noted(program)
 
 
 def _layers_left(slim: Slim | SlimOnnx, later: Plan, stack: Structure) -> Units | None:

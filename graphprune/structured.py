@@ -262,7 +262,7 @@ def _streamed(
         state=state,
     )
     sizes = {name: program.by_name[name].size for name in treatment.units}
-    plan = Plan(program.fingerprint, treatment.units, sizes)
+    plan = Plan(program.fingerprint, treatment.units, sizes).noted(program)
     return Repaired(apply_weights(program, new), plan, tuple(treatment.layers), untouched)
 
 

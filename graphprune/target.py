@@ -16,6 +16,9 @@ from graphprune.recipe import FORMATS, Recipe
 
 PLAN_FILE = "graphprune_plan.json"
 REPORT_FILE = "report.json"
+RECIPE_FILE = "recipe.yaml"
+COMPANIONS = {"plan": PLAN_FILE, "report": REPORT_FILE, "recipe": RECIPE_FILE}
+"""What lies beside a model; beside one that is a file, with its name in front."""
 
 Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
 FILES = {"onnx": "model.onnx", "onnx-decoder": "decoder.onnx", "pt2": "model.pt2"}
@@ -90,7 +93,7 @@ class Target:
         """Everything that is put in place; the model first."""
         if not self.single:
             return (self.path,)
-        return (self.path, *(self.path.with_name(self.name(kind)) for kind in ("plan", "report")))
+        return (self.path, *(self.path.with_name(self.name(kind)) for kind in COMPANIONS))
 
     def check_free(self) -> None:
         """Refuse an output that exists, unless it may and can be replaced without harm.
@@ -140,9 +143,9 @@ class Target:
         check_space(self.path, size * len(self.formats))
 
     def name(self, kind: str) -> str:
-        """File name of a format, of "plan" or "report"; of hf the directory itself."""
-        if kind in ("plan", "report"):
-            default = {"plan": PLAN_FILE, "report": REPORT_FILE}[kind]
+        """File name of a format or of one of `COMPANIONS`; of hf the directory itself."""
+        if kind in COMPANIONS:
+            default = COMPANIONS[kind]
             return f"{self.path.name}.{default}" if self.single else default
         if self.single:
             return self.path.name
@@ -166,8 +169,8 @@ class Target:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The plan or the report that belongs to a written directory or file."""
-    default = {"plan": PLAN_FILE, "report": REPORT_FILE}[kind]
+    """One of `COMPANIONS` that belongs to a written directory or file."""
+    default = COMPANIONS[kind]
     return path / default if path.is_dir() else path.with_name(f"{path.name}.{default}")
 
 

@@ -26,6 +26,7 @@ from graphprune.passes.scope import ALL, Candidate, Scope
 from graphprune.passes.score import Loss
 from graphprune.passes.shape import shape_counts
 from graphprune.plan import Plan
+from graphprune.plan_notes import ScoreSummary
 from graphprune.program import BaseProgram, Block, Structure
 from graphprune.selector import bind_all, named
 
@@ -119,11 +120,21 @@ def select(
         # Sizes and costs don't depend on which units stay, so that planning on shapes is useful.
         warnings.warn("the weights have no values (meta device): units tie, the first ones stay",
                       stacklevel=2)  # fmt: skip
-    return Plan(
+    plan = Plan(
         program.fingerprint,
         {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
+    return plan.noted(program, _summed_up(chosen, counts))
+
+
+def _summed_up(chosen: Mapping[str, Choice], counts: Counts) -> dict[str, ScoreSummary]:
+    """The scores of what was chosen by them; sets that a score chooses have none of their own."""
+    return {
+        name: ScoreSummary.of(choice.price, len(choice.price) - counts[name])
+        for name, choice in chosen.items()
+        if isinstance(choice, Ranked)
+    }
 
 
 def check_goal(

@@ -9,12 +9,12 @@ import torch
 
 from graphprune.errors import EvaluationError, PlanError, RecipeError
 from graphprune.evaluate import check_causal
-from graphprune.onnx_program import OnnxProgram, SlimOnnx
+from graphprune.onnx_program import SlimOnnx
 from graphprune.passes.random_score import Random
 from graphprune.passes.select import select
-from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.progress import Note
+from graphprune.pruning import uncut
 from graphprune.quality.conditions import QUALITY, SIZES, ask_for, check_conditions, parse_all
 from graphprune.quality.measuring import unmeasurable
 from graphprune.quality.remarks import deep_cuts
@@ -90,15 +90,3 @@ def _deep_cuts(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
     except PlanError:  # said where the plan is made
         return ()
     return deep_cuts(recipe, uncut(program, plan))
-
-
-def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
-    """The slim model before anything is cut: all that a plan says of sizes.
-
-    Raises:
-        PlanError: the plan was made for another model.
-    """
-    if isinstance(program, OnnxProgram):
-        return SlimOnnx(program, plan)
-    assert isinstance(program, Program)
-    return Slim(program, plan, plan.bind(program))

@@ -24,6 +24,7 @@ def test_compile_writes_all_formats_and_nothing_else(compiled: Path) -> None:
         "model.onnx",
         "model.pt2",
         "graphprune_plan.json",
+        "recipe.yaml",
         "report.json",
     }
     assert tree(compiled.parent) == ["slim", *sorted(f"slim/{name}" for name in written)]
@@ -46,8 +47,8 @@ def test_the_report_says_what_the_files_are(compiled: Path, dense: Path) -> None
     assert report["source"] == str(dense)
     assert 0 <= report["max_abs_error"] < 1e-9
     for side in ("before", "after"):
-        assert report[side]["torch"]["seconds"] > 0
-        assert report[side]["onnxruntime"]["seconds"] > 0
+        assert report["run"]["latency"][side]["torch"]["seconds"] > 0
+        assert report["run"]["latency"][side]["onnxruntime"]["seconds"] > 0
         assert report[side]["perplexity"]["windows"] == 8
 
 
@@ -63,6 +64,7 @@ def test_compile_prints_a_table(
     assert tree(output.parent) == [
         "slim.pt2",
         "slim.pt2.graphprune_plan.json",
+        "slim.pt2.recipe.yaml",
         "slim.pt2.report.json",
     ]
     assert run("verify", output).code == 0
@@ -75,7 +77,7 @@ def test_json_is_nothing_but_json_and_a_dry_run_writes_nothing(
     result = run("compile", dense, "-o", output, "--target", "params=36912", "--dry-run", "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert report["outputs"] == []
+    assert report["run"]["outputs"] == []
     assert report["after"]["parameters"] == 36_912
     assert tree(tmp_path) == []
 
@@ -194,5 +196,6 @@ def test_overwriting_ones_own_output(
         "slim",
         "slim/graphprune_plan.json",
         "slim/model.pt2",
+        "slim/recipe.yaml",
         "slim/report.json",
     ]

@@ -31,10 +31,11 @@ def test_what_is_written(slim: Path) -> None:
     assert tree(slim.parent) == [
         "slim.onnx",
         "slim.onnx.graphprune_plan.json",
+        "slim.onnx.recipe.yaml",
         "slim.onnx.report.json",
     ]
     report = json.loads((slim.parent / "slim.onnx.report.json").read_text())
-    assert report["outputs"] == [str(slim)]
+    assert report["run"]["outputs"] == [str(slim)]
     assert report["kept"] == {"kv_heads": [4, 9], "layers": [2, 3]}
 
 

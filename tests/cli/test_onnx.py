@@ -15,6 +15,7 @@ from torch import nn
 
 import graphprune as gp
 from cli.helpers import Result, tree
+from plan_files import units
 
 HIDDEN = 12
 
@@ -109,8 +110,8 @@ def test_rounds(run: Callable[..., Result], source: Path, tmp_path: Path) -> Non
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value)
     kept = json.loads(Path(f"{both}.graphprune_plan.json").read_text())["structures"]
-    ((units,),) = [list(entry.values())[-1:] for entry in kept.values()]
-    np.testing.assert_array_equal(found["w1"], tensors(source)["w1"][units])
+    (entry,) = kept.values()
+    np.testing.assert_array_equal(found["w1"], tensors(source)["w1"][units(entry["kept"])])
     assert run("verify", both).code == 0
 
 

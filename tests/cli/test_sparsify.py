@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import graphprune.compiler
 from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
 from graphprune.errors import VerifyError
+from plan_files import units
 
 ROOT = Path(__file__).parents[2]
 LINEARS = [
@@ -173,11 +174,12 @@ def test_structures_go_first_and_then_weights_in_every_format(
         "slim/graphprune_plan.json",
         "slim/model.onnx",
         "slim/model.pt2",
+        "slim/recipe.yaml",
         "slim/report.json",
     ]
     report = json.loads((output / "report.json").read_text())
     plan = json.loads((output / "graphprune_plan.json").read_text())
-    (layer,) = plan["structures"]["model.layers"]["kept"]
+    (layer,) = units(plan["structures"]["model.layers"]["kept"])
     treated = [name for name in linears(range(1)) if "o_proj" not in name]
     assert [e["parameter"] for e in report["masks"]["layers"]] == treated
     assert report["masks"]["skipped"]["model.layers.0.self_attn.o_proj.weight"] == "excluded"
@@ -461,6 +463,7 @@ def test_a_failure_keeps_what_was_done_for_the_same_run(
     assert tree(tmp_path / "out") == [
         "slim.pt2",
         "slim.pt2.graphprune_plan.json",
+        "slim.pt2.recipe.yaml",
         "slim.pt2.report.json",
     ]
 

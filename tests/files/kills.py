@@ -68,6 +68,7 @@ def compiled(slim: Any, output: Path, *formats: str) -> Act:
             for form in target.formats:
                 slim.save(staged / target.name(form), form)
             slim.plan.save(staged / target.name("plan"))
+            (staged / target.name("recipe")).write_text(f"{output.name}: {formats}")
             text = slim.plan.to_json().upper()  # the report has times
             (staged / target.name("report")).write_text(text, encoding="utf-8")
 

@@ -22,6 +22,7 @@ from cli.helpers import tree
 from graphprune import onnx_program, onnx_tensors
 from graphprune.onnx_program import SlimOnnx, load_onnx
 from onnx_graphs import graph, initialisers, planned, run, weights, written
+from plan_files import units
 
 KEEP = [0, 2, 3, 6]
 A, C = weights(50, 8), weights(8, 3)
@@ -34,7 +35,7 @@ TEXT = f"g (float[N,50] x) => (float[N,3] y) {{ {BODY} }}"
 def expected(file, a=A, x=X):
     """What the slim file of such a model has to compute, from its plan."""
     plan = json.loads(Path(f"{file}.graphprune_plan.json").read_text())
-    (kept,) = (entry["kept"] for entry in plan["structures"].values())
+    (kept,) = (units(entry["kept"]) for entry in plan["structures"].values())
     return np.maximum(x @ a[:, kept], 0) @ C[kept]
 
 

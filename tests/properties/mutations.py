@@ -18,8 +18,8 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 ODD = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 2**31, 2**62, 2**63, 2**64, -(2**63), 10**30, 0.5,
     1.0, -0.0, 1e308, float("nan"), float("inf"), "", "0", "0123", "nan", "*", "ffn", "a" * 256,
-    "\x00", "é", "\ud800", "../x", [], [[]], [0], [0, 0], [1, 0], [0.5, 1.7], {}, {"kept": []},
-    {"": None},
+    "0-3", "3-0", "0, 2, 5-7", "0-5, 3", "\x00", "é", "\ud800", "../x", [], [[]], [0], [0, 0],
+    [1, 0], [0.5, 1.7], ["0-1", "0-1"], {}, {"kept": []}, {"": None},
 )  # fmt: skip
 """Values that stand where others belong."""
 

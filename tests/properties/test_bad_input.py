@@ -18,6 +18,7 @@ from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import Text
 from graphprune.samples.sources import read
 from onnx_graphs import graph, weights, written
+from plan_files import units
 from properties.mutations import changed_bytes, changed_data, changed_model, json_text
 
 RECIPES = [yaml.safe_load(text) for text in (
@@ -109,11 +110,12 @@ def test_changed_plans(program):
             continue
         said = json.loads(text)
         assert set(said) == {"schema", "fingerprint", "structures"}
-        assert said["schema"] == 1
+        assert said["schema"] == 2
         for name, entry in said["structures"].items():
-            assert set(entry) <= {"kept", "size"}
+            assert set(entry) <= {"role", "size", "count", "kept", "parameters", "scores"}
             assert entry.get("size", 8) == 8
-            assert repr(list(found.kept_units[name])) == repr(entry["kept"])  # 1, not True or 1.0
+            assert repr(entry["count"]) == repr(len(found.kept_units[name]))  # 1, not True or 1.0
+            assert list(found.kept_units[name]) == units(entry["kept"])
         assert set(found.kept_units) == set(said["structures"])
         read_back += 1
     assert 0 < read_back < 100

@@ -203,7 +203,7 @@ def test_62_a_plan_is_plain_json(tmp_path):
     assert data.keys() == {"schema", "fingerprint", "structures"}
     assert "torch" not in json.dumps(data)
     for entry in data["structures"].values():
-        assert entry.keys() == {"size", "kept"}
+        assert entry.keys() == {"role", "size", "count", "kept", "parameters", "scores"}
 
 
 @torch.library.custom_op("regressions::mixed", mutates_args=())

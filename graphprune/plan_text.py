@@ -1,0 +1,58 @@
+"""Plans as JSON text that people can read: a few lines for each structure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from graphprune.errors import PlanError
+from graphprune.plan_json import SCHEMA
+from graphprune.plan_notes import Notes
+from graphprune.plan_ranges import ranges_text
+
+if TYPE_CHECKING:
+    from graphprune.plan import Plan, Units
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as `graphprune.plan_json.parse_plan` reads it; the same text for the same plan.
+
+    Raises:
+        PlanError: it keeps another number of units in every outer unit, which no model can have.
+    """
+    entries = [
+        f"  {json.dumps(name)}: {{\n{_lines(plan, name, units)}\n  }}"
+        for name, units in plan.kept_units.items()
+    ]
+    inside = "{\n" + ",\n".join(entries) + "\n }" if entries else "{}"
+    head = f'{{\n "schema": {SCHEMA},\n "fingerprint": {json.dumps(plan.fingerprint)},\n'
+    return f'{head} "structures": {inside}\n}}'
+
+
+def _lines(plan: Plan, name: str, units: Units) -> str:
+    return ",\n".join(f"   {json.dumps(key)}: {text}" for key, text in _entries(plan, name, units))
+
+
+def _entries(plan: Plan, name: str, units: Units) -> Iterator[tuple[str, str]]:
+    """Keys and their values as JSON text."""
+    notes = plan.notes.get(name, Notes())
+    rows: list[Any] = list(units) if units and isinstance(units[0], tuple) else [units]
+    if len({len(row) for row in rows}) > 1:
+        raise PlanError("every list must keep the same number of units", where=name)
+    if notes.role:
+        yield "role", json.dumps(notes.role)
+    if name in plan.sizes:
+        yield "size", json.dumps(int(plan.sizes[name]))
+    yield "count", json.dumps(len(rows[0]))
+    if rows[0] is units:
+        yield "kept", json.dumps(ranges_text(units))
+    else:
+        listed = ",\n".join(f"    {json.dumps(ranges_text(row))}" for row in rows)
+        yield "kept", f"[\n{listed}\n   ]"
+    if notes.parameters:
+        yield "parameters", json.dumps(notes.parameters)
+    if notes.scores is not None:
+        taken = {key: value for key, value in asdict(notes.scores).items() if value is not None}
+        yield "scores", json.dumps(taken)
