@@ -15,7 +15,6 @@ from graphprune.recipe import Recipe
 from graphprune.report import Report
 from graphprune.samples import Samples
 from graphprune.samples.generated import SELF
-from graphprune.samples.tokens import evaluated_source
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ class Making:
         names: list[str | None] = [recipe.plan]
         if self.used:
             names += wanted.sources or [one.source for one in self.used.values()]
-        if report.before.perplexity is not None:
-            names.append(evaluated_source(wanted))
-        if self.used or report.before.perplexity is not None:
+        names += report.before.perplexities
+        if self.used or report.before.perplexities:
             names.append(wanted.tokenizer)
         return list(dict.fromkeys(name for name in names if name is not None))
 

@@ -77,14 +77,16 @@ def _calibration(recipe: Recipe, making: Making) -> dict[str, Any]:
     sources = {one.source for one in making.used.values()}
     if wanted.data is None and len(sources) == 1:
         (source,) = sources
-        if source in (*OWN_TEXTS, SELF, wanted.text):
+        if source in (*OWN_TEXTS, SELF, *(wanted.text or ())):
             data["data"] = source
     if isinstance(wanted.data, dict):
         data["data"] = {
             name: part.model_dump(mode="json", exclude_none=True) | {"source": located(part.source)}
             for name, part in wanted.data.items()
         }
-    for key in ("data", "text", "tokenizer"):
+    if wanted.text:
+        data["text"] = [located(text) for text in wanted.text]
+    for key in ("data", "tokenizer"):
         if isinstance(data.get(key), str):
             data[key] = located(data[key])
     return {key: data[key] for key in type(wanted).model_fields if key in data}
