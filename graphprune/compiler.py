@@ -27,6 +27,7 @@ from graphprune.choosing import (
     with_score,
     without_surgery,
 )
+from graphprune.default_data import with_data
 from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
 from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
@@ -148,7 +149,8 @@ def _compile(
     if settled.removes:
         run.auto = settled.score.name == "auto"
         run.fallible = run.auto and settled.repair == "auto"
-        run.recipe = settled = with_score(settled, program, surgery=True)
+        run.recipe = with_score(settled, program, surgery=True)
+    run.recipe = settled = with_data(run.recipe, program)
     journal = None
     if target is not None and changes_weights(settled):
         facts = facts_of(settled, source)

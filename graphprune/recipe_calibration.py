@@ -81,6 +81,9 @@ class Calibration(Data):
             file, a directory, or ``module:function``; see `graphprune.samples`. A mapping is a
             mixture of token windows: names to sources, or sources to shares. None for `text`, or
             the built-in text.
+        general: Windows of general text (the built-in one, and what the model writes itself) beside
+            each window of a text that is `data`, so that the model keeps what that text lacks.
+            None: 1 for what changes weights, and 0 for scores.
         text: What a language model's quality is measured on: ``builtin``, ``help`` or the path of a
             text or JSONL file, or several of them. None for `data` where that is text. One text
             alone is joined by a second of another kind; see `graphprune.samples.measured`.
@@ -99,6 +102,7 @@ class Calibration(Data):
     """
 
     data: Sources | None = None
+    general: Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=16)] | None = None
     text: Texts | None = None
     windows: Count | None = None
     length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None
@@ -114,6 +118,13 @@ class Calibration(Data):
     def _deviations_divide(self) -> Self:
         if any(value <= 0 for value in self.std or ()):
             raise ValueError("a standard deviation is positive")
+        return self
+
+    @model_validator(mode="after")
+    def _general_is_beside_a_text(self) -> Self:
+        if self.general is not None and not isinstance(self.data, str):
+            given = "is left out" if self.data is None else "is a mixture"
+            raise ValueError(f"'general' comes beside the text that is data, and data {given}")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, drawn
+from graphprune.calibration import BUILTIN, OWN_TEXTS, drawn
 from graphprune.inputs import inputs_of, is_causal
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration
@@ -19,7 +19,7 @@ from graphprune.samples.generated import SELF
 from graphprune.samples.handed import count_of, enough, for_graph
 from graphprune.samples.images import image_input, load_images
 from graphprune.samples.measured import measured_texts
-from graphprune.samples.mixture import generated_samples, mixed_samples, token_samples
+from graphprune.samples.mixture import generated_samples, mixed_samples, token_samples, with_general
 from graphprune.samples.own import own_samples
 from graphprune.samples.result import WEIGHTS, Amount, Samples
 from graphprune.samples.sources import read
@@ -67,7 +67,10 @@ def calibration_samples(
         length = wanted.length or row or window_length(program, wanted, amount.length)
         measured = measured_texts(program, wanted, content) if is_causal(program) else ()
         cut = Cut(count, length, needed=wanted.windows or 1)
-        return token_samples(program, content, source, wanted, seed, measured, cut)
+        own = token_samples(program, content, source, wanted, seed, measured, cut)
+        if not wanted.general or isinstance(content, Ids) or source in OWN_TEXTS:
+            return own
+        return with_general(program, own, wanted, seed, measured, tell)
     if isinstance(content, Own):
         return own_samples(program, inputs, content, source, wanted, count)
     notes: tuple[str, ...] = ()

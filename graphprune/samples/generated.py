@@ -80,17 +80,23 @@ def generate_windows(
     return torch.cat(parts)
 
 
+def can_write(program: BaseProgram) -> bool:
+    """Whether a model can write windows: whether it is a language model of transformers."""
+    able = getattr(program.module, "can_generate", None) if isinstance(program, Program) else None
+    return able is not None and is_causal(program) and bool(able())
+
+
 def _writer(program: BaseProgram) -> Any:
     """The module that can write, or the reason why there is none."""
-    module = program.module if isinstance(program, Program) else None
-    able = getattr(module, "can_generate", None)
-    if module is None or not is_causal(program) or able is None or not able():
+    if not can_write(program):
         raise LoadError(
             "the model can't write its own calibration data",
             where=f"calibration.data: {SELF}",
             why="only language models of transformers that continue a text can",
             hint="give data of the kind that the model reads",
         )
+    assert isinstance(program, Program)
+    module: Any = program.module
     if any(parameter.is_meta for parameter in module.parameters()):
         raise LoadError("the model has no weights to write calibration data with")
     return module

@@ -13,9 +13,11 @@ from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration, Part
 from graphprune.samples.contents import Ids, Text
 from graphprune.samples.fit import check_ids, checked, with_all_inputs
+from graphprune.samples.general import general_parts
 from graphprune.samples.generated import SELF, generate_windows
 from graphprune.samples.handed import for_graph
 from graphprune.samples.measured import Measured, left_to_calibrate, measured_texts
+from graphprune.samples.order import alternate
 from graphprune.samples.result import Amount, Samples
 from graphprune.samples.sources import read
 from graphprune.samples.suited import suited
@@ -144,8 +146,46 @@ def mixed_samples(
             found.append(generated_samples(program, count, length, seed, tell))
             continue
         found.append(_part(program, part, wanted, seed, measured, Cut(count, length)))
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(sum(s.count for s in found), generator=generator)
+    return _joined(found, length, seed)
+
+
+def with_general(
+    program: BaseProgram,
+    own: Samples,
+    wanted: Calibration,
+    seed: int,
+    measured: Sequence[Measured],
+    tell: Callable[[str], None],
+) -> Samples:
+    """Windows of a text and of general text beside it; see `general_parts`.
+
+    Args:
+        program: the dense model.
+        own: the windows of the text.
+        wanted: the section of the recipe; `Calibration.general` says how many come beside each.
+        seed: of the draws, and of the order.
+        measured: what is measured on, which is left out.
+        tell: told how far the model is that writes its own windows.
+    """
+    if not is_causal(program):
+        return own
+    assert own.length is not None and wanted.general is not None
+    parts = general_parts(program)
+    shares = [part.share or 0 for part in parts.values()]
+    counts = apportion(shares, round(wanted.general * own.count))
+    found = [own]
+    for part, count in zip(parts.values(), counts, strict=True):
+        cut = Cut(count, own.length)
+        if count and part.source == SELF:
+            found.append(generated_samples(program, count, own.length, seed, tell))
+        elif count:
+            found.append(_part(program, part, wanted, seed, measured, cut))
+    return _joined(found, own.length, seed)
+
+
+def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:
+    """Windows of several sources as one, in an order in which the sources take turns."""
+    order = alternate([s.count for s in found], seed)
     return Samples(
         data=torch.cat([s.data for s in found])[order],
         source=" + ".join(f"{s.count} of {s.source}" for s in found),

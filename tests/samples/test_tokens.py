@@ -45,7 +45,10 @@ def test_the_first_windows_of_two_texts(tmp_path, tokenizer, text):
     found = samples(llama(), **wanted)
     assert torch.equal(found.data, text_of(120)[1].view(6, 20))
     assert torch.equal(found.windows, found.data)
-    assert torch.equal(evaluation_windows(llama(), Calibration(**wanted), 0, Measured(other)), ids[:120].view(6, 20))
+    assert torch.equal(
+        evaluation_windows(llama(), Calibration(**wanted), 0, Measured(other)),
+        ids[:120].view(6, 20),
+    )
     assert (found.count, found.length, found.tokens, found.available) == (6, 20, 120, 150)
     assert (found.kind, found.in_domain, found.notes, found.seed) == ("text", False, (), None)
     assert found.described() == (
