@@ -169,7 +169,8 @@ def with_general(
     """
     if not is_causal(program):
         return own
-    assert own.length is not None and wanted.general is not None
+    assert own.length is not None
+    assert wanted.general is not None
     parts = general_parts(program)
     shares = [part.share or 0 for part in parts.values()]
     counts = apportion(shares, round(wanted.general * own.count))
