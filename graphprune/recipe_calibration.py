@@ -76,12 +76,12 @@ class Calibration(Data):
     """Where calibration data comes from, and how much of it is used.
 
     Attributes:
-        data: What is calibrated on: ``builtin`` text, ``self`` for windows that the model writes, a
-            file, a directory, or ``module:function``; see `graphprune.samples`. A mapping is a
-            mixture of token windows: names to sources, or sources to shares. None for `text`, or
-            the built-in text.
-        text: What a language model's perplexity is measured on: ``builtin`` (CPython's English
-            reference text) or the path of a text or JSONL file. None for `data` where that is text.
+        data: What is calibrated on: ``builtin`` for text of several kinds, ``help`` for CPython's
+            reference text, ``self`` for windows that the model writes, a file, a directory, or
+            ``module:function``; see `graphprune.samples`. A mapping is a mixture of token windows:
+            names to sources, or sources to shares. None for `text`, or the built-in text.
+        text: What a language model's perplexity is measured on: ``builtin``, ``help`` or the path
+            of a text or JSONL file. None for `data` where that is text.
         windows: Number of samples (windows of tokens, images, recordings), and of windows to
             measure perplexity on. None for as many as the work needs: 16 for scores and for the
             perplexity, 128 for what changes weights, or fewer where there are not so many.
