@@ -77,10 +77,11 @@ class Calibration(Data):
     """Where calibration data comes from, and how much of it is used.
 
     Attributes:
-        data: What is calibrated on: ``builtin`` text, ``self`` for windows that the model writes, a
-            file, a directory, or ``module:function``; see `graphprune.samples`. A mapping is a
-            mixture of token windows: names to sources, or sources to shares. None for `text`, or
-            the built-in text.
+        data: What is calibrated on: ``builtin`` for text of several kinds, ``help`` for CPython's
+            reference text, ``self`` for windows that the model writes, a file, a directory, or
+            ``module:function``; see `graphprune.samples`. A mapping is a mixture of token windows:
+            names to sources, or sources to shares. None for ``{builtin: 0.5, self: 0.5}`` in what
+            changes the weights of a language model, and else for the built-in text.
         general: Windows of general text (the built-in one, and what the model writes itself) beside
             each window of a text that is `data`, so that the model keeps what that text lacks.
             None: 1 for what changes weights, and 0 for scores.

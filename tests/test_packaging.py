@@ -8,9 +8,12 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
+from graphprune.samples.texts import builtin_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("graphprune", "kernels", "passes")
@@ -120,6 +123,18 @@ def test_the_wheel_runs_outside_of_the_checkout(installed, tmp_path):
     assert Path(printed.strip()).is_relative_to(installed.parent)
     version = runpy.run_path(str(ROOT / "graphprune" / "_version.py"))["__version__"]
     assert version in run(installed / "graphprune", "--version", cwd=tmp_path)
+
+
+def test_the_wheel_has_the_built_in_text(installed, tmp_path):
+    question = """
+from hashlib import sha256
+from graphprune.samples.texts import builtin_text
+from importlib.resources import files
+assert files("graphprune.samples.texts").joinpath("SOURCES.md").is_file()
+print(sha256(builtin_text().encode()).hexdigest())
+"""
+    printed = run(installed / "python", "-c", question, cwd=tmp_path)
+    assert printed.strip() == sha256(builtin_text().encode()).hexdigest()
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

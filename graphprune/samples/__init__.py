@@ -2,7 +2,8 @@
 
 A source is one of
 
-* ``builtin``, a text file, or a JSONL or JSON file of texts or token ids;
+* ``builtin`` (see `graphprune.samples.texts`), ``help`` (CPython's reference text), a text file, or
+  a JSONL or JSON file of texts or token ids;
 * a directory that ``datasets.save_to_disk`` wrote, with a column of text, token ids, images or
   recordings;
 * token ids in a ``.npy``, ``.npz`` or ``.safetensors`` file: ``[windows, length]`` or ``[tokens]``;
