@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
-from graphprune.axes import Atom
 from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError, LoadError
@@ -24,6 +22,7 @@ from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
 from graphprune.inputs import is_causal, tokenizer_of
 from graphprune.measure_onnx import measure_onnx
+from graphprune.measure_torch import latencies, usual_call, with_call
 from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
@@ -32,13 +31,13 @@ from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report
 from graphprune.rewrite.slim import Slim, apply
 from graphprune.samples.tokens import evaluation_windows, tokenizer_for
-from graphprune.timing import Latency
-from graphprune.verification_onnx import random_feeds
+from graphprune.workload import Example, feeds_at
 
 # Times the dense model's perplexity, from which on nobody would deploy a model as it is.
 RUINED = 10
 
-Example = tuple[tuple[Any, ...], dict[str, Any]]
+WINDOW = 512
+"""Tokens in a window of text that models on disk are evaluated on."""
 
 
 @one_at_a_time
@@ -65,12 +64,14 @@ def measured(
     program = dense if isinstance(dense, Program) else slim.program
     whole_model = _module(program)
     texts, notes = _evaluation_windows(recipe, program)
-    inputs = program.example if texts is None else ((), {"input_ids": texts[:2]})
-    sizes = _sizes(program, inputs)
-    macs = (program.costs.total(sizes).macs, slim.cost_at(sizes).macs)
-    latencies = evaluate.torch_latencies([whole_model, slim.module], *inputs)
-    before = replace(report.before, torch=replace(latencies[0], macs=macs[0]))
-    after = replace(report.after, torch=replace(latencies[1], macs=macs[1]))
+    call = usual_call(program, [whole_model, slim.module])
+    macs = [program.costs_at(call.workload).total().macs, slim.cost_at(call.workload).macs]
+    taken = latencies([call.of(whole_model), call.of(slim.module)])
+    before, after = (
+        replace(with_call(side, call, n), torch=replace(latency, macs=n))
+        for side, n, latency in zip((report.before, report.after), macs, taken, strict=True)
+    )
+    notes = (*call.notes, *notes)
     if texts is not None:
         before = replace(before, perplexity=evaluate.perplexity(whole_model, texts))
         after = replace(after, perplexity=evaluate.perplexity(slim.module, texts))
@@ -79,10 +80,10 @@ def measured(
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             whole = Path(folder) / "dense.onnx"
             apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
-            feeds = _feeds(onnx, inputs)
-            latencies = evaluate.onnx_latencies([whole, onnx], feeds)
-        before = replace(before, onnxruntime=replace(latencies[0], macs=macs[0]))
-        after = replace(after, onnxruntime=replace(latencies[1], macs=macs[1]))
+            feeds = _feeds(onnx, call.example)
+            taken = evaluate.onnx_latencies([whole, onnx], feeds)
+        before = replace(before, onnxruntime=replace(taken[0], macs=macs[0]))
+        after = replace(after, onnxruntime=replace(taken[1], macs=macs[1]))
     return replace(report, before=before, after=after, notes=(*report.notes, *notes))
 
 
@@ -97,13 +98,13 @@ def _ruined(dense: evaluate.Perplexity | None, slim: evaluate.Perplexity | None)
 
 
 def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
-    """Latencies of both files on the same random inputs."""
+    """Latencies of both files on the same random inputs, which their MACs are of too."""
     if file is None or find_spec("onnxruntime") is None:
         return report
     if weight_bytes(slim.program.model) > EXTERNAL_ABOVE:
         note = "no latency: ONNX Runtime would hold copies of more than 1 GiB; eval measures it"
         return replace(report, notes=(*report.notes, note))
-    feeds = random_feeds(slim.program)
+    feeds = feeds_at(slim.program, slim.program.workload)
     with slim.program.file() as dense:
         latencies = evaluate.onnx_latencies([dense, file], feeds)
     before, after = (
@@ -117,7 +118,7 @@ def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
 def measure_sources(
     sources: Sequence[str],
     text: str | None,
-    length: int,
+    length: int | None,
     count: int | None,
     progress: Callable[[str], None],
     threads: int | None = None,
@@ -130,7 +131,7 @@ def measure_sources(
     Args:
         sources: checkpoints, hub ids or ``.onnx`` files (of which no perplexity).
         text: where to take text from; None uses the built-in one for models that text suits.
-        length: tokens in a window.
+        length: tokens in a window, and of the input that is timed; None for 512 and 128.
         count: number of windows; None takes all.
         progress: told of each stage.
         threads: within an operator; None for PyTorch's number.
@@ -148,56 +149,38 @@ def measure_sources(
             programs[source] = load_traced(
                 source, trust=trust, allow_unused_weights=allow_unused_weights
             )
-    texts = _shared_windows(list(programs.values()), text, length, count)
+    texts = _shared_windows(list(programs.values()), text, length or WINDOW, count)
     modules = {source: _module(program) for source, program in programs.items()}
     suited = {s: texts is not None and (text is not None or is_causal(p)) for s, p in
               programs.items()}  # fmt: skip
     with _threads(threads):
         if programs:
             progress("measuring latency")
-        latencies = _latencies(programs, modules, texts if all(suited.values()) else None)
+        timed = _timed(programs, modules, length)
         files = [source for source in sources if source not in programs]
         found = dict(zip(files, measure_onnx(files, length, progress), strict=True))
-    for source, program in programs.items():
+    for source in programs:
         progress(f"measuring {source}")
-        cost = program.costs.total()
         perplexity = None
         if texts is not None and suited[source]:
             perplexity = evaluate.perplexity(modules[source], texts)
-        found[source] = Measures(
-            cost.params, cost.macs, torch=latencies[source], perplexity=perplexity
-        )
-    return [replace(found[s], bytes=_size(s, programs.get(s))) for s in sources]
+        found[source] = replace(timed[source], perplexity=perplexity)
+    return [replace(found[s], files=_size(s, programs.get(s))) for s in sources]
 
 
-def _latencies(
-    programs: Mapping[str, Program],
-    modules: Mapping[str, Callable[..., Any]],
-    texts: torch.Tensor | None,
-) -> dict[str, Latency]:
-    """Latencies of models, in turns: on text, or of each on its own example."""
-    inputs = {
-        source: program.example if texts is None else ((), {"input_ids": texts[:2]})
-        for source, program in programs.items()
-    }
-    calls = [partial(modules[s], *args, **kwargs) for s, (args, kwargs) in inputs.items()]
-    found = zip(programs.items(), evaluate.torch_latencies(calls), strict=True)
-    return {
-        source: replace(latency, macs=program.costs.total(_sizes(program, inputs[source])).macs)
-        for (source, program), latency in found
-    }
-
-
-def _sizes(program: Program, inputs: Example) -> dict[Atom, int]:
-    """Sizes of the dynamic axes of token ids, where a call has others than the example."""
-    given, ids = inputs[1].get("input_ids"), program.typing.values.get("input_ids")
-    if given is None or not ids:
-        return {}
-    return {
-        axis: size
-        for axis, size in zip(ids[0], given.shape, strict=True)
-        if isinstance(axis, Atom) and axis.size != size
-    }
+def _timed(
+    programs: Mapping[str, Program], modules: Mapping[str, Callable[..., Any]], length: int | None
+) -> dict[str, Measures]:
+    """Sizes of models and their latencies, in turns."""
+    calls = {s: usual_call(program, [modules[s]], length) for s, program in programs.items()}
+    taken = latencies([calls[s].of(modules[s]) for s in programs])
+    found = {}
+    for (source, program), latency in zip(programs.items(), taken, strict=True):
+        cost = program.costs_at(calls[source].workload).total()
+        one = Measures(cost.params, bytes=cost.bytes, notes=calls[source].notes)
+        timed = replace(latency, macs=cost.macs)
+        found[source] = replace(with_call(one, calls[source], cost.macs), torch=timed)
+    return found
 
 
 @contextmanager
@@ -229,10 +212,10 @@ def _shared_windows(
     return windows(tokenizer, read_text(text or BUILTIN), length=length, count=count)
 
 
-def _size(source: str, program: Program | None) -> int:
-    """Bytes on disk; of what a factory makes, in memory."""
+def _size(source: str, program: Program | None) -> int | None:
+    """Bytes on disk; None for what a factory makes."""
     if program is not None and is_factory(source):
-        return program.costs.total().bytes
+        return None
     return evaluate.size_on_disk(_path_of(source, program))
 
 
