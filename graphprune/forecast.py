@@ -108,5 +108,5 @@ def about_size(size: float) -> str:
 def _rounded(value: float) -> int:
     """A number to one digit, or two where the first is 1."""
     power = math.floor(math.log10(max(value, 1)))
-    step = 10 ** max(0, power - (value < 2 * 10**power))
+    step = int(10 ** max(0, power - int(value < 2 * 10**power)))
     return round(value / step) * step

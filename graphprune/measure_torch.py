@@ -8,14 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
-from graphprune.masked import input_names
 from graphprune.program import Program
 from graphprune.report import Measures
 from graphprune.timing import Latency
-from graphprune.workload import Example, Workload, example_at, workload_of
+from graphprune.workload import Example, Workload, example_at, traced_workload, workload_of
 
 Module = Callable[..., Any]
 
@@ -55,7 +53,7 @@ def usual_call(program: Program, modules: Sequence[Module], length: int | None =
             for module in modules:
                 call.of(module)()
     except Exception as error:  # whatever somebody's code says to other sizes
-        traced = _traced(program)
+        traced = traced_workload(program)
         if traced == usual:
             raise
         note = (
@@ -75,10 +73,3 @@ def with_call(measures: Measures, call: Call, macs: int) -> Measures:
     """A model's numbers with the input that they are of."""
     shapes = dict(call.workload.shapes)
     return replace(measures, macs=macs, input=str(call.workload), inputs=shapes)
-
-
-def _traced(program: Program) -> Workload:
-    leaves = pytree.tree_leaves(program.example)
-    pairs = zip(input_names(program.exported), leaves, strict=True)
-    shapes = {name: tuple(leaf.shape) for name, leaf in pairs if isinstance(leaf, torch.Tensor)}
-    return Workload(shapes, program.workload.tokens)

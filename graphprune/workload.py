@@ -72,6 +72,17 @@ def workload_of(program: BaseProgram, length: int | None = None) -> Workload:
     return Workload(shapes, bool(found) and all(i.is_tokens for i in found))
 
 
+def traced_workload(program: BaseProgram) -> Workload:
+    """The input that a program was traced with, or the first example of an ONNX file."""
+    if isinstance(program, OnnxProgram):
+        shapes = {name: program.known[name].shapes[0] for name in program.workload.shapes}
+    else:
+        assert isinstance(program, Program)
+        pairs = zip(_names(program), pytree.tree_leaves(program.example), strict=True)
+        shapes = {name: tuple(x.shape) for name, x in pairs if isinstance(x, torch.Tensor)}
+    return Workload(shapes, program.workload.tokens)
+
+
 def sizes_at(program: BaseProgram, workload: Workload) -> dict[Atom, int]:
     """Sizes of the axes that have others in a call than in the program's example."""
     shapes: Mapping[str, Sequence[Sequence[int]]]

@@ -119,8 +119,8 @@ class Slim:
 
     def cost_at(self, workload: Workload) -> Cost:
         """The cost for another input than the usual one."""
-        program, usual = self.program, workload == self.program.workload
-        costs = program.costs if usual else program.costs_at(workload)
+        program = self.program
+        costs = program.costs if workload == program.workload else program.costs_at(workload)
         blocks = [b for cut in self.selection.cuts.values() for b in cut]
         return costs.of(self.selection.keep, blocks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -38,7 +39,8 @@ def test_the_nearest_below(gqa: Program, budget: float, align: int | str) -> Non
         return
     nearest = max(n for n in reachable if n <= wanted)
     plan = select(gqa, target={"params": budget}, align=align, score="random", notes=notes)
-    reached = sum(p.numel() for p in gp.apply(gqa, plan).module.parameters())
+    kept = plan.kept(gqa)
+    reached = sum(math.prod(map(len, kept[n])) for n in kept if n in gqa.trainable)
     assert 0.995 * nearest <= reached <= wanted
     assert any(f"rounded down to {reached:,}" in n for n in notes) == (reached < 0.995 * wanted)
 
