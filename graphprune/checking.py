@@ -32,6 +32,11 @@ def check_weights(program: BaseProgram) -> None:
             )
 
 
+def has_weights(program: BaseProgram) -> bool:
+    """Whether the weights have values, which plans for sizes alone don't need."""
+    return not any(program.weights[name].is_meta for name in program.trainable)
+
+
 def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
     """Parts of a tensor, so that what is computed from it isn't as large as it is."""
     rows = weight.detach().reshape(weight.shape or (1,))

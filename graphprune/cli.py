@@ -118,7 +118,13 @@ def _compile(
     uniform: Annotated[
         bool | None, typer.Option("--uniform/--global", help="Per layer, or over all layers.")
     ] = None,
-    align: Annotated[int | None, typer.Option(help="Kept sizes are multiples of this.")] = None,
+    align: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER|NAME",
+            help="Widths are multiples of this: 64, gpu (64), ort (16), gguf (256), ffn=gguf.",
+        ),
+    ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
@@ -298,7 +304,12 @@ def _eval(
     ],
     against: Annotated[str | None, typer.Option(help="Another model beside it.")] = None,
     text: Text = None,
-    length: Annotated[int, typer.Option(min=2, help="Tokens; open sizes of ONNX files.")] = 512,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Tokens, open sizes of ONNX files; default: 512 of text, 128 for latency."
+        ),
+    ] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="Windows of each text; default: all, of ours 64.")
     ] = None,
@@ -312,9 +323,9 @@ def _eval(
 ) -> None:
     """Measure perplexity, latency, parameters and size.
 
-    With --against, calls of both models are timed in turns, and the share of the ideal speed-up is
-    the ratio of their times divided by the ratio of their multiply-accumulates. Where text suits
-    them, their predictions are compared too.
+    Multiply-accumulates and latency are of one sample. With --against, calls of both models are
+    timed in turns, and the share of the ideal speed-up is the ratio of their times divided by the
+    ratio of their multiply-accumulates. Where text suits them, their predictions are compared too.
     """
     sources = [model] if against is None else [against, model]
     with _progress() as progress:

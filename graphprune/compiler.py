@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from graphprune.checking import check_weights
+from graphprune.checking import check_weights, has_weights
 from graphprune.choosing import (
     changes_weights,
     check_structures,
@@ -28,12 +28,15 @@ from graphprune.choosing import (
     without_surgery,
 )
 from graphprune.default_data import with_data
+from graphprune.dry_run import check_surgery, forecast, sizes_are_known, with_output
 from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
+from graphprune.figures import measures_of, with_files
 from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.frontends import load
 from graphprune.frontends.fit import unused_note
 from graphprune.frontends.module import trace
+from graphprune.goals import rounding_notes
 from graphprune.making import Making
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
@@ -50,7 +53,7 @@ from graphprune.quality.early import check_measurable, with_sizes
 from graphprune.recipe import Recipe
 from graphprune.recording import record
 from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
-from graphprune.report import Measures, Report
+from graphprune.report import Report
 from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
 from graphprune.rewrite.slim import Slim
@@ -115,6 +118,8 @@ def compile(
         usable(output, EmitError)
     settled = with_formats(_settle(recipe, formats, seed), source, output)
     reads = read_by(source, recipe, settled, weights)
+    if dry_run and output is not None:
+        settled = with_output(settled, output, overwrite, reads)
     target = None if dry_run else Target.of(output, settled, overwrite, reads)
     claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
     with claim as target, reading(mapped_from(source, weights)) as sources:
@@ -143,7 +148,7 @@ def _compile(
     check_structures(program, settled)
     check_masks(program, settled)
     check_measurable(program, settled, run.progress)
-    if not dry_run:
+    if not dry_run or has_weights(program):
         with run.stage("checking weights"):
             check_weights(program)
     if settled.removes:
@@ -174,8 +179,8 @@ def _compile(
         report = Report(
             source=shown(source),
             weights=None if weights is None else str(Path(weights).absolute()),
-            before=Measures.of(program.costs.total()),
-            after=Measures.of(slim.cost),
+            before=measures_of(program, program.costs.total()),
+            after=measures_of(slim.program, slim.cost),
             kept=kept_units(slim),
             score=run.recipe.score.name if settled.removes and not settled.plan else None,
             native=native,
@@ -183,6 +188,7 @@ def _compile(
                 *unused_note(program),
                 *notes,
                 *run.notes,
+                *rounding_notes(program, run.recipe, plan),
                 *found.notes,
                 *(run.samples.notes if run.samples else ()),
             ),
@@ -192,7 +198,7 @@ def _compile(
         )
         report = with_sizes(report, settled, slim)
         if target is None:
-            return report
+            return forecast(report, run.recipe, program, slim)
         return run.write(program, found.program, plan, report, target, journal)
 
 
@@ -263,10 +269,10 @@ class _Run:
 
     def narrow(self, program: BaseProgram, journal: Journal | None, dry_run: bool) -> Repaired:
         """The plan, and the dense program with weights that suit it."""
-        if dry_run and self.recipe.operates and self.recipe.uniform:
-            # How many stay of a width doesn't depend on which do.
+        if dry_run and self.recipe.operates and self.recipe.rounds == 1:
             counted = self._select(program, self._goal(program), None, Random())
-            if not counted.bind(program).cuts:
+            check_surgery(program, self.recipe, counted, auto=self.auto)
+            if sizes_are_known(program, self.recipe, counted):
                 return Repaired(program, counted, (), {})
         data = None
         if self.recipe.operates or (self.recipe.repairs and not dry_run):
@@ -375,6 +381,7 @@ class _Run:
             normalize=recipe.normalize,
             seed=recipe.seed,
             calibration=calibration,
+            notes=[],
         )
 
     def write(
@@ -428,6 +435,7 @@ class _Run:
                 report = with_places(report, file, name, slim)
             if "hf" in target.formats:
                 report = form_written(report, staged, self.recipe)
+            report = with_files(report, dense, staged / target.name(target.formats[0]))
             with self.stage("measuring"):
                 onnx = staged / target.name("onnx") if "onnx" in target.formats else None
                 report = measured(report, self.recipe, slim, onnx, staged, dense, self.progress)

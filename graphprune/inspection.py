@@ -28,6 +28,8 @@ def as_data(program: BaseProgram) -> dict[str, Any]:
         "params": cost.params,
         "macs": cost.macs,
         "bytes": cost.bytes,
+        "input": str(program.workload),
+        "inputs": dict(program.workload.shapes),
         "structures": [{key: getattr(s, key) for key in FIELDS} for s in program.structures],
         "frozen": [
             {"parameter": name, "dimension": dim, "reason": reason}
@@ -43,7 +45,10 @@ def as_text(program: BaseProgram) -> RenderableType:
     from rich.text import Text
 
     cost = program.costs.total()
-    head = f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes"
+    head = (
+        f"{cost.params:,} parameters, {cost.macs:,} MACs ({program.workload}), "
+        f"{cost.bytes:,} bytes of weights"
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("role")
     table.add_column("structures", overflow="fold")
@@ -52,9 +57,9 @@ def as_text(program: BaseProgram) -> RenderableType:
     prunable = [s for s in program.structures if s.prunable]
     prunable.sort(key=lambda s: s.role)
     prunable += program.sublayers
-    for group in _alike(prunable, lambda s: (_pattern(s.name), s.role, s.size, s.params, s.macs)):
+    for group in _alike(prunable, lambda s: (pattern(s.name), s.role, s.size, s.params, s.macs)):
         numbers = (f"{value:,}" for value in (group[0].size, group[0].params, group[0].macs))
-        table.add_row(group[0].role or "-", _span([s.name for s in group]), *numbers)
+        table.add_row(group[0].role or "-", span([s.name for s in group]), *numbers)
     return Group(Text(head), table, *(Text(line) for line in _frozen_lines(program)))
 
 
@@ -157,8 +162,8 @@ def _others(structure: Structure, parameter: str, dim: int) -> list[str]:
 
 def _sharers(places: Sequence[str], most: int = 8) -> list[str]:
     """One line that names who shares an axis, layers that differ only in a number together."""
-    groups = _alike(dict.fromkeys(places), lambda p: (_pattern(p), p.rpartition(":")[2]))
-    spans = [_span(group) for group in groups]
+    groups = _alike(dict.fromkeys(places), lambda p: (pattern(p), p.rpartition(":")[2]))
+    spans = [span(group) for group in groups]
     more = f" and {len(spans) - most} more" if len(spans) > most else ""
     return [f"    shared with {', '.join(spans[:most])}{more}"] if spans else []
 
@@ -183,13 +188,13 @@ def _frozen_lines(program: BaseProgram) -> list[str]:
         if program.aliases.get(name, name) in program.trainable
     ]
     lines = ["frozen:"] if frozen else []
-    for same in _alike(frozen, lambda place: _pattern(place[2])):
+    for same in _alike(frozen, lambda place: pattern(place[2])):
         spans = [
-            f"{_span([name for name, _, _ in group])}:{group[0][1]}"
-            for group in _alike(same, lambda place: (_pattern(place[0]), place[1]))
+            f"{span([name for name, _, _ in group])}:{group[0][1]}"
+            for group in _alike(same, lambda place: (pattern(place[0]), place[1]))
         ]
         shown = ", ".join(spans[:4]) + (f" and {len(spans) - 4} more" if spans[4:] else "")
-        lines.append(f"  {shown}: {_span([reason for _, _, reason in same])}")
+        lines.append(f"  {shown}: {span([reason for _, _, reason in same])}")
     return lines
 
 
@@ -201,11 +206,12 @@ def _alike(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[It
     return list(groups.values())
 
 
-def _pattern(name: str) -> str:
+def pattern(name: str) -> str:
+    """A name without its numbers, which alike layers share."""
     return re.sub(r"\d+", "*", name)
 
 
-def _span(names: Sequence[str]) -> str:
+def span(names: Sequence[str]) -> str:
     """One name for several that differ in numbers: ``model.layers.{0..29}.mlp``."""
     if len(names) == 1:
         return names[0]

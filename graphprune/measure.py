@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune import evaluate
-from graphprune.axes import Atom
 from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError
 from graphprune.exclusive import alone, one_at_a_time
@@ -24,6 +22,7 @@ from graphprune.frontends import load_traced
 from graphprune.frontends.factory import is_factory
 from graphprune.inputs import is_causal
 from graphprune.measure_onnx import measure_onnx
+from graphprune.measure_torch import latencies, usual_call, with_call
 from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
 from graphprune.plan import Plan
@@ -45,12 +44,13 @@ from graphprune.recipe import Recipe
 from graphprune.report import Measures, Report, comparison, speedups
 from graphprune.rewrite.slim import Slim, apply
 from graphprune.timing import Latency
-from graphprune.verification_onnx import random_feeds
+from graphprune.workload import Example, feeds_at
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Example = tuple[tuple[Any, ...], dict[str, Any]]
+WINDOW = 512
+"""Tokens in a window of text that models on disk are evaluated on."""
 
 
 @one_at_a_time
@@ -86,13 +86,9 @@ def measured(
             report = _measured_onnx(report, slim, onnx)
     else:
         program = dense if isinstance(dense, Program) else slim.program
-        report, windows = _with_quality(report, recipe, program, slim, progress)
-        inputs = program.example if windows is None else ((), {"input_ids": windows[:2]})
-        with attempted("latency in PyTorch", notes):
-            report = _timed(report, program, slim, inputs)
-        if onnx is not None and find_spec("onnxruntime") is not None:
-            with attempted("latency in ONNX Runtime", notes):
-                report = _timed_files(report, program, slim, inputs, onnx, scratch)
+        report = _with_quality(report, recipe, program, slim, progress)
+        with attempted("latency", notes):
+            report = _with_latencies(report, program, slim, onnx, scratch)
     check_conditions(parse_all(recipe.fail_if), report.before, report.after, report.quality)
     return replace(report, notes=(*report.notes, *notes))
 
@@ -103,8 +99,8 @@ def _with_quality(
     program: Program,
     slim: Slim,
     progress: Callable[[str], None],
-) -> tuple[Report, torch.Tensor | None]:
-    """What texts say of both models, and the windows of the first text, if there is one."""
+) -> Report:
+    """What texts say of both models."""
     wanted = recipe.calibration
     notes: list[str] = []
     with attempted("quality", notes):
@@ -113,7 +109,7 @@ def _with_quality(
             # Of models that were never meant to be measured on text it goes without saying.
             if is_causal(program) or (wanted.text is not None and not recipe.needs_data):
                 notes.append(f"no perplexity: {why}")
-            return replace(report, notes=(*report.notes, *notes)), None
+            return replace(report, notes=(*report.notes, *notes))
     models = (_module(program), slim.module)
     needed = ask_for(parse_all(recipe.fail_if), QUALITY)
     found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
@@ -124,49 +120,48 @@ def _with_quality(
         after=replace(report.after, perplexities=found.slim),
         quality=found.quality,
         notes=(*report.notes, *remarks, *notes, *found.notes),
-    ), found.windows
-
-
-def _timed(report: Report, program: Program, slim: Slim, inputs: Example) -> Report:
-    """Latencies of both modules on the same inputs."""
-    latencies = evaluate.torch_latencies([_module(program), slim.module], *inputs)
-    macs = _macs(program, slim, inputs)
-    return replace(
-        report,
-        before=replace(report.before, torch=replace(latencies[0], macs=macs[0])),
-        after=replace(report.after, torch=replace(latencies[1], macs=macs[1])),
     )
 
 
-def _timed_files(
-    report: Report, program: Program, slim: Slim, inputs: Example, onnx: Path, scratch: Path
+def _with_latencies(
+    report: Report, program: Program, slim: Slim, onnx: Path | None, scratch: Path
 ) -> Report:
+    """MACs of the usual call, and latencies of both models with it, in all runtimes."""
+    notes: list[str] = []
+    modules = (_module(program), slim.module)
+    call = usual_call(program, modules)
+    macs = (program.costs_at(call.workload).total().macs, slim.cost_at(call.workload).macs)
+    before = with_call(report.before, call, macs[0])
+    after = with_call(report.after, call, macs[1])
+    with attempted("latency in PyTorch", notes):
+        taken = latencies([call.of(module) for module in modules])
+        before = replace(before, torch=replace(taken[0], macs=macs[0]))
+        after = replace(after, torch=replace(taken[1], macs=macs[1]))
+    if onnx is not None and find_spec("onnxruntime") is not None:
+        with attempted("latency in ONNX Runtime", notes):
+            taken = _onnx_latencies(program, call.example, onnx, scratch)
+            before = replace(before, onnxruntime=replace(taken[0], macs=macs[0]))
+            after = replace(after, onnxruntime=replace(taken[1], macs=macs[1]))
+    notes = [*call.notes, *notes]
+    return replace(report, before=before, after=after, notes=(*report.notes, *notes))
+
+
+def _onnx_latencies(program: Program, example: Example, onnx: Path, scratch: Path) -> list[Latency]:
     """Latencies of both models as ONNX files, of which the dense one is written for that."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         whole = Path(folder) / "dense.onnx"
         apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
-        latencies = evaluate.onnx_latencies([whole, onnx], _feeds(onnx, inputs))
-    macs = _macs(program, slim, inputs)
-    return replace(
-        report,
-        before=replace(report.before, onnxruntime=replace(latencies[0], macs=macs[0])),
-        after=replace(report.after, onnxruntime=replace(latencies[1], macs=macs[1])),
-    )
-
-
-def _macs(program: Program, slim: Slim, inputs: Example) -> tuple[int, int]:
-    sizes = _sizes(program, inputs)
-    return program.costs.total(sizes).macs, slim.cost_at(sizes).macs
+        return evaluate.onnx_latencies([whole, onnx], _feeds(onnx, example))
 
 
 def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
-    """Latencies of both files on the same random inputs."""
+    """Latencies of both files on the same random inputs, which their MACs are of too."""
     if file is None or find_spec("onnxruntime") is None:
         return report
     if weight_bytes(slim.program.model) > EXTERNAL_ABOVE:
         note = "no latency: ONNX Runtime would hold copies of more than 1 GiB; eval measures it"
         return replace(report, notes=(*report.notes, note))
-    feeds = random_feeds(slim.program)
+    feeds = feeds_at(slim.program, slim.program.workload)
     with slim.program.file() as dense:
         latencies = evaluate.onnx_latencies([dense, file], feeds)
     before, after = (
@@ -218,7 +213,7 @@ class Evaluation:
 def measure_sources(
     sources: Sequence[str],
     texts: Sequence[str],
-    length: int,
+    length: int | None,
     count: int | None,
     progress: Callable[[str], None],
     threads: int | None = None,
@@ -232,7 +227,7 @@ def measure_sources(
     Args:
         sources: checkpoints, hub ids or ``.onnx`` files (of which no perplexity).
         texts: where to take text from; none uses our own two for models that text suits.
-        length: tokens in a window.
+        length: tokens in a window, and of the input that is timed; None for 512 and 128.
         count: number of windows of each text; None takes all of a given text, and enough of ours.
         progress: told of each stage.
         threads: within an operator; None for PyTorch's number.
@@ -253,60 +248,38 @@ def measure_sources(
             programs[source] = load_traced(
                 source, trust=trust, allow_unused_weights=allow_unused_weights
             )
-    windows = shared_windows(programs, texts, length, count)
+    windows = shared_windows(programs, texts, length or WINDOW, count)
     check_loaded(conditions, programs, windows)
     modules = {source: _module(program) for source, program in programs.items()}
     suited = {s for s, p in programs.items() if windows and (texts or is_causal(p))}
     with _threads(threads):
         if programs:
             progress("measuring latency")
-        timed = next(iter(windows.values()), None) if suited == programs.keys() else None
-        latencies = _latencies(programs, modules, timed)
+        timed = _timed(programs, modules, length)
         files = [source for source in sources if source not in programs]
         found = dict(zip(files, measure_onnx(files, length, progress), strict=True))
     read = measure_on(
         {s: p for s, p in programs.items() if s in suited}, modules, windows, progress
     )
-    for source, program in programs.items():
-        cost = program.costs.total()
-        found[source] = Measures(
-            cost.params,
-            cost.macs,
-            torch=latencies[source],
-            perplexities=read.perplexities.get(source, {}),
-        )
-    models = [replace(found[s], bytes=_size(s, programs.get(s))) for s in sources]
+    for source in programs:
+        found[source] = replace(timed[source], perplexities=read.perplexities.get(source, {}))
+    models = [replace(found[s], files=_size(s, programs.get(s))) for s in sources]
     return Evaluation(sources, models, read.quality, read.notes)
 
 
-def _latencies(
-    programs: Mapping[str, Program],
-    modules: Mapping[str, Callable[..., Any]],
-    texts: torch.Tensor | None,
-) -> dict[str, Latency]:
-    """Latencies of models, in turns: on text, or of each on its own example."""
-    inputs = {
-        source: program.example if texts is None else ((), {"input_ids": texts[:2]})
-        for source, program in programs.items()
-    }
-    calls = [partial(modules[s], *args, **kwargs) for s, (args, kwargs) in inputs.items()]
-    found = zip(programs.items(), evaluate.torch_latencies(calls), strict=True)
-    return {
-        source: replace(latency, macs=program.costs.total(_sizes(program, inputs[source])).macs)
-        for (source, program), latency in found
-    }
-
-
-def _sizes(program: Program, inputs: Example) -> dict[Atom, int]:
-    """Sizes of the dynamic axes of token ids, where a call has others than the example."""
-    given, ids = inputs[1].get("input_ids"), program.typing.values.get("input_ids")
-    if given is None or not ids:
-        return {}
-    return {
-        axis: size
-        for axis, size in zip(ids[0], given.shape, strict=True)
-        if isinstance(axis, Atom) and axis.size != size
-    }
+def _timed(
+    programs: Mapping[str, Program], modules: Mapping[str, Callable[..., Any]], length: int | None
+) -> dict[str, Measures]:
+    """Sizes of models and their latencies, in turns."""
+    calls = {s: usual_call(program, [modules[s]], length) for s, program in programs.items()}
+    taken = latencies([calls[s].of(modules[s]) for s in programs])
+    found = {}
+    for (source, program), latency in zip(programs.items(), taken, strict=True):
+        cost = program.costs_at(calls[source].workload).total()
+        one = Measures(cost.params, bytes=cost.bytes, notes=calls[source].notes)
+        timed = replace(latency, macs=cost.macs)
+        found[source] = replace(with_call(one, calls[source], cost.macs), torch=timed)
+    return found
 
 
 @contextmanager
@@ -325,10 +298,10 @@ def _module(program: Program) -> Callable[..., Any]:
     return program.module if program.module is not None else program.exported.module()
 
 
-def _size(source: str, program: Program | None) -> int:
-    """Bytes on disk; of what a factory makes, in memory."""
+def _size(source: str, program: Program | None) -> int | None:
+    """Bytes on disk; None for what a factory makes."""
     if program is not None and is_factory(source):
-        return program.costs.total().bytes
+        return None
     return evaluate.size_on_disk(_path_of(source, program))
 
 

@@ -15,12 +15,12 @@ from graphprune.onnx_program import OnnxProgram, load_onnx
 from graphprune.ort import example_feeds
 from graphprune.report import Measures
 from graphprune.timing import in_turns
-from graphprune.verification_onnx import random_feeds
+from graphprune.workload import LENGTH, Workload, feeds_at, workload_of
 
 
 def measure_onnx(
     files: Sequence[str | Path],
-    length: int,
+    length: int | None,
     progress: Callable[[str], None],
     threads: int | None = None,
 ) -> list[Measures]:
@@ -31,7 +31,7 @@ def measure_onnx(
 
     Args:
         files: the ``.onnx`` files.
-        length: tokens, frames or pixels along dimensions that a model leaves open.
+        length: tokens, frames or pixels along dimensions that a model leaves open; None for 128.
         progress: told of each stage.
         threads: within an operator; None uses as many as PyTorch does.
 
@@ -44,16 +44,18 @@ def measure_onnx(
     for file in files:
         progress(f"loading {file}")
         session = evaluate.onnx_session(file, threads)
-        feeds = example_feeds(session, length)
+        feeds = example_feeds(session, length or LENGTH)
         program, notes = _program(Path(file), {n: v.shape for n, v in feeds.items()})
         if program is None:
             one = Measures(evaluate.onnx_parameters(file))
+            workload = Workload({name: tuple(value.shape) for name, value in feeds.items()})
         else:
-            feeds = random_feeds(program)
-            cost = program.costs.total()
-            one = Measures(cost.params, cost.macs)
-        shapes = {name: tuple(value.shape) for name, value in feeds.items()}
-        found.append(replace(one, inputs=shapes, notes=notes))
+            workload = workload_of(program, length)
+            feeds = feeds_at(program, workload)
+            cost = program.costs_at(workload).total()
+            one = Measures(cost.params, cost.macs, cost.bytes)
+        shapes = dict(workload.shapes)
+        found.append(replace(one, input=str(workload), inputs=shapes, notes=notes))
         calls.append(partial(session.run, None, feeds))
     if files:
         progress("measuring latency in ONNX Runtime")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -38,6 +39,9 @@ from graphprune.program import BaseProgram, Block, Stored
 from graphprune.rewrite.onnx import rewrite_onnx
 from graphprune.rewrite.onnx_layers import bypass, renumber_layers
 from graphprune.rewrite.renumber import shifts_of
+
+if TYPE_CHECKING:
+    from graphprune.workload import Workload
 
 # A single file is put together in memory. Above this, temporary files and models that had a second
 # file are written in two, weight by weight.
@@ -317,8 +321,14 @@ class SlimOnnx:
     @cached_property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
+        return self.cost_at(self.program.workload)
+
+    def cost_at(self, workload: Workload) -> Cost:
+        """The cost for another input than the usual one."""
+        program = self.program
+        costs = program.costs if workload == program.workload else program.costs_at(workload)
         blocks = [b for cut in self.selection.cuts.values() for b in cut]
-        return self.program.costs.of(self.selection.keep, blocks)
+        return costs.of(self.selection.keep, blocks)
 
     def save(self, path: str | Path, format: str = "onnx") -> None:
         """Write the slim model, checked; large weights go to a second file.

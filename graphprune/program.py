@@ -22,6 +22,7 @@ from graphprune.ops import Typing
 if TYPE_CHECKING:
     from graphprune.analysis.blocks import Flow
     from graphprune.analysis.cost import CostModel
+    from graphprune.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Structure:
         prunable: whether units may be removed.
         reason: why not; None for a prunable structure.
         params: parameters that leave with one unit while everything else stays.
-        macs: multiply-accumulates that leave with one unit, at the example's sizes.
+        macs: multiply-accumulates that leave with one unit; see `graphprune.workload`.
         scope: prefix of its parameters up to the layer number, "model.layers.0".
         atom: its axis; None for layers.
         within: for a ragged axis, the atom whose every index may keep its own units.
@@ -200,11 +201,23 @@ class BaseProgram(ABC):
         return {s.name: s for s in (*self.structures, *self.sublayers)}
 
     @cached_property
+    def workload(self) -> Workload:
+        """The input that multiply-accumulates are counted for."""
+        from graphprune.workload import workload_of
+
+        return workload_of(self)
+
+    @cached_property
     def costs(self) -> CostModel:
         """Parameters, multiply-accumulates and bytes under any choice of kept units."""
-        from graphprune.analysis.cost import CostModel
+        return self.costs_at(self.workload)
 
-        return CostModel(self)
+    def costs_at(self, workload: Workload) -> CostModel:
+        """The same with the multiply-accumulates of another input."""
+        from graphprune.analysis.cost import CostModel
+        from graphprune.workload import sizes_at
+
+        return CostModel(self, sizes_at(self, workload))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from graphprune.alignment import alignment_words, parse_alignment
 from graphprune.errors import RecipeError
 from graphprune.quality.conditions import Condition
 from graphprune.recipe_calibration import FORMS, Calibration, Part
@@ -55,7 +56,7 @@ ROLES = (
     "attention_blocks",
     "mlp_blocks",
 )
-"""The roles that a recipe may name beside its own; ``heads`` is another word for ``kv_heads``."""
+"""The roles that a recipe may name beside its own; `graphprune.analysis.roles` has ``heads``."""
 
 SCORES: Mapping[str, tuple[str, ...]] = {
     "auto": (),
@@ -161,6 +162,7 @@ BudgetName = Annotated[str, one_of("budget", BUDGETS)]
 FormatName = Annotated[str, one_of("format", FORMATS)]
 Removed = Annotated[float, BeforeValidator(removed_fraction)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
+Aligned = Annotated[int, BeforeValidator(parse_alignment)]
 Units = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 Selectors = Annotated[tuple[SelectorText, ...], BeforeValidator(listed)]
 
@@ -223,7 +225,9 @@ class Recipe(Data):
         aggregate: How the scores of the members of one unit are joined.
         normalize: How scores are made comparable between structures.
         uniform: True removes as much in every layer; False ranks units over all layers.
-        align: Kept sizes are multiples of this, by role; a number alone is ``{"*": number}``.
+        align: Kept sizes are multiples of this, by role; one alone is of ``*``, which is all widths
+            (heads, layers and experts have to be named). A number, or a name of
+            `graphprune.alignment.ALIGNMENTS`.
         exclude: Structures that one of these selectors means stay whole.
         include: If given, only structures that one of these selectors means are pruned.
         minimum: Floor of units left in a structure, or the fraction of it.
@@ -253,7 +257,7 @@ class Recipe(Data):
     aggregate: Literal["sum", "mean", "max", "prod", "last"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
     uniform: bool = True
-    align: Annotated[dict[RoleOrAll, Units], BeforeValidator(_for_all_roles)] = Field(
+    align: Annotated[dict[RoleOrAll, Aligned], BeforeValidator(_for_all_roles)] = Field(
         default={"*": 1}
     )
     exclude: Selectors = ()
@@ -284,7 +288,8 @@ class Recipe(Data):
                 f"'{which}' is about structures, and this recipe removes none; "
                 "put it under sparsify"
             )
-        if any({"heads", "kv_heads"} <= (goal or {}).keys() for goal in (self.remove, self.shape)):
+        if any({"heads", "kv_heads"} <= (one or {}).keys()
+               for one in (self.remove, self.shape, self.align)):  # fmt: skip
             raise ValueError("'heads' and 'kv_heads' name the same role; give one of them")
         return self
 
@@ -374,6 +379,8 @@ class Recipe(Data):
             RecipeError: A word is not ``key=number``, or the result is not a valid recipe.
         """
         given = {key: value for key, value in flags.items() if value not in (None, [], ())}
+        if isinstance(given.get("align"), list | tuple):
+            given["align"] = alignment_words(cast("Iterable[str]", given["align"]))
         for goal in ("remove", "target", "shape"):
             if goal in given:
                 given[goal] = _pairs(goal, cast("Iterable[str]", given[goal]))

@@ -6,10 +6,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from graphprune.forecast import Forecast
 from graphprune.provenance import Provenance, varying_apart
 from graphprune.quality.table import quality_table
 from graphprune.report_masks import Masks, Refits
-from graphprune.timing import speedup
+from graphprune.timing import Speedup, in_words, speedup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from graphprune.quality.result import Quality
     from graphprune.timing import Latency
 
+_LONG = 40  # characters of an input that fit in the first column of a table
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -26,21 +29,25 @@ class Measures:
 
     Attributes:
         parameters: A tied parameter counts once.
-        macs: Multiply-accumulates of one call with the example inputs.
-        bytes: Of the parameters and buffers.
+        macs: Multiply-accumulates of one call, with the input that latencies are taken with too.
+        bytes: Of the weights, which are the parameters and the buffers that are stored with them.
+        files: Bytes of the files of weights, or of the ONNX or .pt2 file, on disk.
         torch: Latency in PyTorch.
         onnxruntime: Latency in ONNX Runtime.
         perplexities: Of a language model, by the text that they were measured on.
-        inputs: Shapes that ONNX Runtime's latency was taken with, by name.
+        input: The input that MACs and latencies are of, in words: "1 x 128 tokens".
+        inputs: Its shapes, by name.
         notes: What the reader should know of these numbers.
     """
 
     parameters: int | None = None
     macs: int | None = None
     bytes: int | None = None
+    files: int | None = None
     torch: Latency | None = None
     onnxruntime: Latency | None = None
     perplexities: dict[str, Perplexity] = field(default_factory=dict)
+    input: str | None = None
     inputs: dict[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
 
@@ -81,6 +88,7 @@ class Report:
         refits: Layers that were fitted anew; None where none were.
         quality: How near the slim model is to the dense one; None where it isn't measured.
         provenance: How the output was made; None after a dry run.
+        forecast: What the real run would do; None after one.
     """
 
     source: str
@@ -99,6 +107,7 @@ class Report:
     refits: Refits | None = None
     quality: Quality | None = None
     provenance: Provenance | None = None
+    forecast: Forecast | None = None
 
     def to_json(self) -> str:
         """Renders everything as JSON; what varies from run to run is under ``run``."""
@@ -124,16 +133,24 @@ class Report:
         masks = [] if self.masks is None else [self.masks.render()]
         table = comparison(self.before, self.after)
         quality = quality_table(self.before, self.after, self.quality)
-        return Group(*masks, table, *quality, *(Text(line) for line in lines))
+        ahead = [] if self.forecast is None else [self.forecast.render()]
+        return Group(*masks, table, *quality, *ahead, *(Text(line) for line in lines))
 
 
 def speedups(before: Measures, after: Measures) -> dict[str, dict[str, float]]:
     """Returns time ratio, MACs ratio and share of the ideal speed-up, by runtime."""
+    return {name: asdict(one) for name, one in _speedups(before, after).items()}
+
+
+def _speedups(before: Measures, after: Measures) -> dict[str, Speedup]:
+    """Returns the speed-up by runtime; none where the models were timed with other inputs."""
+    if before.input != after.input:
+        return {}
     found = {
         name: speedup(getattr(before, name), getattr(after, name))
         for name in ("torch", "onnxruntime")
     }
-    return {name: asdict(one) for name, one in found.items() if one is not None}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def comparison(
@@ -158,13 +175,20 @@ def _rows(before: Measures, after: Measures | None) -> list[tuple[str, float | N
     """Returns (label, before, after) for each number that was taken of either model."""
     labels = {
         "parameters": "parameters",
-        "MACs": "macs",
-        "bytes": "bytes",
+        f"MACs{_of_input(before, after)}": "macs",
+        "weights, bytes": "bytes",
+        "files, bytes": "files",
         "PyTorch, ms": "torch.milliseconds",
         "ONNX Runtime, ms": "onnxruntime.milliseconds",
     }
     rows = [(label, _get(before, path), _get(after, path)) for label, path in labels.items()]
     return [row for row in rows if row[1:] != (None, None)]
+
+
+def _of_input(before: Measures, after: Measures | None) -> str:
+    """Returns the input that both models' numbers are of, in brackets; "" where it is too long."""
+    inputs = {side.input for side in (before, after) if side and side.input}
+    return f" ({text})" if len(inputs) == 1 and len(text := inputs.pop()) <= _LONG else ""
 
 
 def _get(measures: Measures | None, path: str) -> float | None:
@@ -185,7 +209,10 @@ def _conditions(before: Measures, after: Measures | None) -> list[str]:
         both = all(s.torch for s in sides) or all(s.onnxruntime for s in sides)
         turns = " in turns" if after and both else ""
         plural = "s" if threads > 1 else ""
-        lines.append(f"latency: median of {repeats} calls or more{turns}, {threads} thread{plural}")
+        lines.append(
+            f"latency{_of_input(before, after)}: median of {repeats} calls or more{turns}, "
+            f"{threads} thread{plural}"
+        )
     lines += _ideal(before, after)
     for shapes in {str(side.inputs): side.inputs for side in sides if side.inputs}.values():
         lines.append("inputs: " + ", ".join(f"{n} {list(s)}" for n, s in shapes.items()))
@@ -194,16 +221,18 @@ def _conditions(before: Measures, after: Measures | None) -> list[str]:
 
 
 def _ideal(before: Measures, after: Measures | None) -> list[str]:
-    """Says how much of the speed-up that fewer MACs allow is reached."""
+    """Says how much faster the second model is, and how much that is of what MACs allow."""
     if after is None:
         return []
     names = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-    return [
-        f"{names[name]}: {one['time']:.2f} times as fast, {one['macs']:.2f} times fewer MACs: "
-        f"{one['share']:.0%} of the ideal speed-up"
-        for name, one in speedups(before, after).items()
-        if one["macs"] != 1  # nothing was to become faster
-    ]
+    lines = []
+    for name, one in _speedups(before, after).items():
+        ideal = f" ({one.share:.0%} of the ideal speed-up)" if one.macs > 1 else ""
+        if one.macs != 1:  # nothing was to become faster
+            lines.append(f"{names[name]}: {in_words(one)}{ideal}")
+    if before.input != after.input and before.input and after.input:
+        lines.append(f"no ratio: the models were timed with {before.input} and {after.input}")
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from graphprune.analysis.roles import own_name
 from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes.expr import IntArray
 from graphprune.errors import EmitError, PlanError, RecipeError
@@ -224,9 +225,7 @@ def _sizes(program: BaseProgram, role: str) -> list[int]:
 
 
 def _own(program: BaseProgram, role: str) -> str:
-    if role != "heads":
-        return role
-    return "kv_heads" if any(s.role == "kv_heads" for s in program.structures) else "query_heads"
+    return own_name(role, {s.role for s in program.structures})
 
 
 def _check_globs(dense: BaseProgram, current: BaseProgram) -> None:

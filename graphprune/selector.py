@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
+from graphprune.analysis.roles import own_name
 from graphprune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ class Selector:
                 hint=f"globs are of parameter names, such as {next(iter(shapes), '')!r}",
             )
         roles = dict.fromkeys(s.role for s in program.structures if s.prunable)
-        if self.role not in (None, *roles):
+        own = None if self.role is None else own_name(self.role, roles)
+        if own not in (None, *roles):
             roles |= dict.fromkeys(s.role for s in program.sublayers)
-        if self.role is not None and self.role not in roles:
+        if own is not None and own not in roles:
             raise PlanError(
                 f"the model has no role {self.role!r}",
                 where=where,
@@ -99,7 +101,9 @@ class Selector:
                 where=where,
                 why=f"{found[0]} has {len(shapes[found[0]])} dimensions",
             )
-        return Bound(self, {program.aliases.get(n, n): d for n, d in dims.items()})
+        return Bound(
+            replace(self, role=own), {program.aliases.get(n, n): d for n, d in dims.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,11 @@ def named(program: P, names: Mapping[str, str]) -> P:
         PlanError: a selector means no structure that can be pruned, or a role is no word.
     """
     structures = list(program.structures)
-    for text, role in names.items():
-        if not role.isidentifier():
-            raise PlanError(f"{role!r} is not a word that can name a role", where=f"names {text}")
+    roles = {s.role for s in structures}
+    for text, word in names.items():
+        if not word.isidentifier():
+            raise PlanError(f"{word!r} is not a word that can name a role", where=f"names {text}")
+        role = own_name(word, roles)
         (bound,) = bind_all([text], program, "names")
         found = [i for i, s in enumerate(program.structures) if s.prunable and bound.touches(s)
                  and (not s.blocks or bound.selector.role)]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ KEPT_BY_DEFAULT = ("hidden", "layers", "qk_dim", "v_dim", "query_heads")
 TOLERANCE = 0.005  # of the budget
 RESOLUTION = 1 << 20  # common fractions that bisection tells apart
 TRIALS = 64  # neighbours looked at where steps are coarse
+EVERYTHING = 4096  # costs worth computing to look at all positions
 
 Measure = Callable[[Counts], int]
 
@@ -71,30 +73,31 @@ def parse_target(target: Mapping[str, int | float], dense: Cost) -> tuple[str, i
 
 
 def check_reach(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") -> None:
-    """See that a budget lies between the dense model and what all levers together leave.
+    """See that a budget isn't below what all levers together leave.
 
     Raises:
-        PlanError: it doesn't; the message states the reachable range.
+        PlanError: it is; the message states the smallest that is reachable.
     """
     search = _Search(tuple(levers), measure, budget)
     least, dense = search.cost([lever.steps for lever in levers]), measure({})
-    if not least <= budget <= dense:
+    if least > budget:
         raise PlanError(
             f"the budget of {budget:,} {what} is not reachable",
-            why=f"with these roles, exclusions and floors {least:,} to {dense:,} are, "
-            f"{least / dense:.1%} to 100% of the dense model",
-            hint="choose a budget in that range, or let more roles take part",
+            why=f"the smallest model that these roles, exclusions, floors and alignments leave has "
+            f"{least:,}, {least / dense:.1%} of the dense model's {dense:,}",
+            hint=f"ask for {least:,} or more, or let more roles take part",
         )
 
 
 def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") -> Counts:
-    """Counts whose cost is at most the budget and at most 0.5 % below it.
+    """Counts whose cost is at most the budget, and as near to it as sizes allow.
 
     All levers are first pulled by the largest common fraction that fits, found by bisection. What
     is left of the budget is then given back, in the coarsest steps that fit and then in finer
     ones, so that the result falls short by less than one step of the finest lever. Where that is
-    not enough, some neighbours are tried: a lever is pulled a few steps further, and the others
-    give back.
+    more than 0.5 % below, some neighbours are tried: a lever is pulled a few steps further, and the
+    others give back; then, where they aren't too many, all positions. Of those that come nearest,
+    within 0.5 %, the most even one is taken.
 
     Args:
         levers: what may shrink; cost falls with every step of any of them.
@@ -103,7 +106,7 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
         what: the resource, for messages.
 
     Raises:
-        PlanError: the budget can't be reached; the message states the reachable range.
+        PlanError: even the smallest model exceeds the budget; the message states its cost.
     """
     search = _Search(tuple(levers), measure, budget)
     check_reach(levers, measure, budget, what)
@@ -113,14 +116,8 @@ def fit(levers: Sequence[Lever], measure: Measure, budget: int, what: str = "") 
         if search.cost(best) >= enough:
             break
         best = max(best, trial, key=search.cost)
-    reached = search.cost(best)
-    if reached < enough:
-        raise PlanError(
-            f"the budget of {budget:,} {what} is not reachable within {TOLERANCE:.1%}",
-            why=f"the nearest found below it is {reached:,}",
-            hint=f"ask for {reached:,}, or allow finer steps: a smaller align, uniform=False, "
-            "or more roles",
-        )
+    if search.cost(best) < enough:
+        best = search.nearest(best, start)
     return search.counts(best)
 
 
@@ -169,6 +166,34 @@ class _Search:
                 return
             for i in able:
                 yield self.given_back(_with(position, i, position[i] + more), but=i)
+
+    def nearest(self, best: list[int], even: Sequence[int]) -> list[int]:
+        """Of all positions, where they aren't too many, one that comes nearest to the budget.
+
+        Args:
+            best: the nearest that is known.
+            even: where every lever is pulled about as far; of equally near ones that which is
+                least far from it is taken.
+        """
+        sizes = [lever.steps + 1 for lever in self.levers]
+        finest = max(range(len(sizes)), key=sizes.__getitem__)
+        others = [range(1) if i == finest else range(n) for i, n in enumerate(sizes)]
+        if math.prod(map(len, others)) * sizes[finest].bit_length() > EVERYTHING:
+            return best
+        found = [(self.cost(best), list(best))]
+        last = self.levers[finest].steps
+        for position in itertools.product(*others):
+            fits = partial(self._fits, position, finest)
+            if fits(last):
+                one = _with(position, finest, _first(last, fits))
+                found.append((self.cost(one), one))
+        enough = (1 - TOLERANCE) * max(cost for cost, _ in found)
+
+        def unevenness(position: Sequence[int]) -> float:
+            each = zip(position, even, sizes, strict=True)
+            return max(abs(k - usual) / size for k, usual, size in each)
+
+        return min((p for cost, p in found if cost >= enough), key=unevenness)
 
     def _fits(self, position: Sequence[int], lever: int, k: int) -> bool:
         return self.cost(_with(position, lever, k)) <= self.budget

@@ -10,7 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from graphprune.analysis.roles import ROLES
+from graphprune.alignment import parse_alignment
+from graphprune.analysis.roles import HEADS, ROLES, own_name
 from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes import Atom, Expr, atoms
 from graphprune.axes.expr import IntArray
@@ -19,9 +20,11 @@ from graphprune.passes.units import NONE, owners
 from graphprune.program import BaseProgram, Block, Structure
 from graphprune.selector import Bound, bind_all
 
-HEADS = "heads"
 ALL = "*"
-COUNTED = frozenset({"layers", "experts"})  # numbers of things, not sizes of a matrix
+COUNTED = frozenset(
+    {"layers", "attention_blocks", "mlp_blocks", "experts", "expert_groups"}
+)  # numbers of things, not sizes of a matrix
+UNALIGNED = COUNTED | {"kv_heads", "query_heads"}  # unless they are named
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,14 +60,16 @@ class Scope:
             parameter of one stays too.
         include: if there are any, only what one of these selectors means is pruned.
         minimum: units that stay in every structure, or the fraction of it (below 1).
-        align: kept sizes are multiples of this, by role or for all roles but layers and experts.
+        align: kept sizes are multiples of this, in positions of a dimension, by role or for all
+            widths (heads, layers and experts have to be named); a number, or one of
+            `graphprune.alignment.ALIGNMENTS`.
     """
 
     program: BaseProgram
     exclude: Sequence[str] = ()
     include: Sequence[str] = ()
     minimum: int | float = 1
-    align: int | Mapping[str, int] = 1
+    align: int | str | Mapping[str, int | str] = 1
     _known: dict[str, Candidate] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -72,11 +77,9 @@ class Scope:
             raise PlanError(
                 f"minimum {self.minimum} is neither a number of units nor a fraction below 1"
             )
-        for role, step in self._steps.items():
+        for role in self._steps:
             if role not in (*ROLES, HEADS, ALL, *self.by_role):
                 raise PlanError(f"unknown role {role!r}", where="align", hint=_listed(ROLES))
-            if step < 1 or step != int(step):
-                raise PlanError(f"align {step} is not a whole number of at least 1", where=role)
 
     def check_selectors(self) -> None:
         """See that all of `exclude` and `include` mean something.
@@ -87,10 +90,8 @@ class Scope:
         self._excluded, self._included  # noqa: B018  (bound at first use)
 
     def role(self, name: str) -> str:
-        """The model's own name for role `name`: heads are kv_heads, or query_heads without them."""
-        if name != HEADS:
-            return name
-        return "kv_heads" if "kv_heads" in self.by_role else "query_heads"
+        """The model's own name for role `name`; see `graphprune.analysis.roles.own_name`."""
+        return own_name(name, self.by_role)
 
     @cached_property
     def by_role(self) -> dict[str, list[Structure]]:
@@ -196,15 +197,23 @@ class Scope:
         """Units that make up one step of the alignment."""
         align = self._steps.get(structure.role)
         if align is None:
-            counted = structure.blocks or structure.role in COUNTED
+            counted = structure.blocks or structure.role in UNALIGNED
             align = 1 if counted else self._steps.get(ALL, 1)
         return align // math.gcd(align, self.width(structure)) if align > 1 else 1
 
     @cached_property
     def _steps(self) -> dict[str, int]:
-        if not isinstance(self.align, Mapping):
-            return {ALL: self.align}
-        return {self.role(name): step for name, step in self.align.items()}
+        given = self.align if isinstance(self.align, Mapping) else {ALL: self.align}
+        steps: dict[str, int] = {}
+        for name, step in given.items():
+            role = self.role(name)
+            if role in steps:
+                raise PlanError(f"{name!r} and {role!r} are the same role", where="align")
+            try:
+                steps[role] = parse_alignment(step)
+            except ValueError as error:
+                raise PlanError(str(error), where=f"align {name}") from None
+        return steps
 
     def width(self, structure: Structure) -> int:
         """Positions of one unit in a dimension, such as head_dim for a head of k_proj.

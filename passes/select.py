@@ -22,6 +22,7 @@ from graphprune.passes.coupled import counted_once
 from graphprune.passes.levers import Counts, Lever, levers
 from graphprune.passes.random_score import Random
 from graphprune.passes.rank import AGGREGATES, SCALES, Ranked, check_option, rank
+from graphprune.passes.rounding import budget_notes, removal_notes
 from graphprune.passes.scope import ALL, Candidate, Scope
 from graphprune.passes.score import Loss
 from graphprune.passes.shape import shape_counts
@@ -42,7 +43,7 @@ def select(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     uniform: bool = True,
-    align: int | Mapping[str, int] = 1,
+    align: int | str | Mapping[str, int | str] = 1,
     minimum: int | float = 1,
     aggregate: str = "sum",
     normalize: str = "mean",
@@ -51,6 +52,7 @@ def select(
     loss: Loss | None = None,
     ragged: bool = True,
     roles: Sequence[str] | None = None,
+    notes: list[str] | None = None,
 ) -> Plan:
     """Choose which units stay. Exactly one of `remove`, `target` and `shape` is given.
 
@@ -64,7 +66,8 @@ def select(
             (see `graphprune.selector`) instead of a role sets the fraction of what it means, which
             the entry of the role then leaves alone.
         target: ``{"params": x}``, ``{"macs": x}`` or ``{"bytes": x}``, x a fraction of the dense
-            model (at most 1) or a whole number; reached within 0.5 % and never exceeded.
+            model (at most 1) or a whole number. It is never exceeded; where align, floors or equal
+            widths allow no size within 0.5 % below it, the nearest below is taken.
         shape: role to exact size; see `graphprune.passes.shape.shape_counts`.
         score: a name, a mapping of ``name`` and options, or a score.
         names: selector to a role of one's own for the structures that it means; see
@@ -76,7 +79,8 @@ def select(
         uniform: True removes the same fraction from every structure of a role. False ranks their
             units together, by normalised scores.
         align: kept sizes are multiples of this, in positions of a dimension, by role or for all
-            roles but layers and experts; the nearest multiple is taken, or the whole.
+            widths (heads, layers and experts have to be named); the nearest multiple is taken, or
+            the whole. A number, or gpu, ort or gguf: see `graphprune.alignment`.
         minimum: units that stay in every structure, or the fraction of them (below 1).
         aggregate: how the scores of a unit's members are joined: sum, mean, max, prod, last.
         normalize: what a structure's scores are divided by: none, or their mean, max, sum.
@@ -87,6 +91,7 @@ def select(
             allows it (query heads of a key-value head).
         roles: those that take part in a `target`. None takes ffn, heads, channels and experts, or
             whatever widths a model without these has.
+        notes: receives what became of a goal that no size meets exactly; None warns of a budget.
 
     Raises:
         PlanError: the goal is unknown, contradictory or out of reach; the message says what is.
@@ -125,6 +130,12 @@ def select(
         {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
+    told = goal_notes(scope, goals, plan, uniform=uniform)
+    if notes is not None:
+        notes += told
+    elif target is not None:
+        for note in told:
+            warnings.warn(note, stacklevel=2)
     return plan.noted(program, _summed_up(chosen, counts))
 
 
@@ -156,8 +167,7 @@ def check_goal(
         PlanError: it can't, a selector means nothing, or the model has no such role.
     """
     scope.check_selectors()
-    options = {"aggregate": "sum", "normalize": "none", "ragged": True}
-    anyhow = _Ranking(scope, Random(), Inputs(), options)  # counts don't depend on which units go
+    anyhow = _anyhow(scope)
     remove, target, shape = (goals.get(name) for name in ("remove", "target", "shape"))
     if remove is not None:
         _removed(scope, anyhow, remove, uniform)
@@ -170,6 +180,33 @@ def check_goal(
             check_reach(
                 _levers(anyhow, found, True), _cost(scope, anyhow, resource), budget, resource
             )
+
+
+def goal_notes(
+    scope: Scope,
+    goals: Mapping[str, Mapping[str, Any] | None],
+    plan: Plan,
+    *,
+    uniform: bool = True,
+) -> tuple[str, ...]:
+    """What to say of a goal that no size meets exactly.
+
+    Args:
+        scope: what could be touched.
+        goals: see `check_goal`.
+        plan: what was made of them.
+        uniform: see `select`.
+    """
+    remove, target = goals.get("remove"), goals.get("target")
+    if target is not None:
+        return budget_notes(scope, target, plan)
+    return removal_notes(_pulls(scope, _anyhow(scope), remove, uniform)) if remove else ()
+
+
+def _anyhow(scope: Scope) -> _Ranking:
+    """A ranking for where counts don't depend on which units go."""
+    options = {"aggregate": "sum", "normalize": "none", "ragged": True}
+    return _Ranking(scope, Random(), Inputs(), options)
 
 
 def _without_values(program: BaseProgram, score: Score) -> bool:
@@ -214,9 +251,22 @@ class _Ranking:
 
 
 def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool) -> Counts:
-    """Kept counts for a fraction per role or selector; a selector's structures are its own."""
-    fractions: dict[str, float] = {}
+    """Kept counts for a fraction per role or selector."""
     counts: Counts = {}
+    for _, lever, fraction in _pulls(scope, ranking, remove, uniform):
+        counts |= lever.at(lever.nearest(fraction))
+    return counts
+
+
+def _pulls(
+    scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool
+) -> list[tuple[str, Lever, float]]:
+    """What is to shrink, in words, how it can, and by which fraction.
+
+    A selector's structures are its own, and no role's.
+    """
+    fractions: dict[str, float] = {}
+    pulls: list[tuple[str, Lever, float]] = []
     claimed: dict[str, str] = {}
     for name, fraction in remove.items():
         if not 0 <= fraction < 1:
@@ -246,13 +296,15 @@ def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], unifo
                     f"{other!r} and {name!r} both mean {c.structure.name}", where="remove"
                 )
         pulled = _levers(ranking, counted_once(scope.program, candidates), uniform)
-        counts |= _pull(pulled, fraction, f"that {name!r} means")
+        _check_pull(pulled, fraction, f"that {name!r} means")
+        pulls += [(name, lever, fraction) for lever in pulled]
     everything = fractions.pop(ALL, None)
     for role, fraction in fractions.items():
         candidates = [c for c in scope.candidates(role) if c.structure.name not in claimed]
         if candidates:
             pulled = _levers(ranking, counted_once(scope.program, candidates), uniform)
-            counts |= _pull(pulled, fraction, f"with role {role!r}")
+            _check_pull(pulled, fraction, f"with role {role!r}")
+            pulls += [(role, lever, fraction) for lever in pulled]
     if everything is not None:
         for role in scope.prunable_roles():
             if role not in fractions:
@@ -260,22 +312,20 @@ def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], unifo
                 found = counted_once(scope.program, found)
                 for lever in _levers(ranking, found, uniform) if found else []:
                     _check_enough(lever, everything, f"with role {role!r}")
-                    counts |= lever.at(lever.nearest(everything))
-    return counts
+                    pulls.append((role, lever, everything))
+    return pulls
 
 
-def _pull(pulled: Sequence[Lever], fraction: float, what: str) -> Counts:
+def _check_pull(pulled: Sequence[Lever], fraction: float, what: str) -> None:
+    """See that some of the structures can be smaller, and that as many units may go as are to."""
     if fraction and not any(lever.steps for lever in pulled):
         raise PlanError(
             f"nothing {what} can be smaller",
             why="align and minimum leave no size below the whole",
             hint="lower them, or leave it out",
         )
-    counts: Counts = {}
     for lever in pulled:
         _check_enough(lever, fraction, what)
-        counts |= lever.at(lever.nearest(fraction))
-    return counts
 
 
 def _check_enough(lever: Lever, fraction: float, what: str) -> None:

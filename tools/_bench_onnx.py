@@ -24,6 +24,8 @@ import torch
 import graphprune as gp
 from graphprune.onnx_program import load_onnx
 from graphprune.passes.select import select
+from graphprune.timing import Speedup, in_words
+from graphprune.workload import traced_workload
 
 PLAN_BAR = 1.5  # seconds to plan and apply
 PROFILED = 15  # runs
@@ -73,18 +75,17 @@ def measure(case: Case, folder: Path, repeats: int, align: int) -> bool:
     """Prune one model, time both, print; whether the bars are reached."""
     files = [folder / "dense.onnx", folder / "slim.onnx"]
     inputs = case.build(files[0])
-    # Heads are whole units; what is left of their widths is a multiple of theirs.
-    aligned = {role: align for role in case.remove if role != "heads"}
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         program = load_onnx(files[0], {name: tuple(t.shape) for name, t in inputs.items()})
     with _timed(seconds, "plan"):
-        plan = select(program, remove=case.remove, align=aligned)
+        plan = select(program, remove=case.remove, align=align)
     with _timed(seconds, "apply"):
         slim = gp.apply(program, plan)
         slim.save(files[1])
     gp.verify(program, plan, files[1]).raise_if_failed()
-    macs = [program.costs.total().macs, slim.cost.macs]
+    call = traced_workload(program)
+    macs = [program.costs_at(call).total().macs, slim.cost_at(call).macs]
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
     print(f"\n{case.title}: {case.remove} removed")
     planned = _show_stages(seconds)
@@ -115,7 +116,7 @@ def _show_times(
     ideal = macs[0] / macs[1]
     ratios = [statistics.median(t[0]) / statistics.median(t[1]) for t in (wall, cpu)]
     share = ratios[0] / ideal
-    print(f"  {ideal:.2f} times fewer MACs, {ratios[0]:.2f} times as fast:", end=" ")
+    print(f"  {in_words(Speedup(ratios[0], ideal, share))}:", end=" ")
     print(
         f"{share:.0%} of the ideal speed-up ({ratios[1] / ideal:.0%} by processor time),", end=" "
     )

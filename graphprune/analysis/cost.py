@@ -8,7 +8,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphprune.axes import Atom, Dims, Expr, Keep, atoms, count, evaluate
+from graphprune.axes import (
+    Atom,
+    Dims,
+    Expr,
+    Keep,
+    Product,
+    Select,
+    Sum,
+    atoms,
+    count,
+    evaluate,
+    normal,
+)
 
 if TYPE_CHECKING:
     from graphprune.program import BaseProgram, Block
@@ -20,8 +32,9 @@ class Cost:
 
     Attributes:
         params: elements of all parameters, tied ones once.
-        macs: multiply-accumulates of one forward pass at the example's sizes.
-        bytes: bytes of all parameters and persistent buffers, tied ones once.
+        macs: multiply-accumulates of one call; see `graphprune.workload` for its input.
+        bytes: bytes of all parameters and persistent buffers, tied ones once, in the types that
+            they are stored in. A file has some more: names, shapes, and what else its format says.
     """
 
     params: int
@@ -49,8 +62,14 @@ class _Term:
 class CostModel:
     """Evaluates costs from kept counts, without touching a weight."""
 
-    def __init__(self, program: BaseProgram) -> None:
-        """Collect the terms of `program`."""
+    def __init__(self, program: BaseProgram, sizes: Mapping[Atom, int] | None = None) -> None:
+        """Collect the terms of `program`.
+
+        Args:
+            program: it.
+            sizes: of the axes that have others in the call than in the program's example.
+        """
+        self._sizes = dict(sizes or {})
         self._gone_with = program.gone_with
         self._terms = [*_parameter_terms(program), *_contraction_terms(program)]
         self._by_atom: dict[Atom, list[_Term]] = defaultdict(list)
@@ -71,14 +90,9 @@ class CostModel:
             counts: kept indices per atom; an atom that is not named keeps all.
             removed_blocks: layers that are cut out.
         """
-        return _sum(self._without(removed_blocks), counts or {})
+        return self._sum(self._without(removed_blocks), counts or {})
 
-    def of(
-        self,
-        keep: Keep,
-        removed_blocks: Collection[Block] = (),
-        sizes: Mapping[Atom, int] | None = None,
-    ) -> Cost:
+    def of(self, keep: Keep, removed_blocks: Collection[Block] = ()) -> Cost:
         """The cost of a plan: as `total`, but exact where it matters which indices are kept.
 
         That is so where a model reads only some places of an axis that it has put in another
@@ -87,14 +101,21 @@ class CostModel:
         Args:
             keep: kept indices per atom.
             removed_blocks: layers that are cut out.
-            sizes: of dynamic axes, where they are to be others than the example's.
         """
-        resized = sizes or {}
+        sizes = self._sizes
 
         def kept(e: Expr) -> int:
-            found = [a for a in atoms(e) if a in resized] if resized else []
-            scaled = count(e, keep) * math.prod(resized[a] for a in found)
-            return scaled // math.prod(a.size for a in found)
+            if sizes.keys().isdisjoint(atoms(e)):
+                return count(e, keep)
+            match normal(e):
+                case Atom() as atom:
+                    return sizes[atom]
+                case Product(factors=parts):
+                    return math.prod(map(kept, parts))
+                case Sum(terms=parts):
+                    return sum(map(kept, parts))
+                case Select(base=base) as chosen:
+                    return count(chosen, keep) * kept(base) // count(base, keep)
 
         return _weighed((t, [kept(d) for d in t.dims]) for t in self._without(removed_blocks))
 
@@ -105,19 +126,20 @@ class CostModel:
     def unit(self, atom: Atom) -> Cost:
         """What leaves with one index of `atom` while everything else stays."""
         terms = self._by_atom.get(atom, [])
-        return _sum(terms, {}) - _sum(terms, {atom: atom.size - 1})
+        return self._sum(terms, {}) - self._sum(terms, {atom: atom.size - 1})
 
     def block(self, block: Block) -> Cost:
         """What leaves with one layer."""
         owners = (*block.nodes, *block.parameters)
-        return _sum((t for o in owners for t in self._by_owner.get(o, [])), {})
+        return self._sum((t for o in owners for t in self._by_owner.get(o, [])), {})
 
+    def _sum(self, terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
+        sizes = self._sizes | counts
 
-def _sum(terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
-    def size_of(a: Atom) -> int:
-        return counts.get(a, a.size)
+        def size_of(a: Atom) -> int:
+            return sizes.get(a, a.size)
 
-    return _weighed((term, [_size(d, size_of) for d in term.dims]) for term in terms)
+        return _weighed((term, [_size(d, size_of) for d in term.dims]) for term in terms)
 
 
 def _weighed(terms: Iterable[tuple[_Term, list[int]]]) -> Cost:

@@ -98,6 +98,25 @@ def known_values(
     )
 
 
+def shapes_at(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, Known]:
+    """What is known about a graph's values for one set of input shapes, as both of the examples.
+
+    Args:
+        model: see `known_values`.
+        shapes: input name to its shape; every input that is a tensor is named.
+
+    Raises:
+        LoadError: the model doesn't take them.
+    """
+    try:
+        return _propagate(model, {n: (tuple(s), tuple(s)) for n, s in shapes.items()})
+    except InferenceError as error:
+        raise LoadError(
+            "the ONNX model doesn't take inputs of these sizes",
+            why=str(error).strip()[:500],
+        ) from None
+
+
 def _choices(
     model: ir.Model, given: Mapping[str, Sequence[int]] | None
 ) -> Iterator[dict[str, tuple[Shape, Shape]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -23,8 +23,15 @@ class ExampleSizes:
     sizes within their declared ranges.
     """
 
-    def __init__(self, exported: ExportedProgram) -> None:
-        """Read the values of the symbols off the example inputs and the stored constants."""
+    def __init__(
+        self, exported: ExportedProgram, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        """Read the values of the symbols off the example inputs and the stored constants.
+
+        Args:
+            exported: the program.
+            shapes: of inputs that have other sizes than in the example, by name.
+        """
         self._values: dict[sympy.Symbol, int] = {}
         names = [
             spec.arg.name
@@ -34,7 +41,11 @@ class ExampleSizes:
         example = exported.example_inputs
         flat = torch.utils._pytree.tree_leaves(example) if example else []
         values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+        for name, shape in (shapes or {}).items():
+            self._learn(values[name].shape, shape)
         for name, real in zip(names, flat, strict=False):
+            if name in (shapes or {}):
+                continue
             fake = values.get(name)
             if isinstance(fake, torch.Tensor) and isinstance(real, torch.Tensor):
                 self._learn(fake.shape, real.shape)

@@ -56,7 +56,7 @@ def find_structures(program: BaseProgram) -> tuple[Structure, ...]:
     stream = _stream(stacks, typing, program.residual_sums())
     roles = assign_roles(members, program.ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
-    costs = CostModel(program)
+    costs = program.costs
     least = _minima(typing)
     found = [
         _structure(atom, pairs, roles[atom], outer.get(atom), least.get(atom, 1), program, costs)

@@ -23,7 +23,7 @@ from graphprune.analysis.constants import known_values
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.layers import module_path
 from graphprune.analysis.liveness import live_nodes
-from graphprune.axes import Atom, count
+from graphprune.axes import count
 from graphprune.errors import EmitError
 from graphprune.exclusive import one_at_a_time
 from graphprune.plan import Plan, Selection
@@ -39,6 +39,7 @@ from graphprune.rewrite.weights import SlicedWeights
 
 if TYPE_CHECKING:
     from graphprune.emit.judge import Judge
+    from graphprune.workload import Workload
 
 Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
 _WRITERS = {"onnx-decoder": "decoder"}
@@ -114,12 +115,14 @@ class Slim:
     @property
     def cost(self) -> Cost:
         """Parameters, multiply-accumulates and bytes."""
-        return self.cost_at({})
+        return self.cost_at(self.program.workload)
 
-    def cost_at(self, sizes: Mapping[Atom, int]) -> Cost:
-        """The cost for other sizes of dynamic axes than the example's."""
+    def cost_at(self, workload: Workload) -> Cost:
+        """The cost for another input than the usual one."""
+        program = self.program
+        costs = program.costs if workload == program.workload else program.costs_at(workload)
         blocks = [b for cut in self.selection.cuts.values() for b in cut]
-        return self.program.costs.of(self.selection.keep, blocks, sizes)
+        return costs.of(self.selection.keep, blocks)
 
     @cached_property
     def graph(self) -> fx.Graph:

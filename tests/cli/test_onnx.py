@@ -55,7 +55,9 @@ def test_compile_and_verify(run: Callable[..., Result], source: Path, tmp_path: 
     report = json.loads(Path(f"{out}.report.json").read_text())
     assert report["before"]["parameters"] == 12 * 5 + 12 + 3 * 12 + 3
     assert report["after"]["parameters"] == 9 * 5 + 9 + 3 * 9 + 3
-    assert report["after"]["macs"] == 2 * (9 * 5 + 3 * 9)  # a batch of two
+    assert report["after"]["macs"] == 9 * 5 + 3 * 9
+    assert report["after"]["files"] == out.stat().st_size
+    assert report["before"]["files"] == source.stat().st_size
     errors = json.loads(run("verify", str(out), "--json").out)
     assert errors["slim.onnx"] < 1e-5
 

@@ -132,6 +132,12 @@ def test_biases_are_added_where_the_configuration_can_hold_them(
     for layer in slim.model.layers:
         assert layer.mlp.down_proj.bias.abs().sum() > 0
         assert not layer.mlp.up_proj.bias.any()
+    # The model with biases is traced anew, and has axes of its own.
+    report = json.loads((output / "report.json").read_text())
+    for side, ffn in (("before", 64), ("after", 48)):
+        per_token = 3 * (2 * 48 * 48 + 2 * 48 * 24 + 3 * 48 * ffn + 2 * 48 * 128) + 48 * 96
+        assert report[side]["macs"] == report[side]["torch"]["macs"]
+        assert report[side]["macs"] == pytest.approx(128 * per_token, rel=0.002)
 
 
 def test_a_dry_run_reads_no_data(run: Run, taught: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cli.helpers import LETTERS, Result, check_failure, damaged
@@ -61,7 +62,9 @@ def test_eval_equals_a_plain_computation(
         assert found["perplexity"]["value"] == pytest.approx(math.exp(loss), rel=1e-4)
         assert found["perplexity"]["windows"] == 5
         assert found["parameters"] == sum(p.numel() for p in model.parameters())
-        assert found["bytes"] == (path / "model.safetensors").stat().st_size
+        weights = load_file(path / "model.safetensors").values()
+        assert found["bytes"] == sum(w.numel() * w.element_size() for w in weights)
+        assert found["files"] == (path / "model.safetensors").stat().st_size
 
 
 def test_eval_prints_a_table(run: Callable[..., Result], dense: Path, text: Path) -> None:
@@ -76,7 +79,10 @@ def test_eval_of_an_onnx_file(run: Callable[..., Result], compiled: Path) -> Non
     assert result.code == 0, result.err
     (found,) = json.loads(result.out).values()
     assert found["onnxruntime"]["seconds"] > 0
-    assert found["bytes"] == (compiled / "model.onnx").stat().st_size
+    assert found["files"] == (compiled / "model.onnx").stat().st_size
+    report = json.loads((compiled / "report.json").read_text())["after"]
+    assert found["macs"] == report["macs"] > 0
+    assert found["inputs"] == report["inputs"] == {"input_ids": [1, 128]}
 
 
 @pytest.mark.parametrize(

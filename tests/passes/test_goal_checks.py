@@ -30,7 +30,6 @@ RECIPES = {
     ),
     "floor": ({"remove": {"ffn": 0.5}, "minimum": 80}, "can be smaller"),
     "budget": ({"target": {"params": 0.01}}, "not reachable"),
-    "large budget": ({"target": {"params": 10**12}}, "not reachable"),
     "masks": (
         {"sparsify": {"method": "wanda", "sparsity": 0.5, "include": ["nothing.*"]}}, "nothing"
     ),

@@ -1,0 +1,279 @@
+"""Dry runs: what a run would do, told without running the model on data."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from graphprune.errors import PlanError
+from graphprune.forecast import Forecast, Size
+from graphprune.inputs import inputs_of, token_input
+from graphprune.inspection import pattern, span
+from graphprune.onnx_program import SlimOnnx
+from graphprune.plan import Plan
+from graphprune.program import BaseProgram, Structure
+from graphprune.recipe import Recipe
+from graphprune.repairing import REPAIRS, biased_for
+from graphprune.report import Report
+from graphprune.rewrite.slim import Slim
+from graphprune.samples import SCORES, WEIGHTS, Amount
+from graphprune.samples.tokens import window_length
+from graphprune.streaming import find_sites
+from graphprune.structured import read_by, readable
+from graphprune.target import Target
+from graphprune.workload import workload_of
+
+_OF_GRADIENTS = ("taylor", "element1", "element2", "element-mix", "vector")
+_SQUARE = 512  # of the products that are timed
+_OVERHEAD = 1.5  # of what is no product, and of products that are slower than those of squares
+_TURNS = 40  # calls with the usual input that measuring takes, of both models together
+
+
+def forecast(report: Report, recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx) -> Report:
+    """The report of a dry run, with what the run would do.
+
+    Args:
+        report: as far as it is known.
+        recipe: with a score and a repair in place of ``auto``.
+        program: the dense program.
+        slim: the slim model, of which nothing has been cut.
+    """
+    plan = replace(slim.plan, fingerprint=program.fingerprint)
+    amounts = _amounts(recipe)
+    passes = _passes(recipe, program, plan)
+    zeros, among = _zeros(report, recipe)
+    form = {True: "native", False: "self-contained", None: None}[report.native]
+    found = Forecast(
+        sizes=_sizes(program, plan),
+        data=_data(program, recipe, amounts) if amounts else None,
+        passes=passes,
+        formats=tuple(recipe.formats),
+        form=form,
+        seconds=sum(report.seconds.values()) + _seconds(recipe, program, slim, plan),
+        memory=_memory(recipe, program, slim, plan),
+        zeros=zeros,
+        zeros_of=among,
+    )
+    return replace(report, forecast=found)
+
+
+def with_output(
+    recipe: Recipe, output: str | Path, overwrite: bool, reads: Mapping[str, Path]
+) -> Recipe:
+    """A recipe with the formats that an output can hold.
+
+    Args:
+        recipe: it.
+        output: as the user gave it.
+        overwrite: whether what is there may be replaced.
+        reads: see `graphprune.target.Target.of`.
+
+    Raises:
+        EmitError: the real run would refuse the output.
+    """
+    formats = Target.of(output, recipe, overwrite, reads).formats
+    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": formats})
+
+
+def check_surgery(program: BaseProgram, recipe: Recipe, plan: Plan, *, auto: bool) -> None:
+    """See that units can be chosen and layers refitted as a recipe says, without data.
+
+    Args:
+        program: the dense program.
+        recipe: with a score and a repair in place of ``auto``.
+        plan: with as many units as are to stay, whichever they are.
+        auto: whether what surgery can't weigh is left to other scores.
+
+    Raises:
+        GraphPruneError: they can't.
+    """
+    structures = [program.by_name[name] for name in plan.kept_units]
+    widths = [s for s in structures if not s.blocks]
+    if recipe.operates and not auto:
+        able = readable(program, widths)
+        missing = next((s for s in structures if s.name not in able), None)
+        if missing is not None:
+            raise PlanError(
+                "obs can't choose units that no weight multiplies by",
+                where=missing.name,
+                hint="choose these by another score",
+            )
+    if recipe.repair == "bias" and recipe.repairs and structures:
+        biased_for(program, plan)
+
+
+def sizes_are_known(program: BaseProgram, recipe: Recipe, plan: Plan) -> bool:
+    """Whether a plan with any choice of units has the sizes that the real one will have.
+
+    It has where every structure of a role keeps as many, and where the layers of a stack that loses
+    some are alike. Masks name the weights of the layers that stay, so that these have to be known.
+    """
+    cut = [program.by_name[n] for n in plan.kept_units if program.by_name[n].blocks]
+    alike = (len({program.costs.block(b) for b in stack.blocks}) == 1 for stack in cut)
+    return recipe.uniform and (not cut or (recipe.sparsify is None and all(alike)))
+
+
+def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
+    """What is cut, structures that are cut alike together."""
+    gone = plan.bind(program).removed_parameters
+    rows = []
+    for name, units in plan.kept_units.items():
+        s = program.by_name[name]
+        if s.blocks or not gone.issuperset(p for p, _ in s.members):
+            first = units[0]
+            rows.append((s, len(first) if isinstance(first, tuple) else len(units)))
+
+    def kind(row: tuple[Structure, int]) -> tuple[str, str, int, int]:
+        return row[0].role or "other", pattern(row[0].name), row[0].size, row[1]
+
+    found = []
+    for (role, _, before, after), group in itertools.groupby(sorted(rows, key=kind), kind):
+        names = tuple(s.name for s, _ in group)
+        found.append(Size(role, names, before, after, span(names)))
+    return tuple(found)
+
+
+def _amounts(recipe: Recipe) -> dict[str, Amount]:
+    """What needs data, to how much it takes where the recipe doesn't say."""
+    found = {}
+    if recipe.operates or recipe.repairs:
+        found["obs" if recipe.operates else recipe.repair] = REPAIRS
+    if recipe.score_needs_data and not recipe.operates:
+        found[recipe.score.name] = SCORES
+    if recipe.sparsify is not None and recipe.sparsify.needs_data:
+        found[recipe.sparsify.method] = WEIGHTS
+    return found
+
+
+def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> str:
+    """The source, and how much of it."""
+    wanted = recipe.calibration
+    source = " + ".join(wanted.sources) or wanted.text or "the built-in text"
+    parts: dict[str, list[str]] = {}
+    for name, amount in amounts.items():
+        count, length = _windows(program, recipe, amount)
+        of = f" of {length:,} tokens" if length else ""
+        parts.setdefault(f"up to {count:,} samples{of}", []).append(name)
+    if len(parts) == 1:
+        return f"{source}, {next(iter(parts))}"
+    return f"{source}, " + ", ".join(f"{much} for {' and '.join(n)}" for much, n in parts.items())
+
+
+def _windows(program: BaseProgram, recipe: Recipe, amount: Amount) -> tuple[int, int | None]:
+    """Samples, and the tokens of each where they are tokens."""
+    wanted = recipe.calibration
+    count = wanted.windows or amount.count
+    if token_input(inputs_of(program)) is None:
+        return count, None
+    return count, window_length(program, wanted, amount.length)
+
+
+def _passes(recipe: Recipe, program: BaseProgram, plan: Plan) -> tuple[str, ...]:
+    """What a run does, in order."""
+    found = []
+    if recipe.operates:
+        found.append("choose units by obs, and refit what reads them")
+    elif recipe.removes and recipe.plan is None:
+        rounds = f" in {recipe.rounds} rounds" if recipe.rounds > 1 else ""
+        found.append(f"rank units by {recipe.score.name}{rounds}")
+    if recipe.repairs and plan.kept_units:
+        layers = len(read_by(program, plan))
+        found.append(f"repair {layers} layers by {recipe.repair}")
+    if recipe.removes:
+        found.append("cut")
+    if recipe.sparsify is not None:
+        found.append(f"make weights zero by {recipe.sparsify.method}")
+    return (*found, "verify", "write", "measure")
+
+
+def _zeros(report: Report, recipe: Recipe) -> tuple[int | None, int | None]:
+    """Weights that are going to be zero, and of how many."""
+    if report.masks is None or recipe.sparsify is None:
+        return None, None
+    weights = sum(layer.weights for layer in report.masks.layers)
+    whole = recipe.sparsify.sparsity or 0.0
+    parts = (whole if e.target is None else e.target for e in report.masks.layers)
+    counts = (e.weights for e in report.masks.layers)
+    return round(sum(n * part for n, part in zip(counts, parts, strict=True))), weights
+
+
+def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: Plan) -> float:
+    """About how long what is ahead takes on this machine."""
+    work = float(_TURNS * (program.costs.total().macs + slim.cost.macs))
+    for name, amount in _amounts(recipe).items():
+        count, length = _windows(program, recipe, amount)
+        sample = (
+            program.costs_at(workload_of(program, length)).total().macs
+            if length
+            else (program.costs.total().macs)
+        )
+        work += count * sample * _times(name, recipe)
+        work += _statistics(recipe, program, plan, name, count * (length or _places(program)))
+    return _OVERHEAD * work / _macs_per_second()
+
+
+def _times(name: str, recipe: Recipe) -> int:
+    """How often the data goes through the model for one pass; a gradient counts as two more."""
+    if name == "obs":
+        return 1 + (2 if recipe.repair == "reconstruct" else int(recipe.repair == "bias"))
+    if name in ("reconstruct", "bias"):
+        return 1 + int(name == "reconstruct")
+    section = recipe.sparsify
+    if section is not None and name == section.method:
+        return 1 + int(section.reference) + int(section.budget.name in ("owl", "sensitivity"))
+    return recipe.rounds * (3 if name in _OF_GRADIENTS else 1)
+
+
+def _statistics(recipe: Recipe, program: BaseProgram, plan: Plan, name: str, places: int) -> float:
+    """Multiply-accumulates of second moments and of the systems that are solved with them."""
+    section = recipe.sparsify
+    if section is not None and name == section.method:
+        names = find_sites(program, section.include, section.exclude).parameters
+    elif name in ("obs", "reconstruct"):
+        names = read_by(program, plan) if plan.kept_units else []
+    else:
+        return 0.0
+    widths = [_width(program, n) for n in names]
+    return float(sum(w * w * (places + 2 * w) for w in widths)) * (1 + (name == "obs"))
+
+
+def _width(program: BaseProgram, parameter: str) -> int:
+    """Inputs of a layer."""
+    shape = program.parameters[parameter]
+    return max(1, torch.Size(shape).numel() // max(1, max(shape[:1], default=1)))
+
+
+def _places(program: BaseProgram) -> int:
+    """How often a weight is used for one sample, on average."""
+    cost = program.costs.total()
+    return max(1, cost.macs // max(1, cost.params))
+
+
+def _memory(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: Plan) -> int:
+    """About how many bytes are needed at once: both models, and what waits for the next layer."""
+    size = program.costs.total().bytes + slim.cost.bytes
+    streams = [s.size for s in program.structures if s.role == "hidden"]
+    width = max(streams, default=max((_width(program, n) for n in program.trainable), default=1))
+    waiting = 0
+    for amount in _amounts(recipe).values():
+        count, length = _windows(program, recipe, amount)
+        waiting = max(waiting, 2 * 4 * count * (length or _places(program)) * width)
+    names = read_by(program, plan) if recipe.repairs and plan.kept_units else []
+    widest = max((_width(program, n) for n in names), default=0)
+    return size + waiting + 3 * 8 * widest**2
+
+
+def _macs_per_second() -> float:
+    """How fast products of matrices are here, by the fastest of a few."""
+    a = torch.ones(_SQUARE, _SQUARE)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - start)
+    return float(_SQUARE**3 / min(times))
