@@ -13,7 +13,8 @@ import torch
 import graphprune as gp
 from graphprune import cli
 from graphprune.errors import ConditionError, EvaluationError, RecipeError
-from graphprune.quality.conditions import Condition
+from graphprune.frontends import load_traced
+from graphprune.quality.conditions import Condition, check_conditions
 from graphprune.recipe import Recipe
 from quality.helpers import by_hand, expected, save_model, save_text
 
@@ -89,12 +90,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 Run = Callable[..., tuple[int, str, str]]
 
 
-def recipe_file(folder: Path, texts: list[Path], **more: Any) -> Path:
+def recipe_of(texts: list[Path], **more: Any) -> dict[str, Any]:
     calibration = {"text": [str(t) for t in texts], "windows": 4, "length": 20, "draw": "first"}
-    path = folder / "recipe.json"
-    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude", "calibration": calibration, **more}
-    path.write_text(json.dumps(recipe))
-    return path
+    return {"remove": {"ffn": 0.5}, "score": "magnitude", "calibration": calibration, **more}
 
 
 def test_compile_ends_with_three_and_the_earlier_output_stays(
@@ -102,65 +100,66 @@ def test_compile_ends_with_three_and_the_earlier_output_stays(
 ) -> None:
     texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
     ids = [save_text(path, 200, seed) for seed, path in enumerate(texts)]
-    recipe = recipe_file(tmp_path, texts)
     output = tmp_path / "out" / "slim"
-    command = ("compile", dense, recipe, "-o", output, "--overwrite")
-    assert run(*command)[0] == 0
+    report = gp.compile(dense, recipe_of(texts), output)
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     found = [expected(dense, output, by_hand(one, 4, 20)) for one in ids]
     ratio = max(one["perplexities"][1] / one["perplexities"][0] for one in found)
+    value = max(one["perplexities"][1] for one in found)
     worst = min(one["agreement"][0] for one in found)
     kl = max(one["kl"][0] for one in found)
-    near = 1e-3
-    failing = [
-        f"perplexity>{100 * (ratio * (1 - near) - 1):+.3f}%",
-        f"agreement<{worst + near:.4f}",
-        f"kl>{kl * (1 - near):.6f}",
-    ]
-    passing = [
-        f"perplexity>{100 * (ratio * (1 + near) - 1):+.3f}%",
-        f"agreement<{worst - near:.4f}",
-        f"kl>{kl * (1 + near):.6f}",
-        "parameters>1M",
-    ]
-    flags = [word for condition in (failing[0], *passing) for word in ("--fail-if", condition)]
+
+    def conditions(near: float) -> list[str]:
+        return [
+            f"perplexity>{100 * (ratio * (1 + near) - 1):+.3f}%",
+            f"perplexity>{value * (1 + near):.6f}",
+            f"agreement<{worst - near:.4f}",
+            f"kl>{kl * (1 + near):.6f}",
+        ]
+
+    failing, passing = conditions(-1e-3), conditions(1e-3)
+    settled = [Condition.parse(text) for text in passing]
+    check_conditions(settled, report.before, report.after, report.quality)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(texts, fail_if=["kl>900"])))
+    flags = [word for text in (*failing, *passing) for word in ("--fail-if", text)]
+    command = ("compile", dense, tmp_path / "recipe.json", "-o", output, "--overwrite")
     code, out, err = run(*command, *flags)
     assert (code, out) == (3, "")
     assert f"perplexity is {100 * (ratio - 1):+.1f} % against the dense model" in err
-    assert failing[0] in err
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-    assert [path.name for path in output.parent.iterdir()] == ["slim"]
-    code, _, err = run(*command, *(w for c in failing[1:] for w in ("--fail-if", c)))
-    assert code == 3
+    assert f"perplexity is {value:.4g}" in err
     assert f"agreement is {worst:.4g}" in err
     assert f"kl is {kl:.4g}" in err
-    assert run(*command, *(w for c in passing for w in ("--fail-if", c)))[0] == 0
+    assert all(f"'{text}'" in err for text in failing)
+    assert not any(f"'{text}'" in err for text in passing)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert [path.name for path in output.parent.iterdir()] == ["slim"]
     # The same conditions on the files.
-    sources = ("eval", output, "--against", dense, "--length", 20, "--windows", 4)
     options = [word for path in texts for word in ("--text", path)]
-    code, out, err = run(*sources, *options, "--fail-if", failing[0])
+    options += [word for text in (failing[0], passing[2]) for word in ("--fail-if", text)]
+    code, out, err = run("eval", output, "--against", dense, "--length", 20, "--windows", 4,
+                         *options)  # fmt: skip
     assert code == 3
     assert "perplexity on" in out  # what was measured is shown all the same
     assert failing[0] in err
-    assert run(*sources, *options, "--fail-if", passing[0])[0] == 0
+    assert passing[2] not in err
 
 
-def test_sizes_are_known_before_weights_are_looked_at(
-    run: Run, dense: Path, tmp_path: Path
-) -> None:
-    command = ("compile", dense, "--remove", "ffn=0.5", "--score", "magnitude", "-o",
-               tmp_path / "slim")  # fmt: skip
+def test_sizes_are_known_before_weights_are_looked_at(dense: Path, tmp_path: Path) -> None:
+    program = load_traced(str(dense))
+    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude"}
     total = 2 * 96 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 3 * 32
     slim = total - 3 * 32 * 24
-    code, _, err = run(*command, "--fail-if", f"parameters>{slim - 1}")
-    assert code == 3
-    assert f"parameters is {slim:,}" in err
-    assert "cutting" not in err
     change = 100 * (slim / total - 1)
-    code, _, err = run(*command, "--dry-run", "--fail-if", f"bytes>{change - 0.1:.2f}%")
-    assert code == 3
-    assert f"bytes is {change:.1f} % against the dense model" in err
-    assert run(*command, "--dry-run", "--fail-if", f"bytes>{change + 0.1:.2f}%")[0] == 0
+    told: list[str] = []
+    with pytest.raises(ConditionError, match=f"parameters is {slim:,}, and") as caught:
+        gp.compile(program, recipe | {"fail_if": f"parameters>{slim - 1}"}, tmp_path / "slim",
+                   progress=told.append)  # fmt: skip
+    assert caught.value.exit_code == 3
+    assert "selecting" in told
+    assert "cutting" not in told
+    with pytest.raises(ConditionError, match=rf"bytes is {change:.1f} % against the dense model"):
+        gp.compile(program, recipe | {"fail_if": f"bytes>{change - 0.1:.2f}%"}, dry_run=True)
+    gp.compile(program, recipe | {"fail_if": f"bytes>{change + 0.1:.2f}%"}, dry_run=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,11 +202,11 @@ def test_eval_refuses_what_it_cannot_know(run: Run, dense: Path, tmp_path: Path)
 def test_a_number_that_is_needed_and_cannot_be_measured_is_an_error(
     dense: Path, tmp_path: Path
 ) -> None:
-    recipe = json.loads(recipe_file(tmp_path, [tmp_path / "none.txt"]).read_text())
-    report = gp.compile(dense, recipe, tmp_path / "slim")
+    program = load_traced(str(dense))
+    recipe = recipe_of([tmp_path / "none.txt"])
+    report = gp.compile(program, recipe, tmp_path / "slim", formats=["pt2"])
     assert any("none.txt not measured" in note for note in report.notes)
-    assert (tmp_path / "slim" / "model.safetensors").exists()
+    assert (tmp_path / "slim" / "model.pt2").exists()
     with pytest.raises(EvaluationError, match="a condition of --fail-if needs it"):
-        gp.compile(dense, recipe | {"fail_if": "kl>9"}, tmp_path / "other")
+        gp.compile(program, recipe | {"fail_if": "kl>9"}, tmp_path / "other", formats=["pt2"])
     assert not (tmp_path / "other").exists()
-    assert issubclass(ConditionError, gp.GraphPruneError)

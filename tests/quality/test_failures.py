@@ -9,17 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import graphprune as gp
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.evaluate import NoPerplexityError
+from graphprune.frontends import load_traced
 from graphprune.quality.attempts import attempted
-from quality.helpers import save_model, save_text
+from graphprune.quality.measuring import Measured, measure_quality
+from graphprune.recipe_calibration import Calibration
+from quality.helpers import greedily, save_model, save_text
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "dense", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def program(dense: Path) -> gp.Program:
+    return load_traced(str(dense))
 
 
 def failing(error: BaseException) -> Callable[..., Any]:
@@ -29,19 +38,11 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-ERRORS = [
-    RuntimeError("can't allocate memory: you tried to allocate 4 GB"),
-    MemoryError(),
-    OSError(28, "No space left on device"),
-    LoadError("ONNX Runtime can't open the file", why="it is new"),
-]
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_the_output_is_written_all_the_same(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    program: gp.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_text(tmp_path / "a.txt", 300, 0)
+    error = RuntimeError("can't allocate memory: you tried to allocate 4 GB")
     for place in ("evaluate.torch_latencies", "evaluate.onnx_latencies"):
         monkeypatch.setattr(f"graphprune.{place}", failing(error))
     for place in ("compare", "complete"):
@@ -51,7 +52,7 @@ def test_the_output_is_written_all_the_same(
         "score": "magnitude",
         "calibration": {"text": str(tmp_path / "a.txt"), "windows": 2, "length": 16},
     }
-    report = gp.compile(dense, recipe, tmp_path / "slim", formats=["pt2", "onnx"])
+    report = gp.compile(program, recipe, tmp_path / "slim", formats=["pt2", "onnx"])
     whats = ("quality on", "quality on builtin", "completions", "latency in PyTorch",
              "latency in ONNX Runtime")  # fmt: skip
     assert len(report.notes) == len(whats)
@@ -66,14 +67,32 @@ def test_the_output_is_written_all_the_same(
     report.render()
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("no\nroom"), "RuntimeError: no room"),
+        (MemoryError(), "there is not enough memory"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (IndexError("index out of range in self"), "IndexError: index out of range in self"),
+        (LoadError("it can't be opened", why="it is new"), "it can't be opened (it is new)"),
+    ],
+)
+def test_what_may_go_wrong_is_a_note(error: Exception, why: str) -> None:
+    notes: list[str] = []
+    with attempted("latency", notes):
+        raise error
+    assert notes == [f"latency not measured: {why}"]
+    with pytest.raises(EvaluationError, match="latency can't be measured") as caught:  # noqa: SIM117
+        with attempted("latency", notes, needed=True):
+            raise error
+    assert caught.value.why == why
+
+
 def test_our_own_mistakes_are_not_hidden() -> None:
     with pytest.raises(KeyError), attempted("a number", []):
         raise KeyError("a bug")
     with pytest.raises(KeyboardInterrupt), attempted("a number", []):
         raise KeyboardInterrupt
-    with pytest.raises(EvaluationError, match="latency can't be measured"):  # noqa: SIM117
-        with attempted("latency", [], needed=True):
-            raise RuntimeError("no")
 
 
 def test_an_onnx_file_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,26 +109,41 @@ def test_an_onnx_file_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_prompts_that_cannot_be_continued_are_a_note(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: gp.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = failing(ValueError("`pad_token_id` should be positive"))
     monkeypatch.setattr("transformers.LlamaForCausalLM.generate", broken)
-    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude",
-              "calibration": {"windows": 2, "length": 16}}  # fmt: skip
-    report = gp.compile(dense, recipe, tmp_path / "slim")
-    (note,) = [note for note in report.notes if "completions" in note]
-    assert note == "completions not measured: ValueError: `pad_token_id` should be positive"
-    assert report.quality is not None
-    assert list(report.quality.texts) == ["builtin", "help"]
-    assert report.quality.completions == ()
+    found = measured(program)
+    assert found.notes == (
+        "completions not measured: ValueError: `pad_token_id` should be positive",
+    )
+    assert list(found.pairs) == ["builtin", "help"]
+    assert found.completions == ()
 
 
 def test_a_model_that_looks_ahead_has_one_note(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: gp.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = NoPerplexityError("the model has no perplexity", why="its logits depend on later ones")
     monkeypatch.setattr("graphprune.quality.measuring.compare", failing(error))
-    recipe = {"remove": {"ffn": 0.5}, "score": "magnitude"}
-    report = gp.compile(dense, recipe, tmp_path / "slim")
-    assert report.notes == ("no perplexity: its logits depend on later ones",)
-    assert report.quality is None
+    found = measured(program)
+    assert found.notes == ("no perplexity: its logits depend on later ones",)
+    assert found.quality is None
+
+
+def test_a_prompt_is_continued_as_far_as_the_model_takes_it(tmp_path: Path) -> None:
+    """By a plain loop where the module is a graph, which has no method for it."""
+    program = load_traced(str(save_model(tmp_path / "m", max_position_embeddings=24)))
+    graph = program.exported.module()
+    found = measured(program, graph)
+    assert found.notes == ()
+    (one,) = found.completions  # the other prompt alone is too long
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    new = greedily(tmp_path / "m", one.prompt, 24 - 1 - len(one.prompt))
+    assert one.dense == one.slim == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def measured(program: gp.Program, slim: Any = None) -> Measured:
+    models = (program.module, slim or program.module)
+    wanted = Calibration(windows=2, length=16)
+    return measure_quality(program, models, wanted, 0, lambda stage: None)

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from rich.console import Console, RenderableType
 from transformers import AutoTokenizer
 
 import graphprune as gp
 from graphprune import cli, evaluate
 from graphprune.evaluate import NoPerplexityError
+from graphprune.measure import measure_sources
 from graphprune.quality.compare import compare
 from graphprune.quality.intervals import mean_estimate, ratio_estimate, student
 from quality.helpers import T, by_hand, expected, greedily, save_model, save_text
@@ -82,25 +84,31 @@ def test_eval_on_several_texts(case: Case, capsys: pytest.CaptureFixture[str]) -
     data = json.loads(capsys.readouterr().out)
     dense, slim = data[str(case.dense)], data[str(case.slim)]
     check({"before": dense, "after": slim, "quality": slim["quality"]}, case, 6, 30)
-    with pytest.raises(SystemExit):
-        cli.main(["eval", str(case.slim), *options, "--json"])
-    alone = json.loads(capsys.readouterr().out)[str(case.slim)]
-    assert alone["perplexities"].keys() == set(case.texts)
-    for text in case.texts:
-        losses = slim["perplexities"][text]["losses"]
-        assert alone["perplexities"][text]["losses"] == pytest.approx(losses, rel=1e-6)
-    assert alone["quality"]["texts"] == {}
 
 
-def test_the_tables_have_a_row_for_each_text(
-    case: Case, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from rich.console import Console
+def test_eval_of_one_model(case: Case) -> None:
+    found = measure_sources([str(case.slim)], case.texts, LENGTH, COUNT, lambda stage: None)
+    data = json.loads(found.to_json())[str(case.slim)]
+    assert list(data["perplexities"]) == list(case.texts)
+    out = printed(found.render())
+    for text, ids in zip(case.texts, case.ids, strict=True):
+        wanted = expected(case.dense, case.slim, by_hand(ids, COUNT, LENGTH))
+        assert data["perplexities"][text]["losses"] == pytest.approx(wanted["losses"][1], rel=1e-5)
+        assert f"{wanted['perplexities'][1]:,.2f}" in out
+    assert data["quality"]["texts"] == {}
+    assert "agreement" not in out
 
+
+def printed(what: RenderableType) -> str:
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(case.report.render())
-    (row,) = [line for line in shown.get().splitlines() if line.startswith(case.texts[1])]
+        console.print(what)
+    return shown.get()
+
+
+def test_the_table_has_a_row_for_each_text(case: Case) -> None:
+    lines = printed(case.report.render()).splitlines()
+    (row,) = [line for line in lines if line.startswith(case.texts[1])]
     wanted = expected(case.dense, case.slim, by_hand(case.ids[1], COUNT, LENGTH))
     ratio, low, high = wanted["ratio"]
     assert f"{COUNT} x {LENGTH}" in row
@@ -109,12 +117,6 @@ def test_the_tables_have_a_row_for_each_text(
     assert f"{wanted['kl'][0]:.3f} (" in row
     for value in wanted["perplexities"]:
         assert f"{value:,.2f}" in row
-    with pytest.raises(SystemExit):
-        cli.main(["eval", str(case.slim), "--text", case.texts[1], "--length", "24", "--windows",
-                  "8"])  # fmt: skip
-    out = capsys.readouterr().out
-    assert f"{wanted['perplexities'][1]:,.2f}" in out
-    assert "agreement" not in out
 
 
 def test_completions_are_the_most_likely_tokens(case: Case) -> None:
