@@ -105,7 +105,7 @@ def test_only_budgets_are_told_what_they_take(heavy: Path) -> None:
 def test_budgets_of_other_models(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 4, 3)
+        torch.nn.Conv2d(3, 400, 3), torch.nn.ReLU(), torch.nn.Conv2d(400, 4, 3)
     ).eval()
     recipe = {"target": {"macs": 0.3}}
     report = gp.compile(vision, recipe, dry_run=True, formats=["pt2"],
