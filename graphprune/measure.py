@@ -35,7 +35,7 @@ from graphprune.quality.conditions import (
     check_conditions,
     parse_all,
 )
-from graphprune.quality.measuring import measure_on, measure_quality, unmeasurable
+from graphprune.quality.measuring import Measured, measure_on, measure_quality, unmeasurable
 from graphprune.quality.remarks import quality_remarks
 from graphprune.quality.result import Quality
 from graphprune.quality.sources import check_askable, check_loaded, shared_windows
@@ -103,16 +103,17 @@ def _with_quality(
     """What texts say of both models."""
     wanted = recipe.calibration
     notes: list[str] = []
-    with attempted("quality", notes):
+    needed = ask_for(parse_all(recipe.fail_if), QUALITY)
+    found = Measured({})
+    with attempted("quality", notes, needed):
         why = unmeasurable(program, wanted)
         if why is not None:
             # Of models that were never meant to be measured on text it goes without saying.
             if is_causal(program) or (wanted.text is not None and not recipe.needs_data):
                 notes.append(f"no perplexity: {why}")
             return replace(report, notes=(*report.notes, *notes))
-    models = (_module(program), slim.module)
-    needed = ask_for(parse_all(recipe.fail_if), QUALITY)
-    found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
+        models = (_module(program), slim.module)
+        found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
     remarks = quality_remarks(found.dense, found.slim, found.quality)
     return replace(
         report,

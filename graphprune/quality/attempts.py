@@ -7,22 +7,31 @@ from contextlib import contextmanager
 
 from graphprune.errors import EvaluationError, GraphPruneError
 
+EXPECTED = (GraphPruneError, RuntimeError, OSError, MemoryError, IndexError)
+"""What running a model may raise: torch has IndexError for an id or a place beyond a table."""
+
 
 @contextmanager
-def attempted(what: str, notes: list[str], needed: bool = False) -> Iterator[None]:
+def attempted(
+    what: str,
+    notes: list[str],
+    needed: bool = False,
+    caught: tuple[type[Exception], ...] = EXPECTED,
+) -> Iterator[None]:
     """Let a block fail: hours of work must not be lost for a number about it.
 
     Args:
         what: is measured.
         notes: gets a line that says why it isn't.
         needed: whether a condition of ``fail_if`` needs it, so that nothing may be written without.
+        caught: what it may raise.
 
     Raises:
         EvaluationError: the block failed, and it is needed.
     """
     try:
         yield
-    except (GraphPruneError, RuntimeError, OSError, MemoryError) as error:
+    except caught as error:
         why = _reason(error)
         if needed:
             raise EvaluationError(

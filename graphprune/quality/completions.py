@@ -17,21 +17,33 @@ PROMPTS = ("Water boils when", "The old man opened the door and")
 TOKENS = 24
 
 
-def complete(model: Callable[..., Any], tokenizer: Any, prompt: str, tokens: int = TOKENS) -> str:
+def prompt_tokens(tokenizer: Any, prompt: str) -> Tensor:
+    """Return the tokens of a prompt, with the begin-of-text token that the tokenizer adds.
+
+    Args:
+        tokenizer: of transformers.
+        prompt: it.
+
+    Returns:
+        int64 ``[1, length]``.
+    """
+    ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+    begin = begin_token(tokenizer)
+    return torch.tensor([ids if begin is None else [begin, *ids]], dtype=torch.long)
+
+
+def complete(model: Callable[..., Any], tokenizer: Any, start: Tensor, tokens: int) -> str:
     """Continue a prompt with the most likely tokens.
 
     Args:
         model: has transformers' ``generate``, or is called with ``input_ids=[1, length]``.
         tokenizer: of transformers.
-        prompt: it; the tokenizer's begin-of-text token is put in front, if it adds one.
+        start: see `prompt_tokens`.
         tokens: how many at most; fewer where the text ends.
 
     Raises:
-        RuntimeError, GraphPruneError: the model can't be run on it.
+        RuntimeError, GraphPruneError: the model can't be run on it; whatever ``generate`` raises.
     """
-    ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
-    begin = begin_token(tokenizer)
-    start = torch.tensor([ids if begin is None else [begin, *ids]], dtype=torch.long)
     able = getattr(model, "can_generate", None)
     with torch.inference_mode():
         if able is not None and able():

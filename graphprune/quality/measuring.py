@@ -125,7 +125,7 @@ def measure_quality(
     completions: tuple[Completion, ...] = ()
     if tokenizer is not None:
         tell("completing prompts")
-        with attempted("completions", notes):
+        with attempted("completions", notes, caught=(Exception,)):  # generate is anybody's code
             completions = completed([program], models, tokenizer)
     return Measured(pairs, completions, tuple(notes), first)
 
@@ -180,7 +180,7 @@ def measure_on(
     tokenizer = next((t for p in programs.values() if (t := tokenizer_of(p)) is not None), None)
     if tokenizer is not None:
         tell("completing prompts")
-        with attempted("completions", notes):
+        with attempted("completions", notes, caught=(Exception,)):  # generate is anybody's code
             completions = completed(list(programs.values()), [models[n] for n in names], tokenizer)
     quality = Quality(texts, completions)
     remarks = quality_remarks(found[names[0]], found[names[-1]], quality)

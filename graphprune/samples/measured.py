@@ -162,10 +162,10 @@ def _count(wanted: Calibration, available: int, strict: bool) -> int:
 
 
 def _long_parts(program: BaseProgram, wanted: Calibration) -> list[Measured]:
-    """The texts of a mixture that can spare windows; a short one is left to calibration whole."""
+    """The files of a mixture that can spare windows; a short one is left to calibration whole."""
     found = []
     for source in dict.fromkeys(wanted.sources):
-        if source == SELF:
+        if source in (SELF, *OWN_TEXTS):
             continue
         content = _content(wanted, source)
         if not isinstance(content, Text):

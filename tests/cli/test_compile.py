@@ -178,8 +178,8 @@ def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) 
         dense_text, slim_text = report.before.perplexity, report.after.perplexity
         assert dense_text is not None
         assert slim_text is not None
-        assert (slim_text.value > 10 * dense_text.value) == ruined
-        assert any("is of no use" in note for note in report.notes) == ruined
+        assert (slim_text.value > 1.5 * dense_text.value) == ruined
+        assert any("remove less" in note for note in report.notes) == ruined
 
 
 def test_overwriting_ones_own_output(

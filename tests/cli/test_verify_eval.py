@@ -70,7 +70,8 @@ def test_eval_equals_a_plain_computation(
 def test_eval_prints_a_table(run: Callable[..., Result], dense: Path, text: Path) -> None:
     result = run("eval", dense, "--text", text, "--length", 16, "--windows", 3)
     assert result.code == 0, result.err
-    assert "perplexity: 3 windows of 16 tokens" in result.out
+    assert "perplexity on" in result.out
+    assert "3 x 16" in result.out
     assert "change" not in result.out
 
 

@@ -316,7 +316,7 @@ def test_the_recipes_of_the_documentation():
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     first, shares, names, last = [yaml.safe_load(block) for block in blocks]
     wanted = Recipe.parse(first).calibration
-    assert (wanted.data, wanted.text, wanted.draw) == ("valid.txt", "test.txt", "first")
+    assert (wanted.data, wanted.text, wanted.draw) == ("valid.txt", ("test.txt",), "first")
     for mixture, sources in (
         (shares, {"self": 0.5, "web.txt": 0.3, "chat.jsonl": 0.2}),
         (names, {"wiki.txt": 0.25, "chat.jsonl": 0.25, "self": 0.5}),

@@ -11,7 +11,7 @@ import graphprune as gp
 from graphprune.errors import LoadError, RecipeError
 from graphprune.recipe import Recipe
 from graphprune.recipe_calibration import Calibration
-from graphprune.samples import calibration_samples, evaluation_windows
+from graphprune.samples import calibration_samples, evaluation_windows, measured_texts
 from graphprune.samples.mixture import apportion
 from samples.helpers import pixels, samples, save_tokenizer, text_of
 from streaming.oracle import traced
@@ -143,8 +143,9 @@ def test_what_is_measured_on_is_not_calibrated_on(tmp_path, monkeypatch):
     found = calibration_samples(program, wanted, 0)
     assert found.in_domain
     assert int((found.data >= 1000).sum()) == found.data.numel() // 2
-    measured = evaluation_windows(program, wanted, 0)
-    assert not set(found.data.flatten().tolist()) & set(measured.flatten().tolist())
+    for text in measured_texts(program, wanted):
+        measured = evaluation_windows(program, wanted, 0, text)
+        assert not set(found.data.flatten().tolist()) & set(measured.flatten().tolist())
 
 
 def test_a_mixture_needs_tokens():

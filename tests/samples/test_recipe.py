@@ -41,9 +41,14 @@ def test_what_is_written_reads_back(tmp_path):
     assert Recipe.load(tmp_path / "r.yaml") == recipe
     flags = {"data": "c.jsonl", "text": "d.txt"}
     joined = Recipe.from_flags(tmp_path / "r.yaml", flags).calibration
-    assert (joined.data, joined.text, joined.windows) == ("c.jsonl", "d.txt", 2000)
+    assert (joined.data, joined.text, joined.windows) == ("c.jsonl", ("d.txt",), 2000)
+    flags = {"data": None, "text": ["e.txt", "f.txt"]}
+    assert Recipe.from_flags(None, {"remove": ["ffn=0.5"], **flags}).calibration.text == (
+        "e.txt",
+        "f.txt",
+    )
     joined = Recipe.from_flags(tmp_path / "r.yaml", {"data": None, "text": "e.txt"}).calibration
-    assert (joined.data, joined.text) == ("a.npz", "e.txt")
+    assert (joined.data, joined.text) == ("a.npz", ("e.txt",))
 
 
 @pytest.fixture(scope="module")

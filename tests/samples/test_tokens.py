@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import graphprune as gp
 from graphprune.errors import LoadError, RecipeError
 from graphprune.recipe_calibration import Calibration
-from graphprune.samples import SCORES, calibration_samples, evaluation_windows
+from graphprune.samples import SCORES, calibration_samples, evaluation_windows, measured_texts
 from graphprune.streaming import batches, default_window
 from samples.helpers import samples, save_tokenizer, tagger, text_of
 from streaming.oracle import tokens, traced
@@ -45,10 +45,10 @@ def test_the_first_windows_of_two_texts(tmp_path, tokenizer, text):
     found = samples(llama(), **wanted)
     assert torch.equal(found.data, text_of(120)[1].view(6, 20))
     assert torch.equal(found.windows, found.data)
-    assert torch.equal(
-        evaluation_windows(llama(), Calibration(**wanted), 0, Measured(other)),
-        ids[:120].view(6, 20),
-    )
+    first, second = measured_texts(llama(), Calibration(**wanted))
+    assert (first.source, second.source) == (wanted["text"], "builtin")
+    measured = evaluation_windows(llama(), Calibration(**wanted), 0, first)
+    assert torch.equal(measured, ids[:120].view(6, 20))
     assert (found.count, found.length, found.tokens, found.available) == (6, 20, 120, 150)
     assert (found.kind, found.in_domain, found.notes, found.seed) == ("text", False, (), None)
     assert found.described() == (
@@ -74,10 +74,10 @@ def test_no_token_is_calibrated_and_measured_on(tmp_path, tokenizer, draw, lengt
         patch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path, **_: numbered)
         patch.setattr("graphprune.samples.mixture.check_ids", lambda *rest: None)
         found = calibration_samples(program, wanted, 3)
-        measured = evaluation_windows(program, wanted, 3)
+        measured = evaluation_windows(program, wanted, 3, measured_texts(program, wanted)[0])
         scored = calibration_samples(program, wanted, 3, SCORES)
     assert found.in_domain
-    assert found.data.shape == ((16, 64) if length is None else (109, 16))
+    assert found.data.shape == ((16, 64) if length is None else (93, 16))
     assert not set(found.data.flatten().tolist()) & set(measured.flatten().tolist())
     assert not set(scored.data.flatten().tolist()) & set(measured.flatten().tolist())
     assert len(found.data.unique()) == found.data.numel()
