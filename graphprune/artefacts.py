@@ -22,6 +22,7 @@ from graphprune.frontends.factory import is_factory
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.masking import slim_names, written_back
+from graphprune.output_files import beside
 from graphprune.paths import usable
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
@@ -29,7 +30,7 @@ from graphprune.pruning import uncut, verify
 from graphprune.repairing import biased_for
 from graphprune.rewrite.slim import Slim
 from graphprune.source_check import source_change
-from graphprune.target import FILES, beside
+from graphprune.target import FILES
 from graphprune.verification import compare, random_inputs
 from graphprune.written import read_places, read_weights
 

@@ -1,9 +1,9 @@
-"""The command line: ``graphprune compile | pack | inspect | verify | eval``.
+"""The command line: ``graphprune compile | pack | inspect | verify | eval | diff``.
 
 Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
-user got wrong is one message and exit code 1; wrong usage is 2, a condition of --fail-if that holds
-3, Ctrl-C 130. torch is imported only
-once a command needs it, so that ``--help`` is instant.
+user got wrong is one message and exit code 1 (2 of diff, whose 1 says that plans differ); wrong
+usage is 2, a condition of --fail-if that holds 3, Ctrl-C 130. torch is imported only once a command
+needs it, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from graphprune._version import __version__
+from graphprune.cli_diff import diff
 from graphprune.cli_options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli_shown import show as _show
 from graphprune.errors import GraphPruneError
 from graphprune.progress import Note
 from graphprune.provenance import commanded
@@ -349,17 +351,7 @@ def _eval(
     check_evaluation(conditions, found.models, found.quality)
 
 
-def _show(result: RenderableType) -> None:
-    """Print on stdout; text, which may be JSON, without wrapping or markup."""
-    if isinstance(result, str):
-        sys.stdout.write(result)
-        return
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has no width of its own, and rich would wrap at 80 columns.
-    console.width = console.width if console.is_terminal else max(console.width, 160)
-    console.print(result)
+app.command("diff")(diff)
 
 
 @contextlib.contextmanager
@@ -469,11 +461,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except GraphPruneError as error:
         if debug:
             raise
-        _fail("\n".join([str(error), *_notes(error)]), error.exit_code)
+        _fail("\n".join([str(error), *_notes(error)]), error)
     except MemoryError as error:
         if debug:
             raise
-        _fail("\n".join([_NO_MEMORY, *_notes(error)]))
+        _fail("\n".join([_NO_MEMORY, *_notes(error)]), error)
     except Exception as error:
         if debug:
             raise
@@ -483,7 +475,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 f"internal error: {type(error).__name__}: {what}",
                 "  do: set GRAPHPRUNE_DEBUG=1 for the traceback, and report it",
                 *_notes(error),
-            ])
+            ]),
+            error,
         )  # fmt: skip
     sys.exit(0)
 
@@ -492,13 +485,13 @@ def _notes(error: BaseException) -> list[str]:
     return [f"  note: {note}" for note in getattr(error, "__notes__", ())]
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
+def _fail(message: str, error: Exception) -> NoReturn:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
     console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, soft_wrap=True)
-    sys.exit(code)
+    sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +108,9 @@ def data_digest(source: str, tell: Tell = lambda stage: None) -> Digest | None:
         text = read_text(source).encode()
         return Digest("text", _sha256(text), len(text))
     path = file_of(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return files_digest({f.relative_to(path).as_posix(): f for f in _visible(path)}, tell)
-    return file_digest(path, tell) if path.is_file() else None
+    return file_digest(path, tell) if os.path.isfile(path) else None
 
 
 def source_digest(

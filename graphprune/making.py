@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graphprune.calibration import OWN_TEXTS
@@ -50,8 +51,9 @@ class Making:
 
     def use(self, purpose: str, samples: Samples) -> None:
         """Note samples, before they are let go."""
-        digest = samples_digest(samples.data)
-        self.used[purpose] = Used(samples.source, samples.described(), digest)
+        source = samples.source
+        told = replace(samples, source=located(source)) if os.path.exists(source) else samples
+        self.used[purpose] = Used(source, told.described(), samples_digest(samples.data))
 
     def provenance(
         self, program: BaseProgram, recipe: Recipe, report: Report, tell: Callable[[str], None]

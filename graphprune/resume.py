@@ -19,6 +19,7 @@ from typing import Any
 from graphprune.errors import LoadError
 from graphprune.files import write_text
 from graphprune.formats import shown
+from graphprune.json_differences import differences
 from graphprune.plan import Plan
 from graphprune.recipe import Recipe
 from graphprune.streaming import State
@@ -148,16 +149,6 @@ def done(directory: Path) -> int:
         except (OSError, ValueError, KeyError, TypeError):
             total += 1  # damaged: whoever resumes is told so
     return total
-
-
-def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two pieces of JSON data differ: dotted key, value in either; None for none."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*before, *now]):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from differences(before.get(name), now.get(name), inner)
-    elif before != now:
-        yield key, before, now
 
 
 def _shown(value: Any) -> str:

@@ -11,14 +11,9 @@ from typing import Literal, cast
 from graphprune.errors import EmitError
 from graphprune.files import Claim, claimed
 from graphprune.files.refusals import check_space, refused
+from graphprune.output_files import COMPANIONS, PLAN_FILE
 from graphprune.places import check_apart, place_of
 from graphprune.recipe import FORMATS, Recipe
-
-PLAN_FILE = "graphprune_plan.json"
-REPORT_FILE = "report.json"
-RECIPE_FILE = "recipe.yaml"
-COMPANIONS = {"plan": PLAN_FILE, "report": REPORT_FILE, "recipe": RECIPE_FILE}
-"""What lies beside a model; beside one that is a file, with its name in front."""
 
 Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
 FILES = {"onnx": "model.onnx", "onnx-decoder": "decoder.onnx", "pt2": "model.pt2"}
@@ -166,12 +161,6 @@ class Target:
     def shown(self, kind: str) -> str:
         """Path of a format for people to read."""
         return str(self.given / self.name(kind)) if not self.single else str(self.given)
-
-
-def beside(path: Path, kind: str) -> Path:
-    """One of `COMPANIONS` that belongs to a written directory or file."""
-    default = COMPANIONS[kind]
-    return path / default if path.is_dir() else path.with_name(f"{path.name}.{default}")
 
 
 def _holds_something(path: Path) -> bool:

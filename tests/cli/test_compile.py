@@ -199,3 +199,13 @@ def test_overwriting_ones_own_output(
         "slim/recipe.yaml",
         "slim/report.json",
     ]
+
+
+def test_the_recipe_makes_the_same_weights_again(
+    run: Callable[..., Result], dense: Path, compiled: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    result = run("compile", dense, compiled / "recipe.yaml", "-o", output, "--format", "hf")
+    assert result.code == 0, result.err
+    for name in ("model.safetensors", "config.json", "graphprune_plan.json"):
+        assert (output / name).read_bytes() == (compiled / name).read_bytes(), name

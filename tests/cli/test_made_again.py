@@ -55,6 +55,7 @@ def check_equal(first: Path, second: Path) -> None:
 RUN = {"date", "command", "outputs", "seconds", "latency"}
 
 
+@pytest.mark.slow  # two checkpoints, each with refits and loaded in a fresh process
 @pytest.mark.parametrize(
     ("form", "more", "score"),
     [("hf", (), "obs"), ("pt2", ("--remove", "layers=1/3"), "auto")],
