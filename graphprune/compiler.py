@@ -22,31 +22,35 @@ from graphprune.checking import check_weights
 from graphprune.choosing import (
     changes_weights,
     check_structures,
+    gives_data,
     in_pieces,
     kept_units,
     little_proof,
     with_score,
+    without_fallback,
     without_surgery,
 )
-from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
+from graphprune.data_readers import check_read
+from graphprune.early import check_request
+from graphprune.errors import CalibrationError, RecipeError
 from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
-from graphprune.frontends import load
 from graphprune.frontends.fit import unused_note
-from graphprune.frontends.module import trace
+from graphprune.inputs import is_causal
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
 from graphprune.onnx_program import OnnxProgram, SlimOnnx
-from graphprune.passes import Score
+from graphprune.opening import open_source, settle
+from graphprune.passes import Score, get_score
+from graphprune.passes.judging import unjudged
 from graphprune.passes.random_score import Random
 from graphprune.passes.select import select
-from graphprune.paths import usable
 from graphprune.places import mapped_by, mapped_from, read_by
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
 from graphprune.recipe import Recipe
-from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
+from graphprune.repairing import REPAIRS, ByRole, chosen_by_surgery, repaired, stood_in, with_places
 from graphprune.report import Measures, Report
 from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
@@ -108,9 +112,10 @@ def compile(
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
-    if output is not None:
-        usable(output, EmitError)
-    settled = with_formats(_settle(recipe, formats, seed), source, output)
+    settled = settle(recipe, formats, seed)
+    asked = {"dry_run": dry_run, "overwrite": overwrite, "resume": resume, "trust": trust}
+    check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
+    settled = with_formats(settled, source, output)
     reads = read_by(source, recipe, settled, weights)
     target = None if dry_run else Target.of(output, settled, overwrite, reads)
     claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
@@ -133,9 +138,10 @@ def _compile(
     """Compile within a run that has its output, and whose sources are watched."""
     settled, dry_run = run.recipe, target is None
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights, opening), settled.names)
+        program = named(open_source(source, example, weights, opening), settled.names)
     sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
+    check_read(settled, is_causal(program))
     check_formats(wanted, program, source)
     check_structures(program, settled)
     check_masks(program, settled)
@@ -145,7 +151,9 @@ def _compile(
     if settled.removes:
         run.auto = settled.score.name == "auto"
         run.fallible = run.auto and settled.repair == "auto"
-        run.recipe = settled = with_score(settled, program, surgery=True)
+        run.recipe, run.notes = with_score(settled, program, surgery=True)
+        settled = run.recipe
+        check_read(settled, is_causal(program))
     journal = None
     if target is not None and changes_weights(settled):
         facts = facts_of(settled, source)
@@ -203,7 +211,7 @@ def choose(program: BaseProgram, recipe: Recipe) -> Plan:
             where="sparsify",
             hint="use graphprune.compile, or graphprune.sparsify on the program",
         )
-    run = _Run(with_score(recipe, program, surgery=False), lambda stage: None)
+    run = _Run(with_score(recipe, program, surgery=False)[0], lambda stage: None)
     return run.choose(named(program, recipe.names))
 
 
@@ -255,7 +263,8 @@ class _Run:
         """The plan, and the dense program with weights that suit it."""
         if dry_run and self.recipe.operates and self.recipe.uniform:
             # How many stay of a width doesn't depend on which do.
-            counted = self._select(program, self._goal(program), None, Random())
+            whole = {} if self.auto else unjudged(get_score("obs"), program)
+            counted = self._select(program, self._goal(program), None, ByRole({}, Random(), whole))
             if not counted.bind(program).cuts:
                 return Repaired(program, counted, (), {})
         data = None
@@ -273,6 +282,8 @@ class _Run:
                     progress=self.progress,
                     state=journal.state("units") if journal else None,
                 )
+            if self.auto:
+                self.notes = (*self.notes, *stood_in(program, found.plan))
         else:
             plan = journal.plan() if journal else None
             found = Repaired(program, plan or self.choose(program), (), {})
@@ -302,13 +313,15 @@ class _Run:
         return found.data
 
     def _check_dense(self, program: BaseProgram, data: Any) -> None:
-        """Go without refits where a model makes no sense of the data, if the score is ours."""
+        """Go without refits where a model makes no sense of the data, if both are our choice."""
         with self.stage("checking the dense model"):
             try:
                 check_dense(program, data)
             except CalibrationError as error:
                 if not self.fallible:
                     raise
+                if gives_data(self.recipe):
+                    raise without_fallback(error) from error
                 self.recipe, note = without_surgery(self.recipe, error)
                 self.notes = (*self.notes, note)
 
@@ -362,7 +375,12 @@ class _Run:
             normalize=recipe.normalize,
             seed=recipe.seed,
             calibration=calibration,
+            told=self._note,
         )
+
+    def _note(self, what: str) -> None:
+        if what not in self.notes:
+            self.notes = (*self.notes, what)
 
     def write(
         self,
@@ -448,50 +466,12 @@ class _Run:
         return certificate
 
 
-def _settle(
-    recipe: Recipe | Mapping[str, object] | str | Path,
-    formats: Sequence[str] | None,
-    seed: int | None,
-) -> Recipe:
-    if isinstance(recipe, str | Path):
-        recipe = Recipe.load(recipe)
-    data = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
-    if formats is not None:
-        data["formats"] = tuple(formats)
-    if seed is not None:
-        data["seed"] = seed
-    return Recipe.parse(data)
-
-
 def _planned(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
     """The slim model before anything is cut."""
     if isinstance(program, OnnxProgram):
         return SlimOnnx(program, plan)
     assert isinstance(program, Program)
     return Slim(program, plan, plan.bind(program))
-
-
-def _open(
-    source: str | Path | torch.nn.Module | BaseProgram,
-    example: tuple[Any, ...] | Mapping[str, Any] | None,
-    weights: str | Path | None,
-    opening: Mapping[str, bool],
-) -> BaseProgram:
-    if isinstance(source, str | Path):
-        return load(source, weights, **opening)
-    if weights is not None:
-        raise LoadError("weights from a file go with module:factory", where=str(weights))
-    if isinstance(source, BaseProgram):
-        return source
-    if example is None:
-        raise LoadError(
-            "a module needs example inputs",
-            where=type(source).__name__,
-            hint="pass example=(input, ...) or example={name: input}",
-        )
-    if isinstance(example, Mapping):
-        return trace(source, (), example)
-    return trace(source, tuple(example))
 
 
 def _measures(cost: Cost) -> Measures:

@@ -26,6 +26,7 @@ from pydantic import (
 
 from graphprune.errors import RecipeError
 from graphprune.recipe_calibration import FORMS, Calibration, Part
+from graphprune.recipe_rules import check_together
 from graphprune.recipe_sparsify import Sparsify
 from graphprune.recipe_values import (
     Data,
@@ -273,14 +274,9 @@ class Recipe(Data):
             wanted = "at most" if self.sparsify else "exactly"
             also = "" if given or self.sparsify else ", or sparsify"
             raise ValueError(f"a recipe has {wanted} one of {', '.join(GOALS)}{also}; {found}")
-        if not given and (self.include or self.exclude):
-            which = "include" if self.include else "exclude"
-            raise ValueError(
-                f"'{which}' is about structures, and this recipe removes none; "
-                "put it under sparsify"
-            )
         if any({"heads", "kv_heads"} <= (goal or {}).keys() for goal in (self.remove, self.shape)):
             raise ValueError("'heads' and 'kv_heads' name the same role; give one of them")
+        check_together(self)
         return self
 
     @property

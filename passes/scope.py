@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -58,6 +58,7 @@ class Scope:
         include: if there are any, only what one of these selectors means is pruned.
         minimum: units that stay in every structure, or the fraction of it (below 1).
         align: kept sizes are multiples of this, by role or for all roles but layers and experts.
+        whole: structures that stay whole because the score can't judge them, to the reason.
     """
 
     program: BaseProgram
@@ -65,6 +66,7 @@ class Scope:
     include: Sequence[str] = ()
     minimum: int | float = 1
     align: int | Mapping[str, int] = 1
+    whole: Mapping[str, str] = field(default_factory=dict)
     _known: dict[str, Candidate] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,10 @@ class Scope:
             PlanError: one doesn't.
         """
         self._excluded, self._included  # noqa: B018  (bound at first use)
+
+    def judging_all(self) -> Scope:
+        """The same with a score that can judge every structure."""
+        return replace(self, whole={})
 
     def role(self, name: str) -> str:
         """The model's own name for role `name`: heads are kv_heads, or query_heads without them."""
@@ -136,6 +142,8 @@ class Scope:
         found = [c for s in open_ if len((c := self.candidate(s)).removable)]
         if not found:
             frozen = [s for s in structures if not s.prunable]
+            if open_ and all(s.name in self.whole for s in open_):
+                raise self._unjudged(f"nothing that {chosen.selector.text!r} means", open_)
             raise PlanError(
                 f"{chosen.selector.text!r} means nothing that can be pruned",
                 why=f"frozen: {_reasons(frozen)}" if frozen else None,
@@ -159,7 +167,9 @@ class Scope:
         return self._known[structure.name]
 
     def _examine(self, structure: Structure) -> Candidate:
-        if structure.blocks:
+        if structure.name in self.whole:
+            units = []
+        elif structure.blocks:
             units = sorted(b.index for b in structure.blocks if self._block_touchable(b, structure))
         else:
             units = list(range(structure.size)) if self._touchable(structure) else []
@@ -253,10 +263,23 @@ class Scope:
             return PlanError(what, why=f"all are frozen: {_reasons(frozen)}")
         if all(s.size == 1 for s in structures if s.prunable):
             return PlanError(what, why="every structure of it has one unit, and one has to stay")
+        open_ = [s for s in structures if s.prunable and s.size > 1]
+        if all(s.name in self.whole for s in open_):
+            return self._unjudged(f"nothing with role {role!r}", open_)
         return PlanError(
             what,
             why="exclude and include leave no structure of it",
             hint=f"for example {structures[0].name} touches {structures[0].members[0][0]}",
+        )
+
+    def _unjudged(self, what: str, structures: Sequence[Structure]) -> PlanError:
+        return PlanError(
+            f"{what} can be judged by the score",
+            where=structures[0].name,
+            why=_listed_reasons(self.whole[s.name] for s in structures),
+            hint="take score block-influence for layers"
+            if structures[0].blocks
+            else "leave it out, or take another score, such as magnitude",
         )
 
 
