@@ -50,7 +50,15 @@ from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import apply, verify
 from graphprune.recipe import Recipe
-from graphprune.repairing import REPAIRS, ByRole, chosen_by_surgery, repaired, stood_in, with_places
+from graphprune.repairing import (
+    REPAIRS,
+    SAMPLES,
+    ByRole,
+    chosen_by_surgery,
+    repaired,
+    stood_in,
+    with_places,
+)
 from graphprune.report import Measures, Report
 from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
@@ -304,8 +312,9 @@ class _Run:
     def _data(self, program: BaseProgram) -> Any:
         """What units are chosen and weights refitted with."""
         with self.stage("reading calibration data"):
+            amount = REPAIRS if is_causal(program) else SAMPLES
             found = calibration_samples(
-                program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
+                program, self.recipe.calibration, self.recipe.seed, amount, self.progress
             )
         if not found.own:
             self._check_dense(program, found.data)

@@ -29,9 +29,7 @@ def check_together(recipe: Recipe) -> None:
         name = _first(given, (*names, *repairs))
         if name is not None:
             under = "; put it under sparsify" if name in ("include", "exclude") else ""
-            raise ValueError(
-                f"'{name}' is about structures, and this recipe removes no structures{under}"
-            )
+            raise ValueError(f"'{name}' is about structures, and this recipe removes none{under}")
     if recipe.plan is not None:
         name = _first(given, (*_CHOOSING, "align", "include", "exclude"))
         if name is not None:

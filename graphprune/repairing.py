@@ -34,6 +34,9 @@ from graphprune.written import check_written
 REPAIRS = Amount(64, 512)
 """What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
 
+SAMPLES = Amount(128, 512)
+"""The same of models that read no text, or text among other things: a sample may be one row."""
+
 OTHERWISE: Mapping[str, str] = {
     "layers": "block-influence",
     "attention_blocks": "block-influence",

@@ -263,8 +263,9 @@ class Scope:
             return PlanError(what, why=f"all are frozen: {_reasons(frozen)}")
         if all(s.size == 1 for s in structures if s.prunable):
             return PlanError(what, why="every structure of it has one unit, and one has to stay")
-        open_ = [s for s in structures if s.prunable and s.size > 1]
-        if all(s.name in self.whole for s in open_):
+        everything = self.judging_all()
+        open_ = [s for s in structures if s.prunable and len(everything.candidate(s).removable)]
+        if open_ and all(s.name in self.whole for s in open_):
             return self._unjudged(f"nothing with role {role!r}", open_)
         return PlanError(
             what,

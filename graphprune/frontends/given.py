@@ -99,7 +99,7 @@ def _unknown(path: Path) -> LoadError:
 
 
 def near(path: Path) -> str | None:
-    """A question about the entry beside a missing path that has nearly its name, if there is one."""
+    """A question about the entry beside a missing path whose name is nearly the same, if any."""
     try:
         names = sorted(os.listdir(path.parent))
     except OSError:

@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "an output inside a file": (("SOURCE", *FFN, "-o", "file/slim"), ("file", "another output")),
     "a repair of nothing": (
         ("SOURCE", "--sparsify", "magnitude", "--sparsity", "50%", "--repair", "bias"),
-        ("'repair'", "removes no structures"),
+        ("'repair' is about structures", "removes none"),
     ),
 }
 _HEAVY = {"a repair of nothing"}
