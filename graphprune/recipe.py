@@ -171,9 +171,8 @@ class Score(Data):
         name: ``magnitude``, ``random``, a score of gradients (``taylor``, ``element1``,
             ``element2``, ``element-mix``, ``vector``) or of activations (``minitron``, ``flap``,
             ``wanda-sp``), which need calibration data, the score of another package, or ``auto``:
-            taylor for a language model with a tokenizer, which magnitude alone would ruin, and
-            magnitude for everything else. Its options are further keys: ``norm: l1`` for
-            magnitude.
+            obs wherever there is data, which language models have, and magnitude where there is
+            none. Its options are further keys: ``norm: l1`` for magnitude.
     """
 
     model_config = ConfigDict(extra="allow")
