@@ -299,6 +299,9 @@ class _Run:
             journal.save_plan(found.plan)
         if not recipe.repairs or dry_run or not found.plan.kept_units:
             return found
+        if self.fallible and not may_be_refitted(program, found.plan):
+            self._note("no layer refitted: no weight multiplies by what goes")
+            return found
         with self.stage("repairing weights"):
             return repaired(
                 program,

@@ -167,6 +167,15 @@ def stood_in(program: BaseProgram, plan: Plan) -> tuple[str, ...]:
     )
 
 
+def may_be_refitted(program: BaseProgram, plan: Plan) -> bool:
+    """Whether anything can make up for what a plan removes: what reads it, or what stays of layers.
+
+    Whole layers are made up for by the others of their residual stream.
+    """
+    layers = any(program.by_name[name].blocks for name in plan.kept_units)
+    return layers or bool(read_by(program, plan))
+
+
 def repaired(
     program: BaseProgram,
     plan: Plan,
