@@ -55,6 +55,7 @@ from graphprune.repairing import (
     SAMPLES,
     ByRole,
     chosen_by_surgery,
+    may_be_refitted,
     repaired,
     stood_in,
     with_places,
