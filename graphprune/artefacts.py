@@ -18,12 +18,11 @@ from graphprune.errors import LoadError, VerifyError
 from graphprune.evaluate import onnx_session
 from graphprune.files import recover
 from graphprune.frontends import load, load_traced
-from graphprune.frontends.factory import is_factory
 from graphprune.generation import Decoder, has_cache
 from graphprune.masked import output_names, run_masked
 from graphprune.masking import slim_names, written_back
 from graphprune.output_files import beside
-from graphprune.paths import usable
+from graphprune.paths import is_factory, usable
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.pruning import uncut, verify

@@ -243,6 +243,12 @@ def too_short(
     )
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Returns whether a directory has files of a tokenizer."""
+    patterns = ("tokenizer*.json", "vocab*", "*.model", "*.tiktoken")
+    return any(found for pattern in patterns for found in directory.glob(pattern))
+
+
 def load_tokenizer(directory: Path, *, trust: bool = False) -> Any | None:
     """Returns the tokenizer of a checkpoint directory, or None if it has none.
 
@@ -253,8 +259,7 @@ def load_tokenizer(directory: Path, *, trust: bool = False) -> Any | None:
     Raises:
         LoadError: It has one that transformers can't open, or that needs code which isn't trusted.
     """
-    patterns = ("tokenizer*.json", "vocab*", "*.model", "*.tiktoken")
-    if not any(found for pattern in patterns for found in directory.glob(pattern)):
+    if not has_tokenizer(directory):
         return None
     from transformers import AutoTokenizer
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from graphprune.errors import LoadError
-from graphprune.frontends.weights import without_weights
+from graphprune.frontends.shards import without_weights
 from graphprune.passes.reduce import PIECE
 from graphprune.program import BaseProgram, Program
 
@@ -21,7 +22,7 @@ def check_weights(program: BaseProgram) -> None:
     for name in sorted(program.trainable):
         weight = program.weights[name]
         if weight.is_meta:
-            raise without_weights(program.source if isinstance(program, Program) else None, name)
+            raise without_weights(_directory(program), name)
         broken = sum(int((~piece.isfinite()).sum()) for piece in _pieces(weight))
         if broken:
             raise LoadError(
@@ -35,6 +36,11 @@ def check_weights(program: BaseProgram) -> None:
 def has_weights(program: BaseProgram) -> bool:
     """Whether the weights have values, which plans for sizes alone don't need."""
     return not any(program.weights[name].is_meta for name in program.trainable)
+
+
+def _directory(program: BaseProgram) -> Path | None:
+    source = program.source if isinstance(program, Program) else None
+    return source.path if source is not None else None
 
 
 def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from graphprune.errors import GraphPruneError
-from graphprune.inputs import is_causal, tokenizer_of
+from graphprune.early_data import without_tokenizer
+from graphprune.errors import CalibrationError, GraphPruneError
+from graphprune.inputs import inputs_of, is_causal
 from graphprune.onnx_program import SlimOnnx
 from graphprune.passes import get_score
 from graphprune.passes.coupled import units_of
+from graphprune.passes.judging import unjudged
 from graphprune.passes.scope import Scope
 from graphprune.passes.select import check_goal
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.rewrite.slim import Slim
+from graphprune.samples.tokens import tokenizer_for
 from graphprune.verification import Certificate
 
 
@@ -41,37 +44,66 @@ def check_structures(program: BaseProgram, recipe: Recipe) -> None:
     elif recipe.removes:
         goals = {name: getattr(recipe, name) for name in ("remove", "target", "shape")}
         align: Mapping[str, int] | int = 1 if recipe.shape is not None else recipe.align
-        scope = Scope(program, recipe.exclude, recipe.include, recipe.minimum, align)
-        check_goal(scope, goals, uniform=recipe.uniform)
+        whole: Mapping[str, str] = {}
         if recipe.score.name != "auto":
-            get_score(recipe.score.model_dump())
+            whole = unjudged(get_score(recipe.score.model_dump()), program)
+        scope = Scope(program, recipe.exclude, recipe.include, recipe.minimum, align, whole)
+        check_goal(scope, goals, uniform=recipe.uniform)
 
 
-def with_score(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Recipe:
-    """The recipe with a score, and a repair, in place of ``auto``.
+def with_score(
+    recipe: Recipe, program: BaseProgram, *, surgery: bool
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a score, and a repair, in place of ``auto``, and what to say of them.
 
-    The largest activations of language models pass through channels whose weights are small, so
-    that magnitude leaves a model that guesses: they are scored on text, wherever there can be one.
+    Wherever there is data, units are chosen by what they do to it. A language model has text; its
+    largest activations pass through channels whose weights are small, so that magnitude alone
+    would leave a model that guesses. Other models have what the recipe gives.
 
     Args:
         recipe: it.
         program: the dense program.
         surgery: whether weights may be changed.
+
+    Raises:
+        LoadError: a language model has no tokenizer, and no data that needs none is given.
     """
     if recipe.score.name != "auto" or recipe.plan is not None:
-        return recipe
-    readable = (
-        isinstance(program, Program)
-        and is_causal(program)
-        and tokenizer_of(program) is not None
-        and not any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
+        return recipe, ()
+    notes: tuple[str, ...] = ()
+    causal = is_causal(program)
+    wanted = recipe.calibration
+    if isinstance(program, Program) and _without_values(program):
+        chosen: dict[str, object] = {"score": "magnitude"}
+    elif not causal and not gives_data(recipe):
+        chosen, notes = {"score": "magnitude"}, (_without_data(program),)
+    else:
+        if causal and wanted.data is None and tokenizer_for(program, wanted) is None:
+            source = program.source if isinstance(program, Program) else None
+            raise without_tokenizer(recipe, str(source.path) if source and source.path else None)
+        chosen = {"score": "taylor" if causal else "flap"}
+        if surgery and recipe.rounds == 1:
+            repair = "reconstruct" if recipe.repair == "auto" else recipe.repair
+            chosen = {"score": "obs", "repair": repair}
+    return Recipe.parse({**recipe.model_dump(exclude_unset=True), **chosen}), notes
+
+
+def gives_data(recipe: Recipe) -> bool:
+    """Whether a recipe says what to calibrate on."""
+    return recipe.calibration.data is not None
+
+
+def _without_values(program: Program) -> bool:
+    return any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
+
+
+def _without_data(program: BaseProgram) -> str:
+    names = ", ".join(i.name for i in inputs_of(program))
+    return (
+        "no data: units are ranked by the size of their weights. With some samples of what the "
+        f"model reads ({names}) they are chosen by what they do, and the layers that read them are "
+        "refitted, which keeps far more: --data FILE, see docs/calibration-data.md"
     )
-    name = "taylor" if readable else "magnitude"
-    chosen: dict[str, object] = {"score": name}
-    if readable and surgery and recipe.rounds == 1:
-        repair = "reconstruct" if recipe.repair == "auto" else recipe.repair
-        chosen = {"score": "obs", "repair": repair}
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), **chosen})
 
 
 def without_surgery(recipe: Recipe, error: GraphPruneError) -> tuple[Recipe, str]:
@@ -79,6 +111,12 @@ def without_surgery(recipe: Recipe, error: GraphPruneError) -> tuple[Recipe, str
     changes = {"score": "taylor", "repair": "none"}
     changed = Recipe.parse({**recipe.model_dump(exclude_unset=True), **changes})
     return changed, f"{error.what} ({error.why}): units are ranked by taylor, and no layer refitted"
+
+
+def without_fallback(error: GraphPruneError) -> CalibrationError:
+    """The error of a model that makes no sense of data that somebody has given."""
+    hint = f"{error.hint}; --score taylor ranks its units all the same, and refits nothing"
+    return CalibrationError(error.what, where=error.where, why=error.why, hint=hint)
 
 
 def in_pieces(certificate: Certificate) -> tuple[str, ...]:

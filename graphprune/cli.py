@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -186,20 +186,20 @@ def _compile(
         from graphprune.recipe import Recipe
 
         settled = Recipe.from_flags(recipe, goals | options)
+        asked: dict[str, Any] = {
+            "weights": weights,
+            "dry_run": dry_run,
+            "overwrite": overwrite,
+            "resume": resume,
+            "trust": trust,
+            "progress": progress,
+        }
+        from graphprune.early import check_request
+
+        check_request(source, settled, output, recipe, **asked)  # torch takes seconds to import
         from graphprune import compiler
 
-        report = compiler.compile(
-            source,
-            settled,
-            output,
-            dry_run=dry_run,
-            progress=progress,
-            overwrite=overwrite,
-            resume=resume,
-            weights=weights,
-            trust=trust,
-            allow_unused_weights=unused,
-        )
+        report = compiler.compile(source, settled, output, **asked, allow_unused_weights=unused)
     _show(report.to_json() if as_json else report.render())
 
 

@@ -21,30 +21,34 @@ from graphprune.checking import check_weights, has_weights
 from graphprune.choosing import (
     changes_weights,
     check_structures,
+    gives_data,
     in_pieces,
     kept_units,
     little_proof,
     with_score,
+    without_fallback,
     without_surgery,
 )
+from graphprune.data_readers import check_read
 from graphprune.default_data import with_data
 from graphprune.dry_run import check_surgery, forecast, sizes_are_known, with_output
-from graphprune.errors import CalibrationError, EmitError, LoadError, RecipeError
+from graphprune.early import check_request
+from graphprune.errors import CalibrationError, RecipeError
 from graphprune.figures import measures_of, with_files
 from graphprune.files.sources import Sources, reading
 from graphprune.formats import check_formats, form_written, native_form, shown, with_formats
-from graphprune.frontends import load
 from graphprune.frontends.fit import unused_note
-from graphprune.frontends.module import trace
 from graphprune.goals import rounding_notes
+from graphprune.inputs import is_causal
 from graphprune.making import Making
 from graphprune.masking import Masked, check_masks, counted, mask, planned, samples_for, together
 from graphprune.measure import measured
 from graphprune.onnx_program import SlimOnnx
-from graphprune.passes import Score
+from graphprune.opening import open_source, settle
+from graphprune.passes import Score, get_score
+from graphprune.passes.judging import unjudged
 from graphprune.passes.random_score import Random
 from graphprune.passes.select import select
-from graphprune.paths import usable
 from graphprune.places import mapped_by, mapped_from, read_by
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram
@@ -52,7 +56,16 @@ from graphprune.pruning import apply, uncut, verify
 from graphprune.quality.early import check_measurable, with_sizes
 from graphprune.recipe import Recipe
 from graphprune.recording import record
-from graphprune.repairing import REPAIRS, chosen_by_surgery, repaired, with_places
+from graphprune.repairing import (
+    REPAIRS,
+    SAMPLES,
+    ByRole,
+    chosen_by_surgery,
+    may_be_refitted,
+    repaired,
+    stood_in,
+    with_places,
+)
 from graphprune.report import Report
 from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
@@ -114,9 +127,10 @@ def compile(
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
-    if output is not None:
-        usable(output, EmitError)
-    settled = with_formats(_settle(recipe, formats, seed), source, output)
+    settled = settle(recipe, formats, seed)
+    asked = {"dry_run": dry_run, "overwrite": overwrite, "resume": resume, "trust": trust}
+    check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
+    settled = with_formats(settled, source, output)
     reads = read_by(source, recipe, settled, weights)
     if dry_run and output is not None:
         settled = with_output(settled, output, overwrite, reads)
@@ -141,9 +155,10 @@ def _compile(
     """Compile within a run that has its output, and whose sources are watched."""
     settled, dry_run = run.recipe, target is None
     with run.stage("loading and tracing"):
-        program = named(_open(source, example, weights, run.making.opening), settled.names)
+        program = named(open_source(source, example, weights, run.making.opening), settled.names)
     sources.add(mapped_by(program))
     wanted = target.formats if target else settled.formats
+    check_read(settled, is_causal(program))
     check_formats(wanted, program, source)
     check_structures(program, settled)
     check_masks(program, settled)
@@ -154,7 +169,8 @@ def _compile(
     if settled.removes:
         run.auto = settled.score.name == "auto"
         run.fallible = run.auto and settled.repair == "auto"
-        run.recipe = with_score(settled, program, surgery=True)
+        run.recipe, run.notes = with_score(settled, program, surgery=True)
+        check_read(run.recipe, is_causal(program))
     run.recipe = settled = with_data(run.recipe, program)
     journal = None
     if target is not None and changes_weights(settled):
@@ -215,7 +231,7 @@ def choose(program: BaseProgram, recipe: Recipe) -> Plan:
             where="sparsify",
             hint="use graphprune.compile, or graphprune.sparsify on the program",
         )
-    run = _Run(with_score(recipe, program, surgery=False), lambda stage: None)
+    run = _Run(with_score(recipe, program, surgery=False)[0], lambda stage: None)
     return run.choose(named(program, recipe.names))
 
 
@@ -270,8 +286,9 @@ class _Run:
     def narrow(self, program: BaseProgram, journal: Journal | None, dry_run: bool) -> Repaired:
         """The plan, and the dense program with weights that suit it."""
         if dry_run and self.recipe.operates and self.recipe.rounds == 1:
-            counted = self._select(program, self._goal(program), None, Random())
-            check_surgery(program, self.recipe, counted, auto=self.auto)
+            whole = {} if self.auto else unjudged(get_score("obs"), program)
+            counted = self._select(program, self._goal(program), None, ByRole({}, Random(), whole))
+            check_surgery(program, self.recipe, counted)
             if sizes_are_known(program, self.recipe, counted):
                 return Repaired(program, counted, (), {})
         data = None
@@ -289,12 +306,17 @@ class _Run:
                     progress=self.progress,
                     state=journal.state("units") if journal else None,
                 )
+            if self.auto:
+                self.notes = (*self.notes, *stood_in(program, found.plan))
         else:
             plan = journal.plan() if journal else None
             found = Repaired(program, plan or self.choose(program), (), {})
         if journal is not None:
             journal.save_plan(found.plan)
         if not recipe.repairs or dry_run or not found.plan.kept_units:
+            return found
+        if self.fallible and not may_be_refitted(program, found.plan):
+            self._note("no layer refitted: no weight multiplies by what goes")
             return found
         with self.stage("repairing weights"):
             return repaired(
@@ -309,8 +331,9 @@ class _Run:
     def _data(self, program: BaseProgram) -> Any:
         """What units are chosen and weights refitted with."""
         with self.stage("reading calibration data"):
+            amount = REPAIRS if is_causal(program) else SAMPLES
             found = calibration_samples(
-                program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
+                program, self.recipe.calibration, self.recipe.seed, amount, self.progress
             )
         if not found.own:
             self._check_dense(program, found.data)
@@ -320,13 +343,15 @@ class _Run:
         return found.data
 
     def _check_dense(self, program: BaseProgram, data: Any) -> None:
-        """Go without refits where a model makes no sense of the data, if the score is ours."""
+        """Go without refits where a model makes no sense of the data, if both are our choice."""
         with self.stage("checking the dense model"):
             try:
                 check_dense(program, data)
             except CalibrationError as error:
                 if not self.fallible:
                     raise
+                if gives_data(self.recipe):
+                    raise without_fallback(error) from error
                 self.recipe, note = without_surgery(self.recipe, error)
                 self.notes = (*self.notes, note)
 
@@ -382,7 +407,12 @@ class _Run:
             seed=recipe.seed,
             calibration=calibration,
             notes=[],
+            told=self._note,
         )
+
+    def _note(self, what: str) -> None:
+        if what not in self.notes:
+            self.notes = (*self.notes, what)
 
     def write(
         self,
@@ -468,41 +498,3 @@ class _Run:
         )
         certificate.raise_if_failed()
         return certificate
-
-
-def _settle(
-    recipe: Recipe | Mapping[str, object] | str | Path,
-    formats: Sequence[str] | None,
-    seed: int | None,
-) -> Recipe:
-    if isinstance(recipe, str | Path):
-        recipe = Recipe.load(recipe)
-    data = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
-    if formats is not None:
-        data["formats"] = tuple(formats)
-    if seed is not None:
-        data["seed"] = seed
-    return Recipe.parse(data)
-
-
-def _open(
-    source: str | Path | torch.nn.Module | BaseProgram,
-    example: tuple[Any, ...] | Mapping[str, Any] | None,
-    weights: str | Path | None,
-    opening: Mapping[str, bool],
-) -> BaseProgram:
-    if isinstance(source, str | Path):
-        return load(source, weights, **opening)
-    if weights is not None:
-        raise LoadError("weights from a file go with module:factory", where=str(weights))
-    if isinstance(source, BaseProgram):
-        return source
-    if example is None:
-        raise LoadError(
-            "a module needs example inputs",
-            where=type(source).__name__,
-            hint="pass example=(input, ...) or example={name: input}",
-        )
-    if isinstance(example, Mapping):
-        return trace(source, (), example)
-    return trace(source, tuple(example))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.calibration import OWN_TEXTS, read_text
 from graphprune.errors import LoadError
-from graphprune.frontends.factory import file_of, is_factory
+from graphprune.paths import file_of, is_factory
 from graphprune.samples.generated import SELF
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from graphprune.errors import PlanError
 from graphprune.forecast import Forecast, Size
 from graphprune.inputs import inputs_of, token_input
 from graphprune.inspection import pattern, span
@@ -24,7 +23,7 @@ from graphprune.rewrite.slim import Slim
 from graphprune.samples import SCORES, WEIGHTS, Amount
 from graphprune.samples.tokens import window_length
 from graphprune.streaming import find_sites
-from graphprune.structured import read_by, readable
+from graphprune.structured import read_by
 from graphprune.target import Target
 from graphprune.workload import workload_of
 
@@ -80,29 +79,18 @@ def with_output(
     return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": formats})
 
 
-def check_surgery(program: BaseProgram, recipe: Recipe, plan: Plan, *, auto: bool) -> None:
-    """See that units can be chosen and layers refitted as a recipe says, without data.
+def check_surgery(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
+    """See that layers can be refitted as a recipe says, without data.
 
     Args:
         program: the dense program.
         recipe: with a score and a repair in place of ``auto``.
         plan: with as many units as are to stay, whichever they are.
-        auto: whether what surgery can't weigh is left to other scores.
 
     Raises:
         GraphPruneError: they can't.
     """
     structures = [program.by_name[name] for name in plan.kept_units]
-    widths = [s for s in structures if not s.blocks]
-    if recipe.operates and not auto:
-        able = readable(program, widths)
-        missing = next((s for s in structures if s.name not in able), None)
-        if missing is not None:
-            raise PlanError(
-                "obs can't choose units that no weight multiplies by",
-                where=missing.name,
-                hint="choose these by another score",
-            )
     if recipe.repair == "bias" and recipe.repairs and structures:
         biased_for(program, plan)
 
@@ -153,7 +141,7 @@ def _amounts(recipe: Recipe) -> dict[str, Amount]:
 def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> str:
     """The source, and how much of it."""
     wanted = recipe.calibration
-    source = " + ".join(wanted.sources) or wanted.text or "the built-in text"
+    source = " + ".join(wanted.sources) or "the built-in text"
     parts: dict[str, list[str]] = {}
     for name, amount in amounts.items():
         count, length = _windows(program, recipe, amount)

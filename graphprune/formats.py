@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from graphprune.errors import EmitError
-from graphprune.frontends.factory import file_of, is_factory
-from graphprune.onnx_program import OnnxProgram
-from graphprune.program import BaseProgram, Program
+from graphprune.paths import file_of, is_factory
 from graphprune.recipe import FORMATS, Recipe
 from graphprune.report import Report
-from graphprune.rewrite.slim import Slim
+
+if TYPE_CHECKING:
+    import torch
+
+    from graphprune.program import BaseProgram
+    from graphprune.rewrite.slim import Slim
 
 
 def with_formats(
@@ -29,12 +31,15 @@ def with_formats(
         EmitError: it asks for one that the source can't have.
     """
     asked = "formats" in recipe.model_fields_set
-    onnx = isinstance(source, OnnxProgram)
     if isinstance(source, str | Path):
         suffix = Path(source).suffix
         onnx = suffix == ".onnx"
         checkpoint = not is_factory(source) and suffix not in (".pt2", ".onnx")
     else:
+        from graphprune.onnx_program import OnnxProgram
+        from graphprune.program import Program
+
+        onnx = isinstance(source, OnnxProgram)
         checkpoint = isinstance(source, Program) and source.source is not None
     if onnx and asked and recipe.formats != ("onnx",):
         raise _only_onnx(source)
@@ -59,6 +64,8 @@ def check_formats(
     Raises:
         EmitError: it can't.
     """
+    from graphprune.program import Program
+
     if not isinstance(program, Program):
         if tuple(formats) != ("onnx",):
             raise _only_onnx(source)

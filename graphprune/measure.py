@@ -19,12 +19,12 @@ from graphprune.emit.onnx import EXTERNAL_ABOVE
 from graphprune.errors import EvaluationError
 from graphprune.exclusive import alone, one_at_a_time
 from graphprune.frontends import load_traced
-from graphprune.frontends.factory import is_factory
 from graphprune.inputs import is_causal
 from graphprune.measure_onnx import measure_onnx
 from graphprune.measure_torch import latencies, usual_call, with_call
 from graphprune.onnx_program import SlimOnnx
 from graphprune.onnx_tensors import weight_bytes
+from graphprune.paths import is_factory
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Program
 from graphprune.quality.attempts import attempted

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from graphprune.errors import GraphPruneError, LoadError
+
+_FORM = re.compile(r"(?P<code>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
 
 
 def usable(path: str | Path, error: type[GraphPruneError] = LoadError) -> Path:
@@ -33,3 +36,17 @@ def usable(path: str | Path, error: type[GraphPruneError] = LoadError) -> Path:
             hint="check its spelling, and who may read the directories on its way",
         ) from None
     return Path(path)
+
+
+def is_factory(source: str | Path) -> bool:
+    """Whether `source` has the form ``module:name`` or ``file.py:name``.
+
+    Raises:
+        LoadError: it is no name that the file system takes.
+    """
+    return _FORM.fullmatch(str(source)) is not None and not usable(source).exists()
+
+
+def file_of(source: str | Path) -> Path:
+    """The path that a source names: of ``file.py:name`` the file, of others themselves."""
+    return Path(str(source).rpartition(":")[0] if is_factory(source) else source)

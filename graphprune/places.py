@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphprune.errors import EmitError
-from graphprune.frontends.factory import file_of
-from graphprune.onnx_program import OnnxProgram
-from graphprune.program import BaseProgram, Program
+from graphprune.paths import file_of
 from graphprune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from graphprune.program import BaseProgram
 
 SOURCE = "the source"
 
@@ -114,6 +116,9 @@ def mapped_from(source: object, weights: str | Path | None) -> list[Path]:
 
 def mapped_by(program: BaseProgram) -> Iterable[Path]:
     """The same, of a program."""
+    from graphprune.onnx_program import OnnxProgram
+    from graphprune.program import Program
+
     if isinstance(program, OnnxProgram):
         return program.files
     found = program.source.path if isinstance(program, Program) and program.source else None

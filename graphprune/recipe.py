@@ -28,6 +28,7 @@ from graphprune.alignment import alignment_words, parse_alignment
 from graphprune.errors import RecipeError
 from graphprune.quality.conditions import Condition
 from graphprune.recipe_calibration import FORMS, Calibration, Part
+from graphprune.recipe_rules import check_together
 from graphprune.recipe_sparsify import Sparsify
 from graphprune.recipe_values import (
     Data,
@@ -174,9 +175,8 @@ class Score(Data):
         name: ``magnitude``, ``random``, a score of gradients (``taylor``, ``element1``,
             ``element2``, ``element-mix``, ``vector``) or of activations (``minitron``, ``flap``,
             ``wanda-sp``), which need calibration data, the score of another package, or ``auto``:
-            taylor for a language model with a tokenizer, which magnitude alone would ruin, and
-            magnitude for everything else. Its options are further keys: ``norm: l1`` for
-            magnitude.
+            obs wherever there is data, which language models have, and magnitude where there is
+            none. Its options are further keys: ``norm: l1`` for magnitude.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -282,15 +282,10 @@ class Recipe(Data):
             wanted = "at most" if self.sparsify else "exactly"
             also = "" if given or self.sparsify else ", or sparsify"
             raise ValueError(f"a recipe has {wanted} one of {', '.join(GOALS)}{also}; {found}")
-        if not given and (self.include or self.exclude):
-            which = "include" if self.include else "exclude"
-            raise ValueError(
-                f"'{which}' is about structures, and this recipe removes none; "
-                "put it under sparsify"
-            )
         if any({"heads", "kv_heads"} <= (one or {}).keys()
                for one in (self.remove, self.shape, self.align)):  # fmt: skip
             raise ValueError("'heads' and 'kv_heads' name the same role; give one of them")
+        check_together(self)
         return self
 
     @property

@@ -144,8 +144,6 @@ class Calibration(Data):
     @property
     def source(self) -> str | None:
         """What is calibrated on where it is no mixture; None leaves it to the work."""
-        if self.data is None:
-            return self.text[0] if self.text else None
         return self.data if isinstance(self.data, str) else None
 
     def shares(self) -> list[tuple[Part, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import RecipeError
+from graphprune.inputs import is_causal
 from graphprune.masking import slim_names
 from graphprune.onnx_program import SlimOnnx
 from graphprune.passes import Inputs, Score, get_score
+from graphprune.passes.judging import unjudged
 from graphprune.passes.random_score import Random
 from graphprune.passes.units import FloatArray
 from graphprune.plan import Plan, is_ragged
@@ -26,11 +28,14 @@ from graphprune.samples import Amount
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Surgeon
 from graphprune.streaming import State, Step
-from graphprune.structured import Repaired, compensate, obs, read_by, readable, reconstruct
+from graphprune.structured import Repaired, compensate, obs, read_by, reconstruct
 from graphprune.written import check_written
 
 REPAIRS = Amount(64, 512)
 """What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
+
+SAMPLES = Amount(128, 512)
+"""The same of models that read no text, or text among other things: a sample may be one row."""
 
 OTHERWISE: Mapping[str, str] = {
     "layers": "block-influence",
@@ -38,7 +43,7 @@ OTHERWISE: Mapping[str, str] = {
     "mlp_blocks": "block-influence",
     "experts": "reap",
 }
-"""The score of the roles that surgery can't weigh; taylor for the others."""
+"""The score of the roles that surgery can't weigh, in a PyTorch model."""
 
 Choose = Callable[[Any], Plan]
 
@@ -50,10 +55,16 @@ class ByRole:
     Attributes:
         scores: structure name to the name of its score.
         otherwise: for structures that have none.
+        whole: structures that none can judge, to the reason.
     """
 
     scores: Mapping[str, str]
     otherwise: Score
+    whole: Mapping[str, str] = field(default_factory=dict)
+
+    def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
+        """See `graphprune.passes.score.Score`."""
+        return dict(self.whole)
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
@@ -99,15 +110,12 @@ def chosen_by_surgery(
             where="rounds",
             hint="leave rounds out: every unit is weighed in the model as pruned so far",
         )
-    able = set(readable(program, [s for s in program.structures if s.prunable and not s.blocks]))
-    others = {
-        s.name: OTHERWISE.get(s.role, "taylor")
-        for s in program.by_name.values()
-        if s.prunable and s.name not in able
-    }
     # Where every structure of a role keeps as many units, counts don't depend on what they are.
     ranked: Score = Random() if recipe.uniform else get_score("obs")
-    plan = choose(ByRole(others if auto else {}, ranked))
+    unread = unjudged(get_score("obs"), program)
+    able = {s.name for s in program.structures if s.prunable and s.name not in unread}
+    others = {name: otherwise(program, program.by_name[name].role) for name in unread}
+    plan = choose(ByRole(others, ranked) if auto else ByRole({}, ranked, unread))
     keep = {
         name: len(units[0]) if is_ragged(units) else len(units)  # type: ignore[arg-type]
         for name, units in plan.kept_units.items()
@@ -135,6 +143,39 @@ def chosen_by_surgery(
     )
     scores = {n: notes.scores for n, notes in plan.notes.items() if n in rest and notes.scores}
     return replace(found, plan=found.plan.noted(program, scores))
+
+
+def otherwise(program: BaseProgram, role: str) -> str:
+    """The score that stands in for surgery where no weight multiplies by the units of a role.
+
+    Gradients need a loss, which language models alone have, and what is none of the others' is left
+    to the size of weights.
+    """
+    if not isinstance(program, Program):
+        return "magnitude"
+    return OTHERWISE.get(role, "taylor" if is_causal(program) else "magnitude")
+
+
+def stood_in(program: BaseProgram, plan: Plan) -> tuple[str, ...]:
+    """What to say of structures of a plan that were left to another score than obs, by role."""
+    scores: dict[str, dict[str, None]] = {}
+    for name in unjudged(get_score("obs"), program):
+        if name in plan.kept_units:
+            role = program.by_name[name].role
+            scores.setdefault(otherwise(program, role), {})[role or "no role"] = None
+    return tuple(
+        f"{', '.join(roles)}: ranked by {score}, since obs can't weigh what no weight multiplies by"
+        for score, roles in scores.items()
+    )
+
+
+def may_be_refitted(program: BaseProgram, plan: Plan) -> bool:
+    """Whether anything can make up for what a plan removes: what reads it, or what stays of layers.
+
+    Whole layers are made up for by the others of their residual stream.
+    """
+    layers = any(program.by_name[name].blocks for name in plan.kept_units)
+    return layers or bool(read_by(program, plan))
 
 
 def repaired(

@@ -13,11 +13,12 @@ from graphprune._version import __version__
 from graphprune.calibration import OWN_TEXTS
 from graphprune.formats import shown
 from graphprune.making import Making, located
+from graphprune.passes import get_score
+from graphprune.passes.judging import unjudged
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram
 from graphprune.recipe import Recipe
 from graphprune.samples.generated import SELF
-from graphprune.structured import readable
 
 _LAST = ("calibration", "seed", "formats", "verify", "native")
 """What is behind all that says what goes, and how."""
@@ -68,7 +69,7 @@ def resolved(
 def _is_shared(plan: Plan, program: BaseProgram) -> bool:
     """Whether other scores have chosen a part, which a recipe can't name: only auto does it."""
     chosen = [program.by_name[name] for name in plan.kept_units if name in program.by_name]
-    return len(readable(program, [s for s in chosen if not s.blocks])) < len(chosen)
+    return any(s.name in unjudged(get_score("obs"), program) for s in chosen)
 
 
 def _calibration(recipe: Recipe, making: Making) -> dict[str, Any]:

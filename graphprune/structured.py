@@ -117,12 +117,6 @@ def obs(
     return _streamed(program, samples, sites, treatment, held, progress, state, {}, masked)
 
 
-def readable(program: BaseProgram, structures: Sequence[Structure]) -> list[str]:
-    """The names of those structures that some weight multiplies by, which `obs` can choose."""
-    sites = find_sites(program, every=True)
-    return [name for name, users in consumers(program, structures, sites).items() if users]
-
-
 def read_by(program: BaseProgram, plan: Plan) -> list[str]:
     """The weights that multiply by what a plan prunes."""
     structures = [program.by_name[name] for name in plan.kept_units]

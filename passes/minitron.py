@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from graphprune.passes.activations import read
+from graphprune.passes.judging import unread
 from graphprune.passes.score import Inputs
 from graphprune.passes.units import FloatArray
 from graphprune.program import BaseProgram, Structure
@@ -31,6 +32,10 @@ class Minitron:
     """
 
     needs_data: ClassVar[bool] = True
+
+    def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
+        """See `graphprune.passes.score.Score`."""
+        return unread(program, structures, "minitron")
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

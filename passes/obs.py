@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graphprune.errors import PlanError
+from graphprune.passes.judging import unread
 from graphprune.passes.score import Inputs
 from graphprune.passes.units import FloatArray
 from graphprune.program import BaseProgram, Structure
@@ -41,6 +42,10 @@ class Obs:
             raise PlanError(
                 "the score takes a damping from 0 to 1 and at least 1 step", where="score obs"
             )
+
+    def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
+        """See `graphprune.passes.score.Score`."""
+        return unread(program, structures, "obs")
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

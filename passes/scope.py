@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,7 @@ class Scope:
         align: kept sizes are multiples of this, in positions of a dimension, by role or for all
             widths (heads, layers and experts have to be named); a number, or one of
             `graphprune.alignment.ALIGNMENTS`.
+        whole: structures that stay whole because the score can't judge them, to the reason.
     """
 
     program: BaseProgram
@@ -70,6 +71,7 @@ class Scope:
     include: Sequence[str] = ()
     minimum: int | float = 1
     align: int | str | Mapping[str, int | str] = 1
+    whole: Mapping[str, str] = field(default_factory=dict)
     _known: dict[str, Candidate] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,10 @@ class Scope:
             PlanError: one doesn't.
         """
         self._excluded, self._included  # noqa: B018  (bound at first use)
+
+    def judging_all(self) -> Scope:
+        """The same with a score that can judge every structure."""
+        return replace(self, whole={})
 
     def role(self, name: str) -> str:
         """The model's own name for role `name`; see `graphprune.analysis.roles.own_name`."""
@@ -137,6 +143,8 @@ class Scope:
         found = [c for s in open_ if len((c := self.candidate(s)).removable)]
         if not found:
             frozen = [s for s in structures if not s.prunable]
+            if open_ and all(s.name in self.whole for s in open_):
+                raise self._unjudged(f"nothing that {chosen.selector.text!r} means", open_)
             raise PlanError(
                 f"{chosen.selector.text!r} means nothing that can be pruned",
                 why=f"frozen: {_reasons(frozen)}" if frozen else None,
@@ -160,7 +168,9 @@ class Scope:
         return self._known[structure.name]
 
     def _examine(self, structure: Structure) -> Candidate:
-        if structure.blocks:
+        if structure.name in self.whole:
+            units = []
+        elif structure.blocks:
             units = sorted(b.index for b in structure.blocks if self._block_touchable(b, structure))
         else:
             units = list(range(structure.size)) if self._touchable(structure) else []
@@ -262,10 +272,24 @@ class Scope:
             return PlanError(what, why=f"all are frozen: {_reasons(frozen)}")
         if all(s.size == 1 for s in structures if s.prunable):
             return PlanError(what, why="every structure of it has one unit, and one has to stay")
+        everything = self.judging_all()
+        open_ = [s for s in structures if s.prunable and len(everything.candidate(s).removable)]
+        if open_ and all(s.name in self.whole for s in open_):
+            return self._unjudged(f"nothing with role {role!r}", open_)
         return PlanError(
             what,
             why="exclude and include leave no structure of it",
             hint=f"for example {structures[0].name} touches {structures[0].members[0][0]}",
+        )
+
+    def _unjudged(self, what: str, structures: Sequence[Structure]) -> PlanError:
+        return PlanError(
+            f"{what} can be judged by the score",
+            where=structures[0].name,
+            why=_listed_reasons(self.whole[s.name] for s in structures),
+            hint="take score block-influence for layers"
+            if structures[0].blocks
+            else "leave it out, or take another score, such as magnitude",
         )
 
 

@@ -45,7 +45,8 @@ class Score(Protocol):
     """Importance of units, before aggregation over members and normalisation.
 
     A score that needs calibration data says so by an attribute ``needs_data`` that is true; none is
-    read for the others.
+    read for the others. One that can't judge every structure may have a method ``unjudged(program,
+    structures)``, which returns the names of those that it can't judge and why: they stay whole.
     """
 
     def score(

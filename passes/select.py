@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from graphprune.passes.budget import (
 )
 from graphprune.passes.choice import Choice, Chooser
 from graphprune.passes.coupled import counted_once
+from graphprune.passes.judging import kept_whole, unjudged
 from graphprune.passes.levers import Counts, Lever, levers
 from graphprune.passes.random_score import Random
 from graphprune.passes.rank import AGGREGATES, SCALES, Ranked, check_option, rank
@@ -53,6 +54,7 @@ def select(
     ragged: bool = True,
     roles: Sequence[str] | None = None,
     notes: list[str] | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> Plan:
     """Choose which units stay. Exactly one of `remove`, `target` and `shape` is given.
 
@@ -92,6 +94,7 @@ def select(
         roles: those that take part in a `target`. None takes ffn, heads, channels and experts, or
             whatever widths a model without these has.
         notes: receives what became of a goal that no size meets exactly; None warns of a budget.
+        told: told which structures stay whole because the score can't judge them; None warns.
 
     Raises:
         PlanError: the goal is unknown, contradictory or out of reach; the message says what is.
@@ -108,10 +111,12 @@ def select(
     if roles is not None and target is None:
         raise PlanError("roles= belongs to a target", hint="name roles as keys of remove or shape")
     program = named(program, names or {})
-    scope = Scope(program, exclude, include, minimum, 1 if shape is not None else align)
+    found = get_score(score)
+    whole = unjudged(found, program)
+    scope = Scope(program, exclude, include, minimum, 1 if shape is not None else align, whole)
     check_goal(scope, goals, uniform=uniform, roles=roles)
     options = {"aggregate": aggregate, "normalize": normalize, "ragged": ragged}
-    ranking = _Ranking(scope, get_score(score), Inputs(calibration, loss, seed), options)
+    ranking = _Ranking(scope, found, Inputs(calibration, loss, seed), options)
     if shape is not None:
         counts = shape_counts(scope, shape)
     elif remove is not None:
@@ -120,6 +125,11 @@ def select(
         counts = _budgeted(scope, ranking, target or {}, roles, uniform)
     known = program.by_name
     shrunk = [s for s in known.values() if counts.get(s.name, s.size) < s.size]
+    note = kept_whole(scope, {s.role for s in shrunk})
+    if note is not None and told is not None:
+        told(note)
+    elif note is not None:
+        warnings.warn(note, stacklevel=2)
     chosen = ranking.choices(scope.candidate(s) for s in shrunk)
     if shrunk and _without_values(program, ranking.score):
         # Sizes and costs don't depend on which units stay, so that planning on shapes is useful.
@@ -130,11 +140,11 @@ def select(
         {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
-    told = goal_notes(scope, goals, plan, uniform=uniform)
+    rounded = goal_notes(scope, goals, plan, uniform=uniform)
     if notes is not None:
-        notes += told
+        notes += rounded
     elif target is not None:
-        for note in told:
+        for note in rounded:
             warnings.warn(note, stacklevel=2)
     return plan.noted(program, _summed_up(chosen, counts))
 

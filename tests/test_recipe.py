@@ -107,7 +107,9 @@ def test_the_roles_are_those_of_the_analysis() -> None:
 
 
 def test_shorthands() -> None:
-    recipe = Recipe.parse({"shape": {"heads": 2}, "score": "taylor", "align": 64, "formats": "pt2"})
+    recipe = Recipe.parse(
+        {"target": {"params": 0.5}, "score": "taylor", "align": 64, "formats": "pt2"}
+    )
     assert (recipe.score.name, recipe.align, recipe.formats) == ("taylor", {"*": 64}, ("pt2",))
 
 

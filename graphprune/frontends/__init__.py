@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from graphprune.errors import LoadError
-from graphprune.frontends.factory import is_factory
-from graphprune.paths import usable
-from graphprune.program import BaseProgram, Program
+from graphprune.frontends.given import check_source, directory_of
+from graphprune.paths import is_factory, usable
+
+if TYPE_CHECKING:
+    from graphprune.program import BaseProgram, Program
 
 
 def load(
@@ -56,53 +58,19 @@ def load_traced(
     Raises:
         LoadError, TraceError: see `load`.
     """
-    path = usable(source)
+    check_source(source, weights)
     if is_factory(source):
         from graphprune.frontends.factory import load_factory
 
         return load_factory(str(source), weights)
-    if weights is not None:
-        raise LoadError(
-            "only the module of a factory takes weights from a file of their own",
-            where=str(weights),
-            why=f"{source} holds its weights itself",
-            hint="give the source as module:factory or file.py:factory",
-        )
-    if path.suffix == ".pt2":
+    if Path(source).suffix == ".pt2":
         from graphprune.frontends.pt2 import load_pt2
 
-        return load_pt2(path, trust=trust)
+        return load_pt2(Path(source), trust=trust)
     from graphprune.frontends.hf import load_checkpoint
 
-    if path.is_dir():
-        return load_checkpoint(path, trust=trust, allow_unused_weights=allow_unused_weights)
-    if path.exists():
-        raise LoadError(
-            "a file of an unknown kind",
-            where=str(path),
-            hint="give a checkpoint directory, a hub id, a .pt2 or .onnx file, or file.py:factory",
-        )
-    found = _download(str(source), trust)
+    found = directory_of(source, trust=trust)
     return load_checkpoint(found, trust=trust, allow_unused_weights=allow_unused_weights)
-
-
-def _download(hub_id: str, trust: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        found = snapshot_download(hub_id, allow_patterns=[*wanted, "*.py"] if trust else wanted)
-    except HFValidationError as error:
-        raise LoadError("no such file or directory", where=hub_id, hint="check the path") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise LoadError(
-            "no such directory, and the model hub doesn't give it",
-            where=hub_id,
-            why=str(error).strip().splitlines()[0][:200] if str(error).strip() else None,
-            hint="check the spelling, or download the checkpoint and give its directory",
-        ) from error
-    return Path(found)
 
 
 __all__ = ["load"]

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from graphprune.errors import LoadError
 
 LARGEST = 16 << 20
@@ -22,6 +20,15 @@ LARGEST = 16 << 20
 
 DEEPEST = 50
 """Objects and lists within each other."""
+
+FLOATING = frozenset(
+    "float float4_e2m1fn_x2 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz "
+    "float8_e8m0fnu float16 half bfloat16 float32 float64 double".split()
+)
+"""The floating-point types of torch, by all of their names; known here without importing it."""
+
+WINDOWS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+"""Fields that say how many tokens a language model takes."""
 
 MOST = {
     "layers": (re.compile(r"(^|_)(layers?|blocks|depths?|stages)$"), 10_000),
@@ -89,14 +96,18 @@ def _impossible(name: str, value: Any) -> str | None:
         return "it is not a number"
     if isinstance(value, str) and not value.isprintable() and _has_surrogates(value):
         return "it is no text: it has half a character"
-    if name in ("dtype", "torch_dtype") and value not in (None, "auto"):
-        found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else 0
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            return f"{value!r} is no floating-point type of torch"
+    if name in ("dtype", "torch_dtype") and not _is_floating(value):
+        return f"{value!r} is no floating-point type of torch"
     for counted, (pattern, most) in MOST.items():
         if type(value) is int and value > most and "window" not in name and pattern.search(name):
             return f"it asks for {value:,} {counted}, and no model has more than {most:,}"
     return None
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether it is the name of a floating-point type, or leaves the type open."""
+    named = isinstance(value, str) and value.removeprefix("torch.") in FLOATING
+    return value in (None, "auto") or named
 
 
 def _has_surrogates(text: str) -> bool:

@@ -24,22 +24,7 @@ from graphprune.frontends.module import trace, unwrap
 from graphprune.paths import usable
 from graphprune.program import Program
 
-_FORM = re.compile(r"(?P<code>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
 _RESULTS = "a module, (module, args[, kwargs[, dynamic_shapes]]) or a graphprune.Program"
-
-
-def is_factory(source: str | Path) -> bool:
-    """Whether `source` has the form ``module:name`` or ``file.py:name``.
-
-    Raises:
-        LoadError: it is no name that the file system takes.
-    """
-    return _FORM.fullmatch(str(source)) is not None and not usable(source).exists()
-
-
-def file_of(source: str | Path) -> Path:
-    """The path that a source names: of ``file.py:name`` the file, of others themselves."""
-    return Path(str(source).rpartition(":")[0] if is_factory(source) else source)
 
 
 @one_at_a_time

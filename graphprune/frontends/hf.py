@@ -22,7 +22,6 @@ from graphprune.frontends.bounded import (
     TooLargeError,
     outline,
 )
-from graphprune.frontends.config_file import read_config
 from graphprune.frontends.examples import example_inputs
 from graphprune.frontends.fit import (
     check_count,
@@ -33,6 +32,7 @@ from graphprune.frontends.fit import (
     check_unused,
     is_mixed,
 )
+from graphprune.frontends.given import configuration
 from graphprune.frontends.module import trace
 from graphprune.frontends.own_code import (
     check_local,
@@ -42,8 +42,9 @@ from graphprune.frontends.own_code import (
     without_code,
     without_kernels,
 )
+from graphprune.frontends.shards import PACKED, has_weights
 from graphprune.frontends.weightless import parameters_on_meta
-from graphprune.frontends.weights import PACKED, has_weights, map_checkpoint
+from graphprune.frontends.weights import map_checkpoint
 from graphprune.program import Program, Source
 
 
@@ -111,14 +112,7 @@ def checkpoint_class(path: Path, *, trust: bool = False) -> tuple[Any, Any]:
 def _config(path: Path, code: Mapping[str, str], trust: bool) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    if not (path / "config.json").is_file():
-        raise LoadError(
-            "not a Hugging Face checkpoint",
-            where=str(path),
-            why="it has no config.json",
-            hint="give a directory that save_pretrained wrote, a .pt2 file, or module:factory",
-        )
-    data = read_config(path / "config.json")
+    data = configuration(path)
     if trust:
         check_local(path, {k: v for k, v in code.items() if k == "AutoConfig"})
     try:

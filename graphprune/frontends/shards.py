@@ -12,6 +12,8 @@ from graphprune.errors import LoadError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PACKED = "packed.safetensors"
+"""What `graphprune.packing` writes."""
 
 MOST_NAMES = 200_000
 """Tensors in a checkpoint: about twice as many as any has."""
@@ -20,6 +22,32 @@ LARGEST_INDEX = 64 << 20
 """Bytes of an index file."""
 
 _AGAIN = "download or save the checkpoint again"
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether `directory` holds safetensors weights."""
+    return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
+
+
+def without_weights(path: Path | None, name: str) -> LoadError:
+    """The error of a model without weights that are opened; a pickle isn't, as it may run code.
+
+    Args:
+        path: the directory of the checkpoint that the model came from.
+        name: a parameter that has no value.
+    """
+    forms = ("pytorch_model*.bin", "*.pth", "*.ckpt") if path is not None else ()
+    pickles = sorted(file for form in forms for file in Path(path or "").glob(form))
+    if pickles:
+        return LoadError(
+            "the checkpoint's weights are pickles, which aren't opened",
+            where=str(pickles[0]),
+            why="a pickle may run code, and there are no safetensors files beside it",
+            hint="save the model again with save_pretrained, which writes safetensors",
+        )
+    return LoadError(
+        "the model has no weights", where=name, hint="only inspect and dry runs need none"
+    )
 
 
 def stored_names(directory: Path) -> dict[Path, list[str]]:
@@ -61,9 +89,25 @@ def stored_names(directory: Path) -> dict[Path, list[str]]:
     return found
 
 
+def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a checkpoint's safetensors files, from their headers.
+
+    Raises:
+        LoadError: see `stored_names`.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for file, names in stored_names(directory).items():
+        try:
+            with safe_open(file, framework="np") as opened:
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise damaged(file, error) from error
+    return found
+
+
 def _names(file: Path, most: int) -> list[str]:
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="np") as opened:  # without torch
             names = list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise damaged(file, error) from error

@@ -13,13 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from graphprune.errors import LoadError
-from graphprune.frontends.shards import INDEX, SINGLE, damaged, stored_names
+from graphprune.frontends.shards import INDEX, PACKED, SINGLE, damaged, stored_names
 from graphprune.kernels.files import load
 from graphprune.kernels.packed import FormatError, Packed
-from graphprune.program import Source
 
-PACKED = "packed.safetensors"
-"""What `graphprune.packing` writes."""
 TURNED = "graphprune.turned"
 """Where its metadata has the names of matrices ``[inputs, outputs]``, as JSON."""
 FLATTENED = "graphprune.flattened"
@@ -60,33 +57,6 @@ class Flattened:
         if prod(self.shape) != rows * columns:
             raise ValueError(f"{rows} x {columns} numbers aren't of the shape {list(self.shape)}")
         return self.packed.unpack().view(self.shape)
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether `directory` holds safetensors weights."""
-    return any((directory / name).is_file() for name in (SINGLE, INDEX, PACKED))
-
-
-def without_weights(source: Source | None, name: str) -> LoadError:
-    """The error of a model without weights that are opened; a pickle isn't, as it may run code.
-
-    Args:
-        source: where the model came from.
-        name: a parameter that has no value.
-    """
-    path = source.path if source is not None else None
-    forms = ("pytorch_model*.bin", "*.pth", "*.ckpt") if path is not None else ()
-    pickles = sorted(file for form in forms for file in Path(path or "").glob(form))
-    if pickles:
-        return LoadError(
-            "the checkpoint's weights are pickles, which aren't opened",
-            where=str(pickles[0]),
-            why="a pickle may run code, and there are no safetensors files beside it",
-            hint="save the model again with save_pretrained, which writes safetensors",
-        )
-    return LoadError(
-        "the model has no weights", where=name, hint="only inspect and dry runs need none"
-    )
 
 
 def map_checkpoint(directory: Path) -> dict[str, torch.Tensor]:

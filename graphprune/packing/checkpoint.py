@@ -31,15 +31,14 @@ from graphprune.frontends.hf import (
     construct,
     tied_names,
 )
+from graphprune.frontends.shards import PACKED, has_weights
 from graphprune.frontends.weightless import parameters_on_meta
 from graphprune.frontends.weights import (
     FLATTENED,
-    PACKED,
     TURNED,
     Flattened,
     Stored,
     Turned,
-    has_weights,
     read_packed,
     unpacked,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from graphprune.data_kinds import kind_of
 from graphprune.evaluate import NoPerplexityError, Perplexity, perplexity
 from graphprune.inputs import is_causal, tokenizer_of
 from graphprune.program import BaseProgram, Program
@@ -18,7 +19,6 @@ from graphprune.quality.remarks import quality_remarks
 from graphprune.quality.result import Completion, Quality
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples import evaluation_windows, measured_texts
-from graphprune.samples.sources import kind_of
 from graphprune.samples.tokens import tokenizer_for
 from graphprune.streaming.data import default_window
 

@@ -21,11 +21,8 @@ from graphprune.errors import LoadError
 from graphprune.samples.array_headers import Form, check_size, cut, first_part, form_of, stored_as
 from graphprune.samples.contents import Ids
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
 MOST = 1000
 """Parts of a .npz file."""
-
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 # What numpy, zipfile, its decompressors and safetensors raise for files of other bytes.
 _DAMAGED = (

@@ -17,12 +17,6 @@ _ROWS = 64
 """Rows that are checked and turned into Python's objects at a time; one may be a long document."""
 
 
-def is_dataset(path: Path) -> bool:
-    """Whether a directory has the files of a saved ``Dataset`` or ``DatasetDict``."""
-    alone = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    return alone or (path / "dataset_dict.json").is_file()
-
-
 def read_dataset(path: Path, split: str | None, field: str | None) -> Text | Ids | Files:
     """One column of a saved data set.
 

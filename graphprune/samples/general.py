@@ -15,4 +15,4 @@ from graphprune.samples.generated import SELF, can_write
 def general_parts(program: BaseProgram) -> dict[str, Part]:
     """The sources of general text of a language model: half each, if the model can write."""
     sources = (BUILTIN, SELF) if can_write(program) else (BUILTIN,)
-    return {source: Part(source=source, share=1 / len(sources)) for source in sources}
+    return {source: Part(source=source) for source in sources}

@@ -110,7 +110,7 @@ def mixed_samples(
 ) -> Samples:
     """Token windows of one length from several sources, in the proportions of their shares.
 
-    A source that is too short for its share gives what it has, and a note.
+    A source that is too short for its share gives what it has, and a note where it was asked for.
 
     Args:
         program: the dense model.
@@ -172,7 +172,7 @@ def with_general(
     assert own.length is not None
     assert wanted.general is not None
     parts = general_parts(program)
-    shares = [part.share or 0 for part in parts.values()]
+    shares = [1 / len(parts)] * len(parts)
     counts = apportion(shares, round(wanted.general * own.count))
     found = [own]
     for part, count in zip(parts.values(), counts, strict=True):
@@ -216,7 +216,7 @@ def _part(
     if not isinstance(content, Text | Ids):
         raise LoadError("only text and token ids can be mixed", where=source)
     found = token_samples(program, content, source, wanted, seed, measured, cut)
-    if found.count == cut.count:
+    if found.count == cut.count or part.share is None:
         return found
     note = f"{source} has {found.count} windows, and its share is {cut.count}"
     return replace(found, notes=(*found.notes, note))

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.errors import LoadError, PlanError
+from graphprune.frontends.config_file import WINDOWS
 from graphprune.inputs import inputs_of, token_input, tokenizer_of
 from graphprune.masked import flat_inputs, input_names
 from graphprune.program import BaseProgram, Program
@@ -20,7 +21,6 @@ from graphprune.program import BaseProgram, Program
 WINDOW = 2048
 """Tokens in a window, where the model can take as many."""
 
-_LIMITS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 MASKS = {"attention_mask": "input_ids", "decoder_attention_mask": "decoder_input_ids"}
 
 
@@ -97,7 +97,7 @@ def default_window(program: BaseProgram) -> int:
     config = program.source.config if isinstance(program, Program) and program.source else None
     if config is not None:
         text = config.get_text_config()
-        known = (getattr(text, name, None) for name in _LIMITS)
+        known = (getattr(text, name, None) for name in WINDOWS)
         limits += [v for v in known if isinstance(v, int) and v > 0]
     return min(limits)
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -56,7 +57,8 @@ def test_compile_prints_a_table(
     run: Callable[..., Result], dense: Path, text: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out" / "slim.pt2"
-    result = run("compile", dense, "-o", output, "--remove", "ffn=0.5", "--text", text)
+    flags = ("--remove", "ffn=0.5", "--score", "taylor", "--text", text)
+    result = run("compile", dense, "-o", output, *flags)
     assert result.code == 0, result.err
     for words in ("parameters", "-25.9 %", "PyTorch, ms", "perplexity", f"written: {output}"):
         assert words in result.out
@@ -141,16 +143,26 @@ def test_language_models_are_scored_on_text(
     assert f"scored by {score}" in result.out
 
 
-def test_without_a_tokenizer_the_default_is_magnitude(
+def test_a_language_model_without_a_tokenizer_is_not_ranked_by_magnitude_unasked(
     run: Callable[..., Result], dense: Path, tmp_path: Path
 ) -> None:
     mute = tmp_path / "mute"
     mute.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(dense / name, mute / name)
-    result = run("compile", mute, "--remove", "ffn=0.5", "--dry-run")
+    goal = ("compile", mute, "--remove", "ffn=0.5", "--dry-run")
+    result = run(*goal)
+    assert result.code == 1
+    for way in ("save the tokenizer", "calibration.tokenizer", "token ids", "--score magnitude"):
+        assert way in result.err
+    assert "loading" not in result.err
+    result = run(*goal, "--score", "magnitude")
     assert result.code == 0, result.err
     assert "scored by magnitude" in result.out
+    np.save(tmp_path / "ids.npy", np.arange(1024) % 96)
+    result = run(*goal, "--data", tmp_path / "ids.npy")
+    assert result.code == 0, result.err
+    assert "scored by obs" in result.out
 
 
 def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) -> None:

@@ -61,7 +61,7 @@ def attempt(act: Act, folder: Path, at: int = -1, number: int = 0) -> Ended:
 
 def compiled(slim: Any, output: Path, *formats: str) -> Act:
     """What `compile` does once it knows what to write."""
-    recipe = Recipe.parse({"remove": {"*": 0.5}, "formats": formats})
+    recipe = Recipe.parse({"remove": {"*": 0.5}, "score": "magnitude", "formats": formats})
 
     def act() -> None:
         with Target.of(output, recipe, True, {}).claimed() as target, target.staging() as staged:

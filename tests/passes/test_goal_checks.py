@@ -26,7 +26,8 @@ RECIPES = {
     "all excluded": ({"remove": {"ffn": 0.5}, "exclude": ["*/ffn"]}, "leave no structure"),
     "names": ({"remove": {"own": 0.5}, "names": {"nothing.*/ffn": "own"}}, "no parameter matches"),
     "too many layers": (
-        {"remove": {"layers": 0.6}, "exclude": ["model.layers.[01].*"]}, "only 1 may"
+        {"remove": {"layers": 0.6}, "exclude": ["model.layers.[01].*"]},
+        "only 1 may|judged by the score",
     ),
     "floor": ({"remove": {"ffn": 0.5}, "minimum": 80}, "can be smaller"),
     "budget": ({"target": {"params": 0.01}}, "not reachable"),

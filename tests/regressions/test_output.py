@@ -51,7 +51,9 @@ def qwen(heads=16, kv_heads=2, **sizes):
 
 def test_46_54_stock_classes_load_it_and_generate(tmp_path):
     dense, slim = saved(llama(), tmp_path / "dense"), tmp_path / "slim"
-    report = compile(dense, {"remove": {"ffn": 0.25, "heads": "1/3", "hidden": 0.25}}, slim)
+    report = compile(
+        dense, {"score": "magnitude", "remove": {"ffn": 0.25, "heads": "1/3", "hidden": 0.25}}, slim
+    )
     assert report.native
     model = AutoModelForCausalLM.from_pretrained(slim)
     assert type(model) is LlamaForCausalLM
@@ -66,7 +68,7 @@ def test_46_54_stock_classes_load_it_and_generate(tmp_path):
 def test_47_any_ratio_gives_a_checkpoint_that_loads(tmp_path, fraction):
     """16 heads in 2 groups: query heads go in equal numbers from each group, or not at all."""
     dense, slim = saved(qwen(num_hidden_layers=1), tmp_path / "dense"), tmp_path / "slim"
-    compile(dense, {"remove": {"query_heads": fraction}}, slim)
+    compile(dense, {"score": "magnitude", "remove": {"query_heads": fraction}}, slim)
     config = AutoModelForCausalLM.from_pretrained(slim).config
     left = 8 - int(fraction * 8 + 0.5)
     assert (config.num_attention_heads, config.num_key_value_heads) == (2 * left, 2)
@@ -79,7 +81,7 @@ def test_47_any_ratio_gives_a_checkpoint_that_loads(tmp_path, fraction):
 def test_48_49_layers_are_uniform_and_the_head_size_is_written_down(tmp_path):
     """What converters and servers read: one number for all layers, and no derived head size."""
     dense, slim = saved(llama(), tmp_path / "dense"), tmp_path / "slim"
-    compile(dense, {"remove": {"ffn": 0.3, "heads": "1/3"}}, slim)
+    compile(dense, {"score": "magnitude", "remove": {"ffn": 0.3, "heads": "1/3"}}, slim)
     config = json.loads((slim / "config.json").read_text())
     assert config["head_dim"] == 8
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -97,7 +99,7 @@ def test_48_49_layers_are_uniform_and_the_head_size_is_written_down(tmp_path):
 
 def test_48_layers_that_differ_are_never_written_as_a_plain_checkpoint(tmp_path):
     dense, slim = saved(llama(), tmp_path / "dense"), tmp_path / "slim"
-    recipe = {"remove": {"model.layers.1.*/ffn": 0.5}, "native": "require"}
+    recipe = {"score": "magnitude", "remove": {"model.layers.1.*/ffn": 0.5}, "native": "require"}
     with pytest.raises(gp.EmitError, match="no native Hugging Face config"):
         compile(dense, recipe, slim)
     assert not slim.exists()
@@ -105,7 +107,7 @@ def test_48_layers_that_differ_are_never_written_as_a_plain_checkpoint(tmp_path)
 
 def test_50_tensors_and_a_plan_come_out_and_no_pickle(tmp_path):
     dense, slim = saved(llama(), tmp_path / "dense"), tmp_path / "slim"
-    compile(dense, {"remove": {"ffn": 0.5}}, slim)
+    compile(dense, {"score": "magnitude", "remove": {"ffn": 0.5}}, slim)
     assert not [f.name for f in slim.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
     program = gp.load(dense)
     plan = gp.Plan.load(slim / "graphprune_plan.json")
@@ -131,7 +133,9 @@ def test_51_an_onnx_file_has_the_slim_sizes(tmp_path):
 
 def test_52_sizes_are_aligned_and_the_speed_is_measured(tmp_path):
     dense, slim = saved(llama(heads=4, kv_heads=2), tmp_path / "dense"), tmp_path / "slim"
-    report = compile(dense, {"remove": {"ffn": 0.4, "hidden": 0.2}, "align": 16}, slim)
+    report = compile(
+        dense, {"score": "magnitude", "remove": {"ffn": 0.4, "hidden": 0.2}, "align": 16}, slim
+    )
     config = json.loads((slim / "config.json").read_text())
     assert (config["intermediate_size"], config["hidden_size"]) == (32, 32)
     assert report.before.torch.milliseconds > 0
@@ -140,7 +144,7 @@ def test_52_sizes_are_aligned_and_the_speed_is_measured(tmp_path):
 
 def test_53_layers_are_counted_anew_for_the_cache(tmp_path):
     dense, slim = saved(llama(num_hidden_layers=4), tmp_path / "dense"), tmp_path / "slim"
-    compile(dense, {"shape": {"layers": 2}}, slim)
+    compile(dense, {"score": "magnitude", "shape": {"layers": 2}}, slim)
     model = AutoModelForCausalLM.from_pretrained(slim)
     assert model.config.num_hidden_layers == 2
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]
