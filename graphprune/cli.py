@@ -140,7 +140,9 @@ def _compile(
     unused: Unused = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     fail_if: FailIf = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),

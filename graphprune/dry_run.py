@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from graphprune.calibration import BUILTIN
 from graphprune.forecast import Forecast, Size
 from graphprune.inputs import inputs_of, token_input
 from graphprune.inspection import pattern, span
@@ -21,6 +22,8 @@ from graphprune.repairing import REPAIRS, biased_for
 from graphprune.report import Report
 from graphprune.rewrite.slim import Slim
 from graphprune.samples import SCORES, WEIGHTS, Amount
+from graphprune.samples.generated import SELF
+from graphprune.samples.suited import other_kind
 from graphprune.samples.tokens import window_length
 from graphprune.streaming import find_sites
 from graphprune.structured import read_by
@@ -28,6 +31,7 @@ from graphprune.target import Target
 from graphprune.workload import workload_of
 
 _OF_GRADIENTS = ("taylor", "element1", "element2", "element-mix", "vector")
+_GENERATING = 3  # a token at a time takes longer than all at once
 _SQUARE = 512  # of the products that are timed
 _OVERHEAD = 1.5  # of what is no product, and of products that are slower than those of squares
 _TURNS = 40  # calls with the usual input that measuring takes, of both models together
@@ -139,8 +143,14 @@ def _amounts(recipe: Recipe) -> dict[str, Amount]:
 
 
 def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> str:
-    """The source, and how much of it."""
-    wanted = recipe.calibration
+    """The source, and how much of it.
+
+    Raises:
+        LoadError: the built-in text is all there is, and the model reads no tokens.
+    """
+    wanted, inputs = recipe.calibration, inputs_of(program)
+    if wanted.data is None and token_input(inputs) is None:
+        raise other_kind(BUILTIN, "token ids", inputs)
     source = " + ".join(wanted.sources) or "the built-in text"
     parts: dict[str, list[str]] = {}
     for name, amount in amounts.items():
@@ -200,7 +210,8 @@ def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: 
             if length
             else (program.costs.total().macs)
         )
-        work += count * sample * _times(name, recipe)
+        written = _GENERATING if SELF in recipe.calibration.sources else 0
+        work += count * sample * (_times(name, recipe) + written)
         work += _statistics(recipe, program, plan, name, count * (length or _places(program)))
     return _OVERHEAD * work / _macs_per_second()
 

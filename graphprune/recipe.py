@@ -57,7 +57,7 @@ ROLES = (
     "attention_blocks",
     "mlp_blocks",
 )
-"""The roles that a recipe may name beside its own; `graphprune.analysis.roles` has ``heads``."""
+"""The roles that a recipe may name beside its own; for ``heads`` see `graphprune.selector`."""
 
 SCORES: Mapping[str, tuple[str, ...]] = {
     "auto": (),

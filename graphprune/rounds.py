@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from graphprune.analysis.roles import own_name
 from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes.expr import IntArray
 from graphprune.errors import EmitError, PlanError, RecipeError
@@ -31,7 +30,7 @@ from graphprune.plan import Plan, Units, rows_of
 from graphprune.program import BaseProgram, Program, Structure
 from graphprune.recipe import Recipe
 from graphprune.rewrite.slim import Slim
-from graphprune.selector import Selector
+from graphprune.selector import Selector, own_name
 
 
 def interim_goal(

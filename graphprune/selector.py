@@ -11,12 +11,11 @@ A selector is a glob of parameter names, narrowed down by a dimension, a part of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
-from graphprune.analysis.roles import own_name
 from graphprune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -28,6 +27,25 @@ _FORM = re.compile(
     r"(?P<glob>[^:/]+)(?::(?P<dim>-?\d+)(?P<path>(?:/\d+)*))?(?:/(?P<role>[A-Za-z_]\w*))?"
 )
 EXPECTED = "a glob of parameter names, with :DIMENSION or /ROLE behind it where that is needed"
+
+HEADS = "heads"
+"""What people call a key-value head with its query heads; see `own_name`."""
+
+
+def own_name(role: str, known: Container[str]) -> str:
+    """The name that a model's own roles have for `role`.
+
+    ``heads`` means one thing everywhere: a key-value head with the query heads that read it, which
+    is simply a head where every query head has its own. In a model whose query heads all share one
+    key-value head, which has to stay, it means the query heads.
+
+    Args:
+        role: as a person gave it.
+        known: roles of the model.
+    """
+    if role != HEADS:
+        return role
+    return "kv_heads" if "kv_heads" in known else "query_heads"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ model has fixed or was traced with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from graphprune.analysis.sizes import ExampleSizes
 from graphprune.axes import Atom, Dims, Product, normal
 from graphprune.errors import LoadError
 from graphprune.inputs import Input, inputs_of, is_causal
+from graphprune.masked import flat_inputs, input_names
 from graphprune.onnx_program import OnnxProgram
 from graphprune.program import BaseProgram, Program
 from graphprune.streaming.data import default_window
@@ -69,18 +70,17 @@ def workload_of(program: BaseProgram, length: int | None = None) -> Workload:
     found = inputs_of(program)
     usual = _Symbols(program, LENGTH if length is None else length)
     shapes = {i.name: usual.shape(i) for i in found}
-    return Workload(shapes, bool(found) and all(i.is_tokens for i in found))
+    workload = Workload(shapes, bool(found) and all(i.is_tokens for i in found))
+    return workload if _is_taken(program, workload) else usual.traced(found)
 
 
 def traced_workload(program: BaseProgram) -> Workload:
     """The input that a program was traced with, or the first example of an ONNX file."""
     if isinstance(program, OnnxProgram):
         shapes = {name: program.known[name].shapes[0] for name in program.workload.shapes}
-    else:
-        assert isinstance(program, Program)
-        pairs = zip(_names(program), pytree.tree_leaves(program.example), strict=True)
-        shapes = {name: tuple(x.shape) for name, x in pairs if isinstance(x, torch.Tensor)}
-    return Workload(shapes, program.workload.tokens)
+        return Workload(shapes, program.workload.tokens)
+    assert isinstance(program, Program)
+    return _Symbols(program, LENGTH).traced(inputs_of(program))
 
 
 def sizes_at(program: BaseProgram, workload: Workload) -> dict[Atom, int]:
@@ -107,14 +107,16 @@ def known_at(program: OnnxProgram, workload: Workload) -> Mapping[str, Known]:
 
 def example_at(program: Program, workload: Workload) -> Example:
     """The example inputs of a program, repeated or cut to the sizes of a call."""
-    leaves, layout = pytree.tree_flatten(program.example)
-    names = iter(_names(program))
-
-    def sized(leaf: Any) -> Any:
-        name = next(names, "")
-        return _stretched(leaf, workload.shapes[name]) if name in workload.shapes else leaf
-
-    args, kwargs = pytree.tree_unflatten([sized(leaf) for leaf in leaves], layout)
+    names = input_names(program.exported)
+    leaves = flat_inputs(program.exported, program.example)
+    sized = [
+        _stretched(leaf, workload.shapes[name]) if name in workload.shapes else leaf
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    layout = program.exported.call_spec.in_spec
+    if layout is None:
+        return tuple(sized), {}
+    args, kwargs = pytree.tree_unflatten(sized, layout)
     return args, kwargs
 
 
@@ -147,6 +149,14 @@ class _Symbols:
     def shape(self, one: Input) -> tuple[int, ...]:
         """Sizes of an input."""
         return tuple(self._size(size) for size in self.dims[one.name])
+
+    def traced(self, inputs: Sequence[Input]) -> Workload:
+        """The sizes of the example."""
+        shapes = {
+            i.name: tuple(self.example.size(size).size for size in self.dims[i.name])
+            for i in inputs
+        }
+        return Workload(shapes, bool(inputs) and all(i.is_tokens for i in inputs))
 
     def _settle(self, one: Input, dim: int, size: Any) -> None:
         """Decide on the symbol of a dimension, once."""
@@ -224,6 +234,15 @@ def _value_shapes(program: Program, workload: Workload) -> dict[str, list[tuple[
     return result
 
 
+def _is_taken(program: Program, workload: Workload) -> bool:
+    """Whether all sizes that follow from those of a call make sense."""
+    try:
+        found = _value_shapes(program, workload)
+    except (ArithmeticError, TypeError, ValueError):  # such as a division by a batch less one
+        return False
+    return all(size >= 0 for shapes in found.values() for shape in shapes for size in shape)
+
+
 def _resized(
     values: Mapping[str, Sequence[Dims]], shapes: Mapping[str, Sequence[Sequence[int]]]
 ) -> Iterator[tuple[Atom, int]]:
@@ -244,12 +263,6 @@ def _resized(
         if len(left) == 1 and rest != size:
             found[left[0]] = size * left[0].size // rest
     yield from found.items()
-
-
-def _names(program: Program) -> Iterable[str]:
-    from graphprune.masked import input_names
-
-    return input_names(program.exported)
 
 
 def _stretched(value: Any, shape: Sequence[int]) -> Any:

@@ -24,7 +24,7 @@ KEPT_BY_DEFAULT = ("hidden", "layers", "qk_dim", "v_dim", "query_heads")
 TOLERANCE = 0.005  # of the budget
 RESOLUTION = 1 << 20  # common fractions that bisection tells apart
 TRIALS = 64  # neighbours looked at where steps are coarse
-EVERYTHING = 4096  # costs worth computing to look at all positions
+EVERYTHING = 1024  # costs worth computing to look at all positions
 
 Measure = Callable[[Counts], int]
 

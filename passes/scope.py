@@ -11,14 +11,14 @@ from functools import cached_property
 import numpy as np
 
 from graphprune.alignment import parse_alignment
-from graphprune.analysis.roles import HEADS, ROLES, own_name
+from graphprune.analysis.roles import ROLES
 from graphprune.analysis.sublayers import SUBLAYERS
 from graphprune.axes import Atom, Expr, atoms
 from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError
 from graphprune.passes.units import NONE, owners
 from graphprune.program import BaseProgram, Block, Structure
-from graphprune.selector import Bound, bind_all
+from graphprune.selector import HEADS, Bound, bind_all, own_name
 
 ALL = "*"
 COUNTED = frozenset(
@@ -96,7 +96,7 @@ class Scope:
         return replace(self, whole={})
 
     def role(self, name: str) -> str:
-        """The model's own name for role `name`; see `graphprune.analysis.roles.own_name`."""
+        """The model's own name for role `name`; see `graphprune.selector.own_name`."""
         return own_name(name, self.by_role)
 
     @cached_property

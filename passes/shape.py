@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphprune.analysis.roles import HEADS
 from graphprune.errors import PlanError
 from graphprune.passes.coupled import counted_once
 from graphprune.passes.levers import Counts
 from graphprune.passes.scope import UNALIGNED, Candidate, Scope
+from graphprune.selector import HEADS
 
 
 def shape_counts(scope: Scope, shape: Mapping[str, int]) -> Counts:

@@ -8,7 +8,7 @@ layers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 from graphprune.axes import Atom, Dims, atoms, enclosed
@@ -29,25 +29,6 @@ ROLES = (
     "attention_blocks",
     "mlp_blocks",
 )
-
-HEADS = "heads"
-"""What people call a key-value head with its query heads; see `own_name`."""
-
-
-def own_name(role: str, known: Container[str]) -> str:
-    """The name that a model's own roles have for `role`.
-
-    ``heads`` means one thing everywhere: a key-value head with the query heads that read it, which
-    is simply a head where every query head has its own. In a model whose query heads all share one
-    key-value head, which has to stay, it means the query heads.
-
-    Args:
-        role: as a person gave it.
-        known: roles of the model.
-    """
-    if role != HEADS:
-        return role
-    return "kv_heads" if "kv_heads" in known else "query_heads"
 
 
 def assign_roles(
