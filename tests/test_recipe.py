@@ -219,7 +219,7 @@ def test_a_flag_wins_over_the_file_and_a_goal_replaces_the_goal(tmp_path: Path) 
     recipe = Recipe.from_flags(path, flags)
     assert (recipe.remove, recipe.target) == (None, {"params": 100_000_000})
     assert (recipe.seed, recipe.rounds, recipe.exclude) == (5, 2, ())
-    assert (recipe.calibration.text, recipe.calibration.windows) == ("a.txt", 3)
+    assert (recipe.calibration.text, recipe.calibration.windows) == (("a.txt",), 3)
 
 
 def test_mistakes_in_a_file_name_it(tmp_path: Path) -> None:

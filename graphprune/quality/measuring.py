@@ -14,7 +14,7 @@ from graphprune.inputs import is_causal, tokenizer_of
 from graphprune.program import BaseProgram, Program
 from graphprune.quality.attempts import attempted
 from graphprune.quality.compare import Pair, compare
-from graphprune.quality.completions import PROMPTS, TOKENS, complete
+from graphprune.quality.completions import PROMPTS, TOKENS, complete, prompt_tokens
 from graphprune.quality.remarks import quality_remarks
 from graphprune.quality.result import Completion, Quality
 from graphprune.recipe_calibration import Calibration
@@ -203,12 +203,9 @@ def completed(
     found = []
     longest = min(map(default_window, programs))
     for prompt in PROMPTS:
-        taken = len(tokenizer(prompt, verbose=False)["input_ids"])
-        tokens = min(TOKENS, longest - taken)
+        start = prompt_tokens(tokenizer, prompt)
+        tokens = min(TOKENS, longest - start.shape[1])
         if tokens > 0:
-            found.append(
-                Completion(
-                    prompt, *(complete(model, tokenizer, prompt, tokens) for model in models)
-                )
-            )
+            texts = [complete(model, tokenizer, start, tokens) for model in models]
+            found.append(Completion(prompt, *texts))
     return tuple(found)

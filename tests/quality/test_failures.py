@@ -144,6 +144,7 @@ def test_a_prompt_is_continued_as_far_as_the_model_takes_it(tmp_path: Path) -> N
 
 
 def measured(program: gp.Program, slim: Any = None) -> Measured:
+    assert program.module is not None
     models = (program.module, slim or program.module)
     wanted = Calibration(windows=2, length=16)
     return measure_quality(program, models, wanted, 0, lambda stage: None)

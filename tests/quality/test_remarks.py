@@ -19,15 +19,15 @@ from quality.helpers import save_model
 
 def said(**perplexities: tuple[float, float]) -> tuple[str, ...]:
     """The remarks on texts with these perplexities, dense and slim."""
-    sides = [
+    dense, slim = (
         {text: Perplexity(pair[i], 8, 2, 96, (0.0, 0.0)) for text, pair in perplexities.items()}
         for i in range(2)
-    ]
+    )
     texts = {
-        text: Comparison(2, 8, 14, Estimate(slim / dense))
-        for text, (dense, slim) in perplexities.items()
+        text: Comparison(2, 8, 14, Estimate(after / before))
+        for text, (before, after) in perplexities.items()
     }
-    return quality_remarks(*sides, Quality(texts))
+    return quality_remarks(dense, slim, Quality(texts))
 
 
 def test_a_perplexity_far_above_the_dense_one_is_said() -> None:

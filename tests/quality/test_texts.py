@@ -83,15 +83,15 @@ def test_nothing_is_calibrated_and_measured_on(
     shutil.copy(text, copy)
     lines.write_text(json.dumps({"body": text.read_text()}))
     save_text(other, 4000, 7)
-    given: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "data": {"data": str(text)},
         "copy": {"data": str(text), "text": str(copy)},
         "jsonl": {"data": str(lines), "field": "body", "text": str(copy)},
         "several": {"data": str(text), "text": [str(other), str(copy), "builtin"]},
         "mixture": {"data": {"a": str(text), "b": {"source": str(lines), "field": "body"}, "c":
                              str(other)}, "text": [str(other), str(copy)]},
-    }[form]  # fmt: skip
-    wanted = Calibration(draw=draw, length=32, **given)
+    }  # fmt: skip
+    wanted = Calibration.model_validate({"draw": draw, "length": 32, **forms[form]})
     measured = set[tuple[int, ...]]()
     for one in measured_texts(program, wanted):
         measured |= spans(evaluation_windows(program, wanted, 3, one))
@@ -153,7 +153,7 @@ def test_defaults_are_thirty_two_windows_of_256_tokens(program: gp.Program, tmp_
     long, short = tmp_path / "long.txt", tmp_path / "short.txt"
     save_text(long, 40_000, 0)
     save_text(short, 127 * 11, 1)
-    wanted = Calibration(text=[str(long), str(short)])
+    wanted = Calibration(text=(str(long), str(short)))
     found = [evaluation_windows(program, wanted, 0, one) for one in measured_texts(program, wanted)]
     assert [tuple(one.shape) for one in found] == [(32, 128), (5, 128)]
     wide = load_traced(str(save_model(tmp_path / "wide", max_position_embeddings=512)))
@@ -163,7 +163,8 @@ def test_defaults_are_thirty_two_windows_of_256_tokens(program: gp.Program, tmp_
 def test_one_text_that_cannot_be_read_leaves_the_other(
     program: gp.Program, text: Path, tmp_path: Path
 ) -> None:
-    wanted = Calibration(text=[str(tmp_path / "none.txt"), str(text)], windows=3, length=16)
+    wanted = Calibration(text=(str(tmp_path / "none.txt"), str(text)), windows=3, length=16)
+    assert program.module is not None
     models = (program.module, program.module)
     found = measure_quality(program, models, wanted, 0, lambda stage: None)
     assert list(found.pairs) == [str(text)]
