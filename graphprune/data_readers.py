@@ -57,6 +57,7 @@ def check_read(recipe: Recipe, causal: bool | None) -> None:
     from_text = wanted.data is None and wanted.text is not None and measures
     read = {
         "data": calibrated,
+        "general": calibrated,
         "text": measures,
         "tokenizer": measures or calibrated,
         **dict.fromkeys(_SIZES, measures or calibrated),

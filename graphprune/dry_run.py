@@ -132,7 +132,7 @@ def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
 
 def _amounts(recipe: Recipe) -> dict[str, Amount]:
     """What needs data, to how much it takes where the recipe doesn't say."""
-    found = {}
+    found: dict[str, Amount] = {}
     if recipe.operates or recipe.repairs:
         found["obs" if recipe.operates else recipe.repair] = REPAIRS
     if recipe.score_needs_data and not recipe.operates:
@@ -232,7 +232,7 @@ def _statistics(recipe: Recipe, program: BaseProgram, plan: Plan, name: str, pla
     """Multiply-accumulates of second moments and of the systems that are solved with them."""
     section = recipe.sparsify
     if section is not None and name == section.method:
-        names = find_sites(program, section.include, section.exclude).parameters
+        names = list(find_sites(program, section.include, section.exclude).parameters)
     elif name in ("obs", "reconstruct"):
         names = read_by(program, plan) if plan.kept_units else []
     else:

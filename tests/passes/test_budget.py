@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -151,7 +152,10 @@ def test_the_fit_is_within_a_step_of_the_finest_lever(
 ) -> None:
     """One lever is fine enough for any budget that it can make up for; none is exceeded."""
     prices = {"fine": 50, **{f"c{i}": price for i, (_, price) in enumerate(coarse)}}
-    levers = [Fake("fine", 20_000), *(Fake(f"c{i}", steps) for i, (steps, _) in enumerate(coarse))]
+    levers: list[Any] = [
+        Fake("fine", 20_000),
+        *(Fake(f"c{i}", steps) for i, (steps, _) in enumerate(coarse)),
+    ]
     full = {lever.name: lever.steps for lever in levers}
 
     def measure(counts: dict[str, int]) -> int:

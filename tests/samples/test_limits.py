@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from graphprune.calibration import read_text
+from graphprune.data_kinds import kind_of
 from graphprune.errors import LoadError
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.arrays import read_arrays
 from graphprune.samples.audio import load_audio
 from graphprune.samples.contents import File
 from graphprune.samples.datasets import read_dataset
-from graphprune.samples.sources import kind_of, read
+from graphprune.samples.sources import read
 from samples.helpers import gradient, pixels, samples
 
 
