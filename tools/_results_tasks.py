@@ -290,7 +290,8 @@ class Tasks:
             return dict(task.measure(task.folder))
         target = self.work / ("slim.pt2" if task.format == "pt2" else "slim")
         start = time.process_time()
-        report = _compile(task, {**row.options, "calibration": calibration}, target)
+        section = {"calibration": calibration} if _reads_data(row.options) else {}
+        report = _compile(task, {**row.options, **section}, target)
         facts: dict[str, Any] = {"seconds": round(time.process_time() - start, 1)}
         facts |= task.measure(target)
         facts["parameters"] = report["after"]["parameters"]
@@ -303,6 +304,14 @@ class Tasks:
             task = TASKS[name](Path(self.folder(name)), self.data, work)
             self.known[name] = task, {**task.calibration, **task.prepare()}
         return self.known[name]
+
+
+def _reads_data(options: Mapping[str, Any]) -> bool:
+    """Whether a row's recipe looks at data: what nothing reads is refused."""
+    from graphprune.data_readers import calibrates
+    from graphprune.recipe import Recipe
+
+    return calibrates(Recipe.parse(options))
 
 
 def _compile(task: Task, recipe: Mapping[str, Any], target: Path) -> dict[str, Any]:
