@@ -134,7 +134,7 @@ class CostModel:
         return self._sum((t for o in owners for t in self._by_owner.get(o, [])), {})
 
     def _sum(self, terms: Iterable[_Term], counts: Mapping[Atom, int]) -> Cost:
-        sizes = self._sizes | counts
+        sizes = {**self._sizes, **counts}
 
         def size_of(a: Atom) -> int:
             return sizes.get(a, a.size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import graphprune as gp
@@ -30,7 +32,7 @@ def query_heads(program: Program, plan: gp.Plan) -> int:
 
 def test_every_way_to_say_it(model) -> None:
     program, queries, units, after = model
-    ways = [
+    ways: list[dict[str, Any]] = [
         {"remove": {"heads": 0.5}},
         {"remove": {"model.layers.*/heads": 0.5}},
         {"remove": {"*": 0.5}, "include": ["*/heads"]},
