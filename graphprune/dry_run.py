@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
 
 def _amounts(recipe: Recipe) -> dict[str, Amount]:
     """What needs data, to how much it takes where the recipe doesn't say."""
-    found = {}
+    found: dict[str, Amount] = {}
     if recipe.operates or recipe.repairs:
         found["obs" if recipe.operates else recipe.repair] = REPAIRS
     if recipe.score_needs_data and not recipe.operates:
@@ -243,6 +243,7 @@ def _times(name: str, recipe: Recipe) -> int:
 def _statistics(recipe: Recipe, program: BaseProgram, plan: Plan, name: str, places: int) -> float:
     """Multiply-accumulates of second moments and of the systems that are solved with them."""
     section = recipe.sparsify
+    names: Sequence[str]
     if section is not None and name == section.method:
         names = find_sites(program, section.include, section.exclude).parameters
     elif name in ("obs", "reconstruct"):
