@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +231,7 @@ def _times(name: str, recipe: Recipe) -> int:
 def _statistics(recipe: Recipe, program: BaseProgram, plan: Plan, name: str, places: int) -> float:
     """Multiply-accumulates of second moments and of the systems that are solved with them."""
     section = recipe.sparsify
+    names: Sequence[str]
     if section is not None and name == section.method:
         names = list(find_sites(program, section.include, section.exclude).parameters)
     elif name in ("obs", "reconstruct"):

@@ -26,10 +26,6 @@ class Lever(Protocol):
     """Some structures whose kept counts fall as k rises from 0 to `steps`."""
 
     @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        """The structures."""
-
-    @property
     def steps(self) -> int:
         """The last k."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from graphprune.passes.budget import RESOURCES, TOLERANCE, parse_target
-from graphprune.passes.levers import Lever, UniformLever
+from graphprune.passes.levers import GlobalLever, Lever, UniformLever
 from graphprune.passes.scope import Scope
 from graphprune.plan import Plan
 
@@ -46,6 +46,7 @@ def removal_notes(pulls: Sequence[tuple[str, Lever, float]]) -> tuple[str, ...]:
     """
     notes = []
     for what, lever, fraction in pulls:
+        assert isinstance(lever, UniformLever | GlobalLever)
         counts = lever.at(lever.nearest(fraction))
         sizes = {c.structure.name: c.structure.size for c in lever.candidates}
         each = isinstance(lever, UniformLever)

@@ -188,7 +188,7 @@ def test_hidden_is_not_heads_times_dim_in_a_checkpoint_either(tmp_path):
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "dense")
     once, twice = tmp_path / "once", tmp_path / "twice"
-    compile(tmp_path / "dense", {"shape": {"hidden": 40, "heads": 2}, "score": "magnitude"}, once)
+    compile(tmp_path / "dense", {"shape": {"hidden": 40, "heads": 1}, "score": "magnitude"}, once)
     compile(once, {"shape": {"hidden": 36, "ffn": 48}, "score": "magnitude"}, twice)
     weights = load_file(twice / "model.safetensors")
     name = "model.layers.1.self_attn.{}.weight"
