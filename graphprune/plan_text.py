@@ -47,7 +47,7 @@ def _entries(plan: Plan, name: str, units: Units) -> Iterator[tuple[str, str]]:
         yield "size", json.dumps(int(plan.sizes[name]))
     yield "count", json.dumps(len(rows[0]))
     if rows[0] is units:
-        yield "kept", json.dumps(ranges_text(units))
+        yield "kept", json.dumps(ranges_text(rows[0]))
     else:
         listed = ",\n".join(f"    {json.dumps(ranges_text(row))}" for row in rows)
         yield "kept", f"[\n{listed}\n   ]"
