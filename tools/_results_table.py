@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from _results_data import DATA, TITLES, data_lines, data_text
 from _results_doubts import doubts
 from _results_rows import DEPTH, MASKED, METRICS, SEARCHED, TASK_WIDTHS, WIDTH, Row
 from _tables import table
@@ -107,6 +108,9 @@ def page(
         if lines:
             parts += [f"## {title}\n", *([text + "\n"] if text else []), table(titles, lines)]
             parts += doubts([row for row in rows if row.table == kind], found)
+    data = data_lines([row for row in rows if row.table == DATA], found)
+    if data:
+        parts += ["## Calibration data\n", data_text(found) + "\n", table(TITLES, data)]
     rest = [row for row in rows if row.table in TASK_WIDTHS and row.key in found]
     if rest:
         parts.append(
