@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.roles import ROLES
 from graphprune.errors import PlanError
 from graphprune.passes.levers import Counts, Lever
-from graphprune.passes.scope import Scope
+from graphprune.passes.scope import Candidate, Scope
 
 RESOURCES: dict[str, Callable[[Cost], int]] = {
     "params": lambda cost: cost.params,
@@ -25,6 +27,9 @@ TOLERANCE = 0.005  # of the budget
 RESOLUTION = 1 << 20  # common fractions that bisection tells apart
 TRIALS = 64  # neighbours looked at where steps are coarse
 EVERYTHING = 1024  # costs worth computing to look at all positions
+
+COARSE = 1 / 4  # of a structure in one unit: three key-value heads lose a third or nothing
+DEEPEST = 3 / 5  # of a width that a budget takes before it takes coarse units as well
 
 Measure = Callable[[Counts], int]
 
@@ -48,6 +53,34 @@ def budget_roles(scope: Scope, roles: Sequence[str] | None) -> list[str]:
             hint="name the roles with roles=",
         )
     return found
+
+
+def without_coarse(
+    scope: Scope, names: Sequence[str], measure: Measure, budget: int
+) -> Sequence[str]:
+    """The roles of a budget, without those of coarse units where it can be met by the others.
+
+    On SmolLM2-135M with 30 % fewer parameters the geometric mean of perplexity over dense on four
+    texts was 2.25 by feed-forward channels alone, and 2.66 where every third head went as well.
+
+    Args:
+        scope: what may be touched.
+        names: the roles.
+        measure: cost of kept counts.
+        budget: what the cost may be.
+    """
+    fine = [name for name in names if all(map(_is_fine, scope.candidates(name)))]
+    kept = {
+        c.structure.name: min(k for k in c.ladder.tolist() if k >= (1 - DEEPEST) * c.structure.size)
+        for name in fine
+        for c in scope.candidates(name)
+    }
+    return fine if fine and measure(kept) <= budget else names
+
+
+def _is_fine(candidate: Candidate) -> bool:
+    steps = -np.diff(candidate.ladder)
+    return not candidate.structure.blocks and steps.min() <= COARSE * candidate.structure.size
 
 
 def parse_target(target: Mapping[str, int | float], dense: Cost) -> tuple[str, int]:

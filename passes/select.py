@@ -16,6 +16,7 @@ from graphprune.passes.budget import (
     check_reach,
     fit,
     parse_target,
+    without_coarse,
 )
 from graphprune.passes.choice import Choice, Chooser
 from graphprune.passes.coupled import counted_once
@@ -359,9 +360,12 @@ def _budgeted(
 ) -> Counts:
     """Kept counts for a budget."""
     resource, budget = parse_target(target, scope.program.costs.total())
-    names = budget_roles(scope, roles)
+    measure = _cost(scope, ranking, resource)
+    names: Sequence[str] = budget_roles(scope, roles)
+    if roles is None:
+        names = without_coarse(scope, names, measure, budget)
     pulled = [x for n in names for x in _levers(ranking, scope.candidates(n), uniform)]
-    return fit(pulled, _cost(scope, ranking, resource), budget, resource)
+    return fit(pulled, measure, budget, resource)
 
 
 def _cost(scope: Scope, ranking: _Ranking, resource: str) -> Measure:
