@@ -151,13 +151,13 @@ def test_sizes_are_known_before_weights_are_looked_at(dense: Path, tmp_path: Pat
     slim = total - 3 * 32 * 24
     change = 100 * (slim / total - 1)
     told: list[str] = []
-    with pytest.raises(ConditionError, match=f"parameters is {slim:,}, and") as caught:
+    with pytest.raises(ConditionError, match=f"parameters are {slim:,}, which") as caught:
         gp.compile(program, recipe | {"fail_if": f"parameters>{slim - 1}"}, tmp_path / "slim",
                    progress=told.append)  # fmt: skip
     assert caught.value.exit_code == 3
     assert "selecting" in told
     assert "cutting" not in told
-    with pytest.raises(ConditionError, match=rf"bytes is {change:.1f} % against the dense model"):
+    with pytest.raises(ConditionError, match=rf"bytes are {change:.1f} % against the dense model"):
         gp.compile(program, recipe | {"fail_if": f"bytes>{change - 0.1:.2f}%"}, dry_run=True)
     gp.compile(program, recipe | {"fail_if": f"bytes>{change + 0.1:.2f}%"}, dry_run=True)
     assert list(tmp_path.iterdir()) == []
