@@ -203,9 +203,10 @@ def test_a_number_that_is_needed_and_cannot_be_measured_is_an_error(
     dense: Path, tmp_path: Path
 ) -> None:
     program = load_traced(str(dense))
-    recipe = recipe_of([tmp_path / "none.txt"])
+    save_text(tmp_path / "short.txt", 4 * 19 - 1, 0)
+    recipe = recipe_of([tmp_path / "short.txt"])
     report = gp.compile(program, recipe, tmp_path / "slim", formats=["pt2"])
-    assert any("none.txt not measured" in note for note in report.notes)
+    assert any("short.txt not measured: the text is too short" in note for note in report.notes)
     assert (tmp_path / "slim" / "model.pt2").exists()
     with pytest.raises(EvaluationError, match="a condition of --fail-if needs it"):
         gp.compile(program, recipe | {"fail_if": "kl>9"}, tmp_path / "other", formats=["pt2"])
