@@ -75,7 +75,8 @@ class Condition:
         """Return what to say if the condition holds for a number, or for a ratio to dense."""
         if not (value > self.bound if self.above else value < self.bound):
             return None
-        return f"{self.metric} is {self._shown(value)}, and '{self.text}' was to fail"
+        verb = "are" if self.metric in SIZES else "is"
+        return f"{self.metric} {verb} {self._shown(value)}, which '{self.text}' rules out"
 
     def _shown(self, value: float) -> str:
         if self.relative:

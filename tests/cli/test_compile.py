@@ -168,8 +168,9 @@ def test_a_language_model_without_a_tokenizer_is_not_ranked_by_magnitude_unasked
 def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) -> None:
     """structured.md, section 3, 58: warn that the result is unusable."""
     letters = [LETTERS[7 * i % len(LETTERS)] for i in range(512)]
-    text = tmp_path / "text.txt"
-    text.write_text("".join(letters))
+    texts = [tmp_path / "text.txt", tmp_path / "copy.txt"]
+    for text in texts:
+        text.write_text("".join(letters))
     taught = tmp_path / "taught"
     shutil.copytree(dense, taught)
     model = AutoModelForCausalLM.from_pretrained(dense)
@@ -184,7 +185,7 @@ def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) 
         recipe = {
             "remove": {"ffn": fraction},
             "score": "random",
-            "calibration": {"text": str(text), "windows": 4, "length": 32},
+            "calibration": {"text": list(map(str, texts)), "windows": 4, "length": 32},
         }
         report = graphprune.compiler.compile(str(taught), recipe, tmp_path / f"without {fraction}")
         dense_text, slim_text = report.before.perplexity, report.after.perplexity

@@ -151,13 +151,13 @@ def test_sizes_are_known_before_weights_are_looked_at(dense: Path, tmp_path: Pat
     slim = total - 3 * 32 * 24
     change = 100 * (slim / total - 1)
     told: list[str] = []
-    with pytest.raises(ConditionError, match=f"parameters is {slim:,}, and") as caught:
+    with pytest.raises(ConditionError, match=f"parameters are {slim:,}, which") as caught:
         gp.compile(program, recipe | {"fail_if": f"parameters>{slim - 1}"}, tmp_path / "slim",
                    progress=told.append)  # fmt: skip
     assert caught.value.exit_code == 3
     assert "selecting" in told
     assert "cutting" not in told
-    with pytest.raises(ConditionError, match=rf"bytes is {change:.1f} % against the dense model"):
+    with pytest.raises(ConditionError, match=rf"bytes are {change:.1f} % against the dense model"):
         gp.compile(program, recipe | {"fail_if": f"bytes>{change - 0.1:.2f}%"}, dry_run=True)
     gp.compile(program, recipe | {"fail_if": f"bytes>{change + 0.1:.2f}%"}, dry_run=True)
     assert list(tmp_path.iterdir()) == []
@@ -203,9 +203,10 @@ def test_a_number_that_is_needed_and_cannot_be_measured_is_an_error(
     dense: Path, tmp_path: Path
 ) -> None:
     program = load_traced(str(dense))
-    recipe = recipe_of([tmp_path / "none.txt"])
+    save_text(tmp_path / "short.txt", 4 * 19 - 1, 0)
+    recipe = recipe_of([tmp_path / "short.txt"])
     report = gp.compile(program, recipe, tmp_path / "slim", formats=["pt2"])
-    assert any("none.txt not measured" in note for note in report.notes)
+    assert any("short.txt not measured: the text is too short" in note for note in report.notes)
     assert (tmp_path / "slim" / "model.pt2").exists()
     with pytest.raises(EvaluationError, match="a condition of --fail-if needs it"):
         gp.compile(program, recipe | {"fail_if": "kl>9"}, tmp_path / "other", formats=["pt2"])

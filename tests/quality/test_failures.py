@@ -41,6 +41,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 def test_the_output_is_written_all_the_same(
     program: gp.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("onnxruntime")
     save_text(tmp_path / "a.txt", 300, 0)
     error = RuntimeError("can't allocate memory: you tried to allocate 4 GB")
     for place in ("evaluate.torch_latencies", "evaluate.onnx_latencies"):
