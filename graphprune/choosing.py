@@ -83,7 +83,9 @@ def with_score(
             raise without_tokenizer(recipe, str(source.path) if source and source.path else None)
         chosen = {"score": "taylor" if causal else "flap"}
         if surgery and recipe.rounds == 1:
-            repair = "reconstruct" if recipe.repair == "auto" else recipe.repair
+            # A fit to the dense model is one to the calibration data: other texts lose by it.
+            usual = "none" if causal else "reconstruct"
+            repair = usual if recipe.repair == "auto" else recipe.repair
             chosen = {"score": "obs", "repair": repair}
     return Recipe.parse({**recipe.model_dump(exclude_unset=True), **chosen}), notes
 

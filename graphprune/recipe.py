@@ -239,8 +239,9 @@ class Recipe(Data):
         native: What to do if no native Hugging Face config can hold the plan: ``require`` refuses,
             ``prefer`` writes a self-contained form with a warning.
         repair: How the weights that read what goes make up for it: ``reconstruct`` fits them anew,
-            ``bias`` adds the average of what goes to biases, ``none`` leaves them, and ``auto`` is
-            reconstruct where the score was auto and has become obs, and none elsewhere.
+            ``bias`` adds the average of what goes to biases, ``none`` leaves them (score obs has
+            refits of its own), and ``auto`` is reconstruct where the score was auto and has become
+            obs for a model that is no language model, and none elsewhere.
         fail_if: Conditions on the result under which nothing is written: ``perplexity>+50%``; see
             `graphprune.quality.conditions`.
     """
