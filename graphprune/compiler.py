@@ -58,7 +58,6 @@ from graphprune.recipe import Recipe
 from graphprune.recording import record
 from graphprune.repairing import (
     REPAIRS,
-    SAMPLES,
     ByRole,
     chosen_by_surgery,
     may_be_refitted,
@@ -331,9 +330,8 @@ class _Run:
     def _data(self, program: BaseProgram) -> Any:
         """What units are chosen and weights refitted with."""
         with self.stage("reading calibration data"):
-            amount = REPAIRS if is_causal(program) else SAMPLES
             found = calibration_samples(
-                program, self.recipe.calibration, self.recipe.seed, amount, self.progress
+                program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
             )
         if not found.own:
             self._check_dense(program, found.data)

@@ -11,8 +11,8 @@ from graphprune.samples.general import general_parts
 from graphprune.samples.generated import SELF
 from graphprune.samples.tokens import tokenizer_for
 
-GENERAL = 1.0
-"""Windows of general text beside each window of a text of the user's."""
+GENERAL = 0.5
+"""Share of the windows that are general text where the data is a text of the user's."""
 
 
 def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:

@@ -82,9 +82,9 @@ class Calibration(Data):
             ``module:function``; see `graphprune.samples`. A mapping is a mixture of token windows:
             names to sources, or sources to shares. None for ``{builtin: 0.5, self: 0.5}`` in what
             changes the weights of a language model, and else for the built-in text.
-        general: Windows of general text (the built-in one, and what the model writes itself) beside
-            each window of a text that is `data`, so that the model keeps what that text lacks.
-            None: 1 for what changes weights, and 0 for scores.
+        general: Share of the windows that are general text (the built-in one, and what the model
+            writes itself) where `data` is a text, so that the model keeps what that text lacks.
+            None: one half for what changes weights, and 0 for scores.
         text: What a language model's quality is measured on: ``builtin``, ``help`` or the path of a
             text or JSONL file, or several of them. None for `data` where that is text. One text
             alone is joined by a second of another kind; see `graphprune.samples.measured`.
@@ -103,7 +103,7 @@ class Calibration(Data):
     """
 
     data: Sources | None = None
-    general: Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=16)] | None = None
+    general: Annotated[float, BeforeValidator(parse_number), Field(ge=0, lt=1)] | None = None
     text: Texts | None = None
     windows: Count | None = None
     length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None

@@ -31,11 +31,8 @@ from graphprune.streaming import State, Step
 from graphprune.structured import Repaired, compensate, obs, read_by, reconstruct
 from graphprune.written import check_written
 
-REPAIRS = Amount(64, 512)
+REPAIRS = Amount(128, 512)
 """What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
-
-SAMPLES = Amount(128, 512)
-"""The same of models that read no text, or text among other things: a sample may be one row."""
 
 OTHERWISE: Mapping[str, str] = {
     "layers": "block-influence",

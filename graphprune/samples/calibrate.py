@@ -66,11 +66,12 @@ def calibration_samples(
         row = content.row if isinstance(content, Ids) else None
         length = wanted.length or row or window_length(program, wanted, amount.length)
         measured = measured_texts(program, wanted, content) if is_causal(program) else ()
-        cut = Cut(count, length, needed=wanted.windows or 1)
+        joined = isinstance(content, Text) and source not in OWN_TEXTS and is_causal(program)
+        general = (wanted.general or 0.0) if joined else 0.0
+        count = max(1, round(count * (1 - general)))
+        cut = Cut(count, length, needed=count if wanted.windows else 1)
         own = token_samples(program, content, source, wanted, seed, measured, cut)
-        if not wanted.general or isinstance(content, Ids) or source in OWN_TEXTS:
-            return own
-        return with_general(program, own, wanted, seed, measured, tell)
+        return with_general(program, own, wanted, seed, measured, tell) if general else own
     if isinstance(content, Own):
         return own_samples(program, inputs, content, source, wanted, count)
     notes: tuple[str, ...] = ()

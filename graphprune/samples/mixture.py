@@ -162,18 +162,16 @@ def with_general(
     Args:
         program: the dense model.
         own: the windows of the text.
-        wanted: the section of the recipe; `Calibration.general` says how many come beside each.
+        wanted: the section of the recipe; `Calibration.general` is the share of general text.
         seed: of the draws, and of the order.
         measured: what is measured on, which is left out.
         tell: told how far the model is that writes its own windows.
     """
-    if not is_causal(program):
-        return own
     assert own.length is not None
     assert wanted.general is not None
     parts = general_parts(program)
     shares = [1 / len(parts)] * len(parts)
-    counts = apportion(shares, round(wanted.general * own.count))
+    counts = apportion(shares, round(own.count * wanted.general / (1 - wanted.general)))
     found = [own]
     for part, count in zip(parts.values(), counts, strict=True):
         cut = Cut(count, own.length)

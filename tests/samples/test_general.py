@@ -58,11 +58,11 @@ def test_the_halves_take_turns():
 
 def test_general_text_comes_beside_a_text(tmp_path, tokenizer):
     (tmp_path / "own.txt").write_text(text_of(3000)[0])
-    wanted = {"data": str(tmp_path / "own.txt"), "windows": 8, "length": 16, "draw": "first",
+    wanted = {"data": str(tmp_path / "own.txt"), "windows": 16, "length": 16, "draw": "first",
               "text": "help", "tokenizer": tokenizer}  # fmt: skip
     program = language_model()
-    alone = samples(program, **wanted, general=0)
-    both = samples(program, **wanted, general=1)
+    alone = samples(program, **{**wanted, "windows": 8}, general=0)
+    both = samples(program, **wanted, general=0.5)
     assert (alone.count, both.count, both.tokens) == (8, 16, 256)
     own = set(map(tuple, alone.data.tolist()))
     assert [tuple(row) in own for row in both.data.tolist()] == [True, False] * 8
@@ -70,9 +70,10 @@ def test_general_text_comes_beside_a_text(tmp_path, tokenizer):
     starts = {tuple(built[i : i + 16]) for i in range(0, len(built) - 16, 16)}
     assert sum(tuple(row) in starts for row in both.data.tolist()) == 4
     assert both.source == f"8 of {tmp_path / 'own.txt'} + 4 of builtin + 4 of self"
-    half = samples(program, **wanted, general=0.5)
-    assert half.count == 12
-    assert torch.equal(alone.data.unique(dim=0), samples(program, **wanted).data.unique(dim=0))
+    few = samples(program, **wanted, general=0.25)
+    assert few.source == f"12 of {tmp_path / 'own.txt'} + 2 of builtin + 2 of self"
+    none = samples(program, **{**wanted, "windows": 8})
+    assert torch.equal(alone.data, none.data)
 
 
 def test_what_changes_weights_is_fitted_to_general_text(tmp_path, tokenizer):
@@ -85,7 +86,7 @@ def test_what_changes_weights_is_fitted_to_general_text(tmp_path, tokenizer):
     one = Recipe.parse({**refit, "calibration": {**calibration, "windows": 1}})
     assert with_data(one, program).calibration.sources == ("builtin",)
     own = Recipe.parse({**refit, "calibration": {**calibration, "data": "a.txt"}})
-    assert with_data(own, program).calibration.general == 1
+    assert with_data(own, program).calibration.general == 0.5
     for data in ({"general": 0, "data": "a.txt"}, {"data": "self"}, {"data": "builtin"},
                  {"data": {"a.txt": 0.5, "self": 0.5}}):  # fmt: skip
         asked = Recipe.parse({**refit, "calibration": {**calibration, **data}})
@@ -100,4 +101,4 @@ def test_what_changes_weights_is_fitted_to_general_text(tmp_path, tokenizer):
 @pytest.mark.parametrize("data", [{}, {"data": {"a.txt": 0.5, "self": 0.5}}])
 def test_general_text_needs_a_text_beside_it(data):
     with pytest.raises(RecipeError, match="'general' comes beside the text that is data"):
-        Recipe.parse({"remove": {"ffn": 0.5}, "calibration": {"general": 1, **data}})
+        Recipe.parse({"remove": {"ffn": 0.5}, "calibration": {"general": 0.5, **data}})
