@@ -38,7 +38,8 @@ def _lines(plan: Plan, name: str, units: Units) -> str:
 def _entries(plan: Plan, name: str, units: Units) -> Iterator[tuple[str, str]]:
     """Keys and their values as JSON text."""
     notes = plan.notes.get(name, Notes())
-    rows: list[Any] = list(units) if units and isinstance(units[0], tuple) else [units]
+    ragged = bool(units) and isinstance(units[0], tuple)
+    rows: list[Any] = list(units) if ragged else [units]
     if len({len(row) for row in rows}) > 1:
         raise PlanError("every list must keep the same number of units", where=name)
     if notes.role:
@@ -46,7 +47,7 @@ def _entries(plan: Plan, name: str, units: Units) -> Iterator[tuple[str, str]]:
     if name in plan.sizes:
         yield "size", json.dumps(int(plan.sizes[name]))
     yield "count", json.dumps(len(rows[0]))
-    if rows[0] is units:
+    if not ragged:
         yield "kept", json.dumps(ranges_text(rows[0]))
     else:
         listed = ",\n".join(f"    {json.dumps(ranges_text(row))}" for row in rows)
