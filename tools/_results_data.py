@@ -30,9 +30,9 @@ TEXT = (
     "Perplexity over that of the dense model ({dense}), on twelve windows of 512 tokens of four "
     "texts: WikiText-2's test text, tinyshakespeare, every other topic of CPython's help, "
     "and fifteen modules of its standard library; *mean* is geometric. Units are chosen by `obs` "
-    "with its own refits; *+ reconstruct* fits to the dense model once more. Calibrated on windows "
-    "of 512 tokens: *help* is the other topics, *wikitext* the validation text, *self* what the model "
-    "writes."
+    "with its own refits; *+ reconstruct* fits to the dense model once more. Calibration is on so "
+    "many windows of 512 tokens: *help* is the other topics, *wikitext* the validation text, *self* "
+    "what the model writes."
 )
 WINDOWS, LENGTH = 12, 512
 
