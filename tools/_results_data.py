@@ -31,7 +31,7 @@ TEXT = (
     "texts: WikiText-2's test text, tinyshakespeare, every other topic of CPython's help, "
     "and fifteen modules of its standard library; *mean* is geometric. Units are chosen by `obs` "
     "with its own refits; *+ reconstruct* fits to the dense model once more. Calibration is on so "
-    "many windows of 512 tokens: *help* is the other topics, *wikitext* the validation text, *self* "
+    "with its own refits; *+ reconstruct* fits to the dense model once more. Calibration is on so "
     "what the model writes."
 )
 WINDOWS, LENGTH = 12, 512
