@@ -31,8 +31,8 @@ TEXT = (
     "texts: WikiText-2's test text, tinyshakespeare, every other topic of CPython's help, "
     "and fifteen modules of its standard library; *mean* is geometric. Units are chosen by `obs` "
     "with its own refits; *+ reconstruct* fits to the dense model once more. Calibration is on so "
-    "with its own refits; *+ reconstruct* fits to the dense model once more. Calibration is on so "
-    "what the model writes."
+    "many windows of 512 tokens: *help* is the other topics, *wikitext* the validation text, "
+    "*self* what the model writes."
 )
 WINDOWS, LENGTH = 12, 512
 
