@@ -100,7 +100,7 @@ def test_a_recipe_with_flags(run: Callable[..., Result], dense: Path, tmp_path: 
     recipe.write_text("shape: {ffn: 32, kv_heads: 2}\nscore: random\n")
     found = run("compile", dense, recipe, "--dry-run", "--json", "--seed", 1)
     assert json.loads(found.out)["kept"] == {"ffn": [96, 192], "kv_heads": [6, 9]}
-    flags = ("--shape", "ffn=48", "--align", 16, "--exclude", "model.layers.0.*")
+    flags = ("--shape", "ffn=48", "--exclude", "model.layers.0.*")
     found = run("compile", dense, recipe, "--dry-run", "--json", *flags)
     assert json.loads(found.out)["kept"] == {"ffn": [64 + 2 * 48, 192]}
 
