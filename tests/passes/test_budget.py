@@ -165,3 +165,18 @@ def test_the_fit_is_within_a_step_of_the_finest_lever(
     counts = fit(levers, measure, budget)
     assert 0.995 * budget <= measure(counts) <= budget
     assert all(0 <= k <= full[n] for n, k in counts.items())
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "budget", "taken"),
+    [(3, 0.8, {"ffn"}), (3, 0.45, {"ffn", "kv_heads"}), (4, 0.8, {"ffn", "kv_heads"})],
+)
+def test_coarse_units_stay_where_finer_ones_can_pay(
+    make_llama: Any, kv_heads: int, budget: float, taken: set[str]
+) -> None:
+    """One of three heads is a third of them, one of four a quarter; and the ffn has its limit."""
+    program = make_llama(heads=12, kv=kv_heads, ffn=192)
+    plan = select(program, target={"params": budget}, score="random")
+    assert {program.by_name[name].role for name in plan.kept_units} == taken
+    named = select(program, target={"params": 0.8}, roles=["ffn", "heads"], score="random")
+    assert {program.by_name[name].role for name in named.kept_units} == {"ffn", "kv_heads"}
