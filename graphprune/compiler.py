@@ -1,9 +1,8 @@
 """The whole way from a source to files: load, plan, rewrite, verify, write, measure.
 
 :func:`compile` is the one place that knows the order of things. Nothing is written before the slim
-model has been compared with the masked one, and everything is written beside its place and then
-renamed, so that a failed or interrupted run leaves nothing behind but, where it has pruned weights
-with data, what it can go on from (see `graphprune.resume`).
+model has been compared with the masked one, and all of it beside its place and then renamed: what a
+failed or interrupted run leaves behind is at most what it can go on from (see `graphprune.resume`).
 """
 
 from __future__ import annotations
@@ -170,6 +169,7 @@ def _compile(
         run.fallible = run.auto and settled.repair == "auto"
         run.recipe, run.notes = with_score(settled, program, surgery=True)
         check_read(run.recipe, is_causal(program))
+    run.given = gives_data(settled)
     run.recipe = settled = with_data(run.recipe, program)
     journal = None
     if target is not None and changes_weights(settled):
@@ -246,6 +246,7 @@ class _Run:
         samples: what masks are calibrated on; None where there are none.
         auto: whether the score was left to us.
         fallible: whether the repair was, too: a model that can't be calibrated goes without.
+        given: whether the data was not left to us.
         notes: for the report.
     """
 
@@ -256,6 +257,7 @@ class _Run:
     samples: Samples | None = None
     auto: bool = False
     fallible: bool = False
+    given: bool = False
     notes: tuple[str, ...] = ()
 
     @contextmanager
@@ -348,7 +350,7 @@ class _Run:
             except CalibrationError as error:
                 if not self.fallible:
                     raise
-                if gives_data(self.recipe):
+                if self.given:
                     raise without_fallback(error) from error
                 self.recipe, note = without_surgery(self.recipe, error)
                 self.notes = (*self.notes, note)

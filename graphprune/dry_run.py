@@ -152,6 +152,7 @@ def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> s
     if wanted.data is None and token_input(inputs) is None:
         raise other_kind(BUILTIN, "token ids", inputs)
     source = " + ".join(wanted.sources) or "the built-in text"
+    source += f" ({wanted.general:.0%} general text)" if wanted.general else ""
     parts: dict[str, list[str]] = {}
     for name, amount in amounts.items():
         count, length = _windows(program, recipe, amount)
