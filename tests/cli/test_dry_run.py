@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cli.helpers import Result, check_failure, tree
@@ -74,10 +73,10 @@ def test_zeros(run: Run, taught: Path, cycles: Path, tmp_path: Path) -> None:
         *("--sparsify", "wanda", "--pattern", "1:4"),
     )
     dry = json.loads(run("compile", taught, *flags, "--dry-run", "--json").out)["forecast"]
-    output = tmp_path / "slim"
+    output = tmp_path / "slim.pt2"
     result = run("compile", taught, *flags, "-o", output)
     assert result.code == 0, result.err
-    weights = load_file(output / "model.safetensors")
+    weights = torch.export.load(output).state_dict
     linears = [w for n, w in weights.items() if n.endswith("proj.weight")]
     assert dry["zeros_of"] == sum(w.numel() for w in linears)
     assert dry["zeros"] == sum(int((w == 0).sum()) for w in linears)
