@@ -274,7 +274,7 @@ class _Run:
             self.samples = samples_for(program, self.recipe, self.progress)
         if self.recipe.needs_data and not self.samples.own:
             with self.stage("checking the dense model"):
-                check_dense(program, self.samples.data)
+                check_dense(program, self.samples.judging)
         self.samples = together(program, self.samples)
         if self.recipe.sparsify is not None and self.recipe.sparsify.needs_data:
             self.making.use("masks", self.samples)
@@ -336,7 +336,7 @@ class _Run:
                 program, self.recipe.calibration, self.recipe.seed, REPAIRS, self.progress
             )
         if not found.own:
-            self._check_dense(program, found.data)
+            self._check_dense(program, found.judging)
         self.notes = (*self.notes, *found.notes)
         if self.recipe.repairs or self.recipe.operates:
             self.making.use("refits", found)

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from graphprune.errors import LoadError, RecipeError
+from graphprune.calibration import BUILTIN
+from graphprune.errors import CalibrationError, LoadError, RecipeError
 from graphprune.inputs import inputs_of, is_causal, token_input
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration, Part
 from graphprune.samples.contents import Ids, Text
+from graphprune.samples.dense import check_dense
 from graphprune.samples.fit import check_ids, checked, with_all_inputs
 from graphprune.samples.general import general_parts
 from graphprune.samples.generated import SELF, generate_windows
@@ -32,6 +34,12 @@ from graphprune.samples.tokens import (
 _IN_DOMAIN = (
     "calibrated and measured on the same text, {} (other windows of it): how the model does "
     "elsewhere is what the other texts say"
+)
+
+
+_FOREIGN = (
+    "the dense model makes no sense of the built-in text, which is English: no general text beside "
+    "yours but what the model writes itself"
 )
 
 
@@ -170,16 +178,21 @@ def with_general(
     assert own.length is not None
     assert wanted.general is not None
     parts = general_parts(program)
-    shares = [1 / len(parts)] * len(parts)
-    counts = apportion(shares, round(own.count * wanted.general / (1 - wanted.general)))
-    found = [own]
-    for part, count in zip(parts.values(), counts, strict=True):
-        cut = Cut(count, own.length)
-        if count and part.source == SELF:
-            found.append(generated_samples(program, count, own.length, seed, tell))
-        elif count:
-            found.append(_part(program, part, wanted, seed, measured, cut))
-    return _joined(found, own.length, seed)
+    total = round(own.count * wanted.general / (1 - wanted.general))
+    found, notes = [own], own.notes
+    builtin = parts.pop(BUILTIN)
+    count = total - total // 2 if parts else total
+    if count:
+        general = _part(program, builtin, wanted, seed, measured, Cut(count, own.length))
+        try:
+            check_dense(program, general.data)
+            found.append(general)
+            total -= general.count
+        except CalibrationError:
+            notes += (_FOREIGN,)
+    if parts and total:
+        found.append(generated_samples(program, total, own.length, seed, tell))
+    return replace(_joined(found, own.length, seed), given=own.data, notes=notes)
 
 
 def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:

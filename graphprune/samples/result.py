@@ -48,6 +48,7 @@ class Samples:
         in_domain: whether the perplexity is measured on the same text.
         notes: what there is to say of them.
         own: whether the model has written all of it itself, and so can't be judged by it.
+        given: what of the data somebody has given, where general text has come beside it.
     """
 
     data: Any
@@ -62,6 +63,12 @@ class Samples:
     in_domain: bool = False
     notes: tuple[str, ...] = ()
     own: bool = False
+    given: Tensor | None = None
+
+    @property
+    def judging(self) -> Any:
+        """What the dense model has to make sense of."""
+        return self.data if self.given is None else self.given
 
     @property
     def windows(self) -> Tensor | None:

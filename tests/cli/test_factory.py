@@ -205,7 +205,7 @@ def test_a_transformers_model_needs_no_example_and_can_be_a_checkpoint(
     run: Callable[..., Result], nets: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "slim"
-    flags = ("--remove", "ffn=0.5", "--format", "hf", "--format", "onnx")
+    flags = ("--remove", "ffn=0.5", "--score", "magnitude", "--format", "hf", "--format", "onnx")
     result = run("compile", "nets.py:llama", "-o", output, *flags)
     assert result.code == 0, result.err
     assert json.loads((output / "config.json").read_text())["intermediate_size"] == 12

@@ -74,27 +74,33 @@ def test_wrong_usage_is_code_2(
 
 
 def test_an_unexpected_exception_is_a_short_message(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(graphprune.compiler, "compile", broken)
-    result = run("compile", "x", "-o", "y", "--remove", "ffn=0.5")
+    command = ("compile", str(dense), "-o", str(tmp_path / "y"), "--remove", "ffn=0.5")
+    result = run(*command)
     assert result.code == 1
     assert "internal error: ZeroDivisionError: oh" in result.err
     assert "GRAPHPRUNE_DEBUG=1" in result.err
     assert "Traceback" not in result.err
     monkeypatch.setenv("GRAPHPRUNE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
-        cli.main(["compile", "x", "-o", "y", "--remove", "ffn=0.5"])
+        cli.main(list(command))
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
 def test_a_signal_that_a_callback_swallows_stops_the_next_stage(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    run: Callable[..., Result],
+    dense: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     """Python drops what is raised in a finaliser."""
     reached = []
@@ -108,7 +114,7 @@ def test_a_signal_that_a_callback_swallows_stops_the_next_stage(
         reached.append("two")
 
     monkeypatch.setattr(graphprune.compiler, "compile", deaf)
-    assert run("compile", "x", "-o", "y", "--remove", "ffn=0.5").code == code
+    assert run("compile", dense, "-o", tmp_path / "y", "--remove", "ffn=0.5").code == code
     assert reached == ["one"]
 
 
