@@ -86,6 +86,7 @@ def _deep_cuts(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
             include=recipe.include,
             align=recipe.align,
             minimum=recipe.minimum,
+            notes=[],  # told where the plan is made
         )
     except PlanError:  # said where the plan is made
         return ()

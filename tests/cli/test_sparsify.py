@@ -44,7 +44,9 @@ def recipe(tmp_path: Path, cycles: Path) -> Callable[[str], Path]:
 
     def write(body: str) -> Path:
         path = tmp_path / "recipe.yaml"
-        path.write_text(f"{body}\ncalibration: {{text: {cycles}, windows: 6, length: 16}}\n")
+        path.write_text(
+            f"{body}\ncalibration: {{data: {cycles}, general: 0, windows: 6, length: 16}}\n"
+        )
         return path
 
     return write

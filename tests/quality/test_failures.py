@@ -60,7 +60,7 @@ def test_the_output_is_written_all_the_same(
     for what in whats:
         assert any(n.startswith(what) and " not measured: " in n for n in report.notes)
     data = json.loads((tmp_path / "slim" / "report.json").read_text())
-    assert data["after"]["torch"] is None
+    assert data["run"]["latency"]["after"]["torch"] is None
     assert data["after"]["perplexities"] == {}
     assert data["quality"] is None
     for file in ("model.pt2", "model.onnx", "graphprune_plan.json"):
