@@ -316,6 +316,7 @@ def test_a_checkpoint_of_what_is_no_transformers_model_is_refused_at_once(
     result = compile_broken(run, "nets.py:plain", tmp_path, *flags)
     check_failure(result, "only a transformers model", "pt2 or onnx")
     assert "checking weights" not in result.err
+    (tmp_path / "x.pt2").touch()
     check_failure(compile_broken(run, tmp_path / "x.pt2", tmp_path, *flags), "only a transformers")
 
 
