@@ -148,7 +148,7 @@ def test_the_wheel_has_the_native_library(installed, tmp_path):
 def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
     source, output = tmp_path / "dense", tmp_path / "slim"
     size = tiny_llama(source)
-    options = ["--remove", "ffn=0.25", "--format", "hf"]
+    options = ["--remove", "ffn=0.25", "--score", "magnitude", "--format", "hf"]
     run(installed / "graphprune", "compile", source, "-o", output, *options, cwd=tmp_path)
     slim = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert slim["intermediate_size"] == size * 3 // 4

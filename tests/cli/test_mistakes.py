@@ -59,8 +59,8 @@ def place(tmp_path: Path) -> Path:
     (work / "full").mkdir()
     (work / "full" / "mine.txt").write_text("mine")
     name = "model.layers.0.mlp.gate_proj.weight:0"
-    entry = {"size": 2560, "kept": list(range(1000))}
-    plan = {"schema": 1, "fingerprint": "0123456789abcdef", "structures": {name: entry}}
+    entry = {"size": 2560, "count": 1000, "kept": "0-999"}
+    plan = {"schema": 2, "fingerprint": "0123456789abcdef", "structures": {name: entry}}
     (work / "plan.json").write_text(json.dumps(plan))
     return work
 
