@@ -35,6 +35,7 @@ TEXT = (
     "*self* what the model writes."
 )
 WINDOWS, LENGTH = 12, 512
+NAMES = ("wikitext", "plays", "help", "code")
 
 GOALS: Mapping[str, Mapping[str, Any]] = {
     "ffn -25 %": {"remove": {"ffn": 0.25}},
@@ -75,7 +76,7 @@ def data_lines(rows: list[Row], found: Mapping[str, Mapping[str, Any]]) -> list[
     for row in rows:
         facts = found.get(row.key)
         if facts is not None and row.target:
-            ratios = [facts["ratios"][name] for name in facts["ratios"]]
+            ratios = [facts["ratios"][name] for name in NAMES]
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             shown = (*(f"{ratio:.2f}" for ratio in ratios), f"{mean:.2f}")
             lines.append((row.target, row.method, *shown, f"{facts['parameters'] / 1e6:.1f} M"))
@@ -85,7 +86,8 @@ def data_lines(rows: list[Row], found: Mapping[str, Mapping[str, Any]]) -> list[
 def data_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     """What stands above the table."""
     dense = found.get(f"{DATA}//dense", {}).get("perplexities", {})
-    return TEXT.format(dense=" / ".join(f"{value:.1f}" for value in dense.values()))
+    shown = " / ".join(f"{dense[name]:.1f}" for name in NAMES if name in dense)
+    return TEXT.format(dense=shown)
 
 
 @dataclass
