@@ -16,17 +16,20 @@ GENERAL = 0.5
 
 
 def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
-    """The recipe with data for what changes the weights of a language model.
+    """The recipe with data for choosing units and refitting weights of a language model.
 
-    Without any it is general text; a text of the user's is joined by as much of it, unless the
-    recipe says otherwise. Other sources and mixtures are taken as they are.
+    Without any it is general text; of a text of the user's half of the windows are taken, and the
+    others are general text, unless the recipe says otherwise. Other sources and mixtures are taken
+    as they are. Masks have windows so long that a model would write its own for hours: with them
+    the data is the built-in text or the user's.
 
     Args:
         recipe: with a score and a repair in place of ``auto``.
         program: the dense program.
     """
     wanted = recipe.calibration
-    if not changes_weights(recipe) or not _reads_text(recipe, program):
+    masked = recipe.sparsify is not None and recipe.sparsify.needs_data
+    if masked or not changes_weights(recipe) or not _reads_text(recipe, program):
         return recipe
     if wanted.data is None:
         parts = general_parts(program)

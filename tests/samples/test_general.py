@@ -56,7 +56,8 @@ def test_the_halves_take_turns():
     assert sorted(uneven) == [0, 1, 2, 3, 4]
 
 
-def test_general_text_comes_beside_a_text(tmp_path, tokenizer):
+def test_general_text_comes_beside_a_text(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("graphprune.samples.mixture.check_dense", lambda *rest: None)
     (tmp_path / "own.txt").write_text(text_of(3000)[0])
     wanted = {"data": str(tmp_path / "own.txt"), "windows": 16, "length": 16, "draw": "first",
               "text": "help", "tokenizer": tokenizer}  # fmt: skip
@@ -91,11 +92,25 @@ def test_what_changes_weights_is_fitted_to_general_text(tmp_path, tokenizer):
                  {"data": {"a.txt": 0.5, "self": 0.5}}):  # fmt: skip
         asked = Recipe.parse({**refit, "calibration": {**calibration, **data}})
         assert with_data(asked, program) == asked
+    masked = Recipe.parse({**refit, "sparsify": {"method": "wanda", "sparsity": 0.5}})
+    assert with_data(masked, program) == masked  # windows of masks are longer than a model writes
     scored = Recipe.parse({**refit, "score": "taylor"})
     assert with_data(scored, program) == scored
     without = Recipe.parse({"remove": {"ffn": 0.5}, "score": "obs"})
     assert with_data(without, program) == without  # there is no tokenizer
     assert with_data(without, pixels()) == without
+
+
+def test_a_model_of_another_language_has_no_english_beside_its_text(tmp_path, tokenizer):
+    (tmp_path / "own.txt").write_text(text_of(3000)[0])
+    wanted = {"data": str(tmp_path / "own.txt"), "windows": 16, "length": 16, "text": "help",
+              "tokenizer": tokenizer, "general": 0.5}  # fmt: skip
+    found = samples(language_model(), **wanted)
+    assert found.source == f"8 of {tmp_path / 'own.txt'} + 8 of self"
+    assert any("makes no sense of the built-in text" in note for note in found.notes)
+    alone = samples(language_model(), **{**wanted, "windows": 8, "general": 0})
+    assert torch.equal(found.given, alone.data)  # the dense model is judged by what was given
+    assert torch.equal(found.judging, alone.data)
 
 
 @pytest.mark.parametrize("data", [{}, {"data": {"a.txt": 0.5, "self": 0.5}}])
