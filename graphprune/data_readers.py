@@ -69,7 +69,7 @@ def check_read(recipe: Recipe, causal: bool | None) -> None:
             continue
         raise RecipeError(
             f"nothing reads calibration.{name}",
-            where=str(value)[:200],
+            where=(", ".join(value) if name == "text" else str(value))[:200],
             why=_why(recipe, name, calibrated),
             hint=_hint(recipe, name, calibrated),
         )

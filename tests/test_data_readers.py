@@ -62,7 +62,7 @@ def test_what_calibrates(recipe: dict[str, Any], expected: bool) -> None:
         (MASKS, {"data": "a.txt"}, True, "data"),
         (FFN, {"data": "a.npz", "text": "b.txt"}, False, "text"),
         (FFN, {"data": "a.npz", "text": "b.txt"}, True, None),
-        (FFN, {"text": "b.txt"}, False, None),
+        (FFN, {"text": "b.txt"}, False, "text"),
         (FFN, {"data": "photos", "size": 64, "windows": 8}, False, None),
     ],
 )
@@ -119,12 +119,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("recipe", "error", "message"),
     [
-        (
-            {"calibration": {"text": "TEXT"}},
-            {"score": "magnitude"},
-            RecipeError,
-            "calibration.text",
-        ),
+        ({"calibration": {"text": "TEXT"}}, RecipeError, "calibration.text"),
         ({"calibration": {"windows": 8}}, RecipeError, "calibration.windows"),
         ({"native": "require", "formats": ["pt2"]}, RecipeError, "native form"),
         ({"calibration": {"data": "nosuch.npy"}}, LoadError, "does not exist"),
