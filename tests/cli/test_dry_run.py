@@ -69,7 +69,7 @@ def test_data_and_passes(run: Run, taught: Path, cycles: Path) -> None:
 
 def test_zeros(run: Run, taught: Path, cycles: Path, tmp_path: Path) -> None:
     flags = (
-        *("--remove", "ffn=0.5", "--score", "random", "--text", cycles),
+        *("--remove", "ffn=0.5", "--score", "random", "--data", cycles),
         *("--sparsify", "wanda", "--pattern", "1:4"),
     )
     dry = json.loads(run("compile", taught, *flags, "--dry-run", "--json").out)["forecast"]

@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 def test_later_layers_make_up_for_zeros_on_request(
     run: Callable[..., Result], taught: Path, tmp_path: Path, cycles: Path
 ) -> None:
-    flags = ("--sparsify", "alps", "--sparsity", "70%", "--text", cycles)
+    flags = ("--sparsify", "alps", "--sparsity", "70%", "--data", cycles)
     tokenizer = AutoTokenizer.from_pretrained(taught)
     ids = tokenizer(CYCLE * 4, return_tensors="pt", add_special_tokens=False)["input_ids"]
     far: list[float] = []
