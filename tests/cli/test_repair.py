@@ -181,7 +181,7 @@ def test_what_was_refitted_is_verified_from_the_files(
     output = tmp_path / "slim"
     formats = [f"--format={f}" for f in ("hf", "pt2", "onnx")]
     result = run(
-        "compile", taught, "-o", output, "--remove", "ffn=0.25", "--text", cycles, *formats, *flags
+        "compile", taught, "-o", output, "--remove", "ffn=0.25", "--data", cycles, *formats, *flags
     )
     assert result.code == 0, result.err
     checked = run("verify", output, "--json")
