@@ -9,7 +9,7 @@ from graphprune.recipe_values import nearest, parse_number
 
 ALIGNMENTS: Mapping[str, int] = {"gpu": 64, "ort": 16, "gguf": 256}
 """What kernels like: tiles of matrix units on GPUs, the blocks of channels that ONNX Runtime's
-kernels work on, and the blocks of llama.cpp's k-quants, which divide rows."""
+kernels work on, and the blocks of GGUF's k-quants, which divide rows."""
 
 
 def parse_alignment(value: object) -> int:

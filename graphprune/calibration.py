@@ -27,6 +27,9 @@ BUILTIN = "builtin"
 HELP = "help"
 """CPython's English reference text: a text of one kind that every machine has."""
 
+SELF = "self"
+"""The source of windows that the model writes itself."""
+
 OWN_TEXTS = (BUILTIN, HELP)
 """Sources of text that are no files."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from graphprune.amounts import REPAIRS, SCORES
 from graphprune.checking import check_weights, has_weights
 from graphprune.choosing import (
     changes_weights,
@@ -30,7 +31,7 @@ from graphprune.choosing import (
 )
 from graphprune.data_readers import check_read
 from graphprune.default_data import with_data
-from graphprune.dry_run import check_surgery, forecast, sizes_are_known, with_output
+from graphprune.dry_run import check_repair, forecast, sizes_are_known, with_output
 from graphprune.early import check_request
 from graphprune.errors import CalibrationError, RecipeError
 from graphprune.figures import measures_of, with_files
@@ -56,7 +57,6 @@ from graphprune.quality.early import check_measurable, with_sizes
 from graphprune.recipe import Recipe
 from graphprune.recording import record
 from graphprune.repairing import (
-    REPAIRS,
     ByRole,
     chosen_by_surgery,
     may_be_refitted,
@@ -69,7 +69,7 @@ from graphprune.report_masks import Refits
 from graphprune.resume import Journal, facts_of
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import composed, interim_goal, retrace
-from graphprune.samples import SCORES, Samples, calibration_samples, check_dense
+from graphprune.samples import Samples, calibration_samples, check_dense
 from graphprune.selector import named
 from graphprune.structured import Repaired
 from graphprune.target import Target
@@ -289,7 +289,7 @@ class _Run:
         if dry_run and self.recipe.operates and self.recipe.rounds == 1:
             whole = {} if self.auto else unjudged(get_score("obs"), program)
             counted = self._select(program, self._goal(program), None, ByRole({}, Random(), whole))
-            check_surgery(program, self.recipe, counted)
+            check_repair(program, self.recipe, counted)
             if sizes_are_known(program, self.recipe, counted):
                 return Repaired(program, counted, (), {})
         data = None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from graphprune.calibration import OWN_TEXTS
-from graphprune.choosing import changes_weights
+from graphprune.amounts import GENERAL
+from graphprune.calibration import OWN_TEXTS, SELF
 from graphprune.inputs import is_causal
 from graphprune.program import BaseProgram, Program
 from graphprune.recipe import Recipe
 from graphprune.samples.general import general_parts
-from graphprune.samples.generated import SELF
 from graphprune.samples.tokens import tokenizer_for
-
-GENERAL = 0.5
-"""Share of the windows that are general text where the data is a text of the user's."""
 
 
 def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
@@ -29,7 +25,7 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
     """
     wanted = recipe.calibration
     masked = recipe.sparsify is not None and recipe.sparsify.needs_data
-    if masked or not changes_weights(recipe) or not _reads_text(recipe, program):
+    if masked or not (recipe.operates or recipe.repairs) or not _reads_text(recipe, program):
         return recipe
     if wanted.data is None:
         parts = general_parts(program)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.calibration import OWN_TEXTS, read_text
+from graphprune.calibration import OWN_TEXTS, SELF, read_text
 from graphprune.errors import LoadError
 from graphprune.paths import file_of, is_factory
-from graphprune.samples.generated import SELF
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from graphprune.calibration import BUILTIN
+from graphprune.amounts import REPAIRS, SCORES, WEIGHTS, Amount
+from graphprune.calibration import BUILTIN, SELF
 from graphprune.forecast import Forecast, Size
 from graphprune.inputs import inputs_of, token_input
 from graphprune.inspection import pattern, span
@@ -18,11 +19,10 @@ from graphprune.onnx_program import SlimOnnx
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram, Structure
 from graphprune.recipe import Recipe
-from graphprune.repairing import REPAIRS, biased_for
+from graphprune.recipe_calibration import Calibration
+from graphprune.repairing import biased_for
 from graphprune.report import Report
 from graphprune.rewrite.slim import Slim
-from graphprune.samples import SCORES, WEIGHTS, Amount
-from graphprune.samples.generated import SELF
 from graphprune.samples.suited import other_kind
 from graphprune.samples.tokens import window_length
 from graphprune.streaming import find_sites
@@ -83,8 +83,8 @@ def with_output(
     return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": formats})
 
 
-def check_surgery(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
-    """See that layers can be refitted as a recipe says, without data.
+def check_repair(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
+    """See that what a plan removes can be made up for as a recipe says, without data.
 
     Args:
         program: the dense program.
@@ -92,10 +92,9 @@ def check_surgery(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
         plan: with as many units as are to stay, whichever they are.
 
     Raises:
-        GraphPruneError: they can't.
+        GraphPruneError: it can't.
     """
-    structures = [program.by_name[name] for name in plan.kept_units]
-    if recipe.repair == "bias" and recipe.repairs and structures:
+    if recipe.repair == "bias" and recipe.repairs and plan.kept_units:
         biased_for(program, plan)
 
 
@@ -211,10 +210,17 @@ def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: 
             if length
             else (program.costs.total().macs)
         )
-        written = _GENERATING if SELF in recipe.calibration.sources else 0
+        written = _GENERATING * _written_share(recipe.calibration)
         work += count * sample * (_times(name, recipe) + written)
         work += _statistics(recipe, program, plan, name, count * (length or _places(program)))
     return _OVERHEAD * work / _macs_per_second()
+
+
+def _written_share(wanted: Calibration) -> float:
+    """The share of the windows that the model writes, if it can write general text."""
+    if isinstance(wanted.data, dict):
+        return sum(share for part, share in wanted.shares() if part.source == SELF)
+    return 1.0 if wanted.data == SELF else (wanted.general or 0.0) / 2
 
 
 def _times(name: str, recipe: Recipe) -> int:

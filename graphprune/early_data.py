@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphprune.calibration import OWN_TEXTS, opened, read_lines, read_text, too_short
+from graphprune.amounts import GENERAL, MEASURED, REPAIRS, SCORES, WEIGHTS, Amount
+from graphprune.calibration import OWN_TEXTS, SELF, opened, read_lines, read_text, too_short
 from graphprune.data_kinds import AUDIO, IMAGES, WORDS, Kind, check_options, kind_of, within
 from graphprune.data_readers import calibrates
 from graphprune.errors import LoadError
@@ -13,12 +14,6 @@ from graphprune.known import Known
 from graphprune.paths import file_of, usable
 from graphprune.recipe import Recipe
 from graphprune.recipe_calibration import Calibration, Part
-
-SELF = "self"
-"""The source of data that a model writes itself."""
-
-_MEASURED, _SCORES, _REFITS, _MASKS = 256, 128, 512, 2048
-"""Tokens of a window where a recipe doesn't say, if the model takes so many."""
 
 
 def check_data(recipe: Recipe, known: Known) -> None:
@@ -53,9 +48,11 @@ def check_data(recipe: Recipe, known: Known) -> None:
     if (tokenised or defaults) and wanted.tokenizer is None and known.tokenizer is False:
         raise without_tokenizer(recipe, str(known.directory))
     if calibrated and isinstance(wanted.data, str):
-        _check_length(recipe, wanted.data, _calibrated_on(recipe), known)
+        share = GENERAL if wanted.general is None else wanted.general
+        own = max(1, round((wanted.windows or 1) * (1 - share)))  # what isn't general text at most
+        _check_length(recipe, wanted.data, own, _calibrated_on(recipe), known)
     for text in wanted.text or ():
-        _check_length(recipe, text, _MEASURED, known)
+        _check_length(recipe, text, wanted.windows or 1, MEASURED, known)
 
 
 def without_tokenizer(recipe: Recipe, where: str | None) -> LoadError:
@@ -136,16 +133,16 @@ def _check_tokenizer(directory: str) -> None:
         raise LoadError("the directory has no tokenizer", where=directory)
 
 
-def _calibrated_on(recipe: Recipe) -> int:
-    """Tokens of a calibration window that is as short as this recipe's can be."""
+def _calibrated_on(recipe: Recipe) -> Amount:
+    """Calibration windows that are as short as this recipe's can be."""
     if recipe.sparsify is not None and recipe.sparsify.needs_data and not recipe.removes:
-        return _MASKS
+        return WEIGHTS
     surgery = recipe.score.name in ("auto", "obs") and recipe.rounds == 1 and recipe.plan is None
-    return _REFITS if recipe.repairs or surgery else _SCORES
+    return REPAIRS if recipe.repairs or surgery else SCORES
 
 
-def _check_length(recipe: Recipe, source: str, usual: int, known: Known) -> None:
-    """Refuse a text that can't fill one window, or as many as were asked for.
+def _check_length(recipe: Recipe, source: str, windows: int, amount: Amount, known: Known) -> None:
+    """Refuse a text that can't fill so many windows.
 
     Only what is certain without the model: tokens are counted by its tokenizer's own file, or else
     no more of them than bytes are assumed.
@@ -153,8 +150,8 @@ def _check_length(recipe: Recipe, source: str, usual: int, known: Known) -> None
     wanted = recipe.calibration
     if wanted.length is None and known.window is None:
         return
-    length = wanted.length or min(usual, known.window or usual)
-    needed = (wanted.windows or 1) * length
+    length = wanted.length or min(amount.tokens, known.window or amount.tokens)
+    needed = windows * length
     if source in (*OWN_TEXTS, SELF) or kind_of(source) != "text":
         return
     text = read_text(source)
@@ -162,7 +159,7 @@ def _check_length(recipe: Recipe, source: str, usual: int, known: Known) -> None
         return
     tokens = _tokens(text, wanted, known)
     if tokens < needed:
-        raise too_short(tokens, wanted.windows or 1, length, source)
+        raise too_short(tokens, windows, length, source)
 
 
 def _tokens(text: str, wanted: Calibration, known: Known) -> int:

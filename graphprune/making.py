@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from graphprune.calibration import OWN_TEXTS
+from graphprune.calibration import OWN_TEXTS, SELF
 from graphprune.digests import data_digest, samples_digest, source_digest
 from graphprune.formats import shown
 from graphprune.program import BaseProgram
@@ -15,7 +15,6 @@ from graphprune.provenance import Provenance, command, now, versions
 from graphprune.recipe import Recipe
 from graphprune.report import Report
 from graphprune.samples import Samples
-from graphprune.samples.generated import SELF
 
 
 @dataclass(frozen=True)

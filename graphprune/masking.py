@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from graphprune.amounts import WEIGHTS
 from graphprune.errors import LoadError
 from graphprune.inputs import inputs_of
 from graphprune.oneshot import Sparse, sparsify
@@ -23,7 +24,7 @@ from graphprune.report import Report
 from graphprune.report_masks import MaskedLayer, Masks
 from graphprune.rewrite.slim import Slim
 from graphprune.rounds import retrace
-from graphprune.samples import WEIGHTS, Samples, calibration_samples
+from graphprune.samples import Samples, calibration_samples
 from graphprune.streaming import Batch, Held, State, Step, apply_weights, batches, find_sites
 from graphprune.verification_onnx import random_feeds
 from graphprune.written import check_written

@@ -24,15 +24,11 @@ from graphprune.program import BaseProgram, Program, Structure
 from graphprune.recipe import Recipe
 from graphprune.report import Report
 from graphprune.rewrite.slim import Slim
-from graphprune.samples import Amount
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Surgeon
 from graphprune.streaming import State, Step
 from graphprune.structured import Repaired, compensate, obs, read_by, reconstruct
 from graphprune.written import check_written
-
-REPAIRS = Amount(128, 512)
-"""What choosing with refits and repairs are calibrated on where a recipe doesn't say."""
 
 OTHERWISE: Mapping[str, str] = {
     "layers": "block-influence",

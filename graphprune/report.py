@@ -15,7 +15,6 @@ from graphprune.timing import Speedup, in_words, speedup
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphprune.analysis.cost import Cost
     from graphprune.evaluate import Perplexity
     from graphprune.quality.result import Quality
     from graphprune.timing import Latency
@@ -50,11 +49,6 @@ class Measures:
     input: str | None = None
     inputs: dict[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, cost: Cost) -> Measures:
-        """Returns what the graph says of sizes."""
-        return cls(parameters=cost.params, macs=cost.macs, bytes=cost.bytes)
 
     @property
     def perplexity(self) -> Perplexity | None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from graphprune._version import __version__
-from graphprune.calibration import OWN_TEXTS
+from graphprune.calibration import OWN_TEXTS, SELF
 from graphprune.formats import shown
 from graphprune.making import Making, located
 from graphprune.passes import get_score
@@ -18,7 +18,6 @@ from graphprune.passes.judging import unjudged
 from graphprune.plan import Plan
 from graphprune.program import BaseProgram
 from graphprune.recipe import Recipe
-from graphprune.samples.generated import SELF
 
 _LAST = ("calibration", "seed", "formats", "verify", "native")
 """What is behind all that says what goes, and how."""

@@ -50,9 +50,9 @@ def tokenised(tokenizer: Any, text: str) -> torch.Tensor:
 def begin_token(tokenizer: Any) -> int | None:
     """Return the token that a tokenizer puts in front of every text; None if it adds none.
 
-    Models that have seen it at the start of every text in training (Gemma's perplexity is six times
-    as high without) must see it at the start of every window. The tokenizer's own encoding decides,
-    not whether it knows such a token: many know one and never add it.
+    Models that have seen it at the start of every text in training must see it at the start of
+    every window: without it the perplexity of some is six times as high. The tokenizer's own
+    encoding decides, not whether it knows such a token: many know one and never add it.
     """
     plain, whole = list(_ids(tokenizer, _PROBE)), list(_ids(tokenizer, _PROBE, special=True))
     added = whole[: len(whole) - len(plain)]

@@ -79,8 +79,10 @@ def without_coarse(
 
 
 def _is_fine(candidate: Candidate) -> bool:
-    steps = -np.diff(candidate.ladder)
-    return not candidate.structure.blocks and steps.min() <= COARSE * candidate.structure.size
+    """Whether a structure can be narrowed a little; alignment may leave it no step at all."""
+    if candidate.structure.blocks or len(candidate.ladder) == 1:
+        return False
+    return int(-np.diff(candidate.ladder).max()) <= COARSE * candidate.structure.size
 
 
 def parse_target(target: Mapping[str, int | float], dense: Cost) -> tuple[str, int]:

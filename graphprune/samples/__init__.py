@@ -21,12 +21,9 @@ stops a run whose dense model makes no sense of the calibration data.
 from graphprune.samples.calibrate import calibration_samples
 from graphprune.samples.dense import check_dense
 from graphprune.samples.measured import evaluation_windows, measured_texts
-from graphprune.samples.result import SCORES, WEIGHTS, Amount, Samples
+from graphprune.samples.result import Samples
 
 __all__ = [
-    "SCORES",
-    "WEIGHTS",
-    "Amount",
     "Samples",
     "calibration_samples",
     "check_dense",

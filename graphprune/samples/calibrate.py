@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, OWN_TEXTS, drawn
+from graphprune.amounts import WEIGHTS, Amount
+from graphprune.calibration import BUILTIN, OWN_TEXTS, SELF, drawn
 from graphprune.inputs import inputs_of, is_causal
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.audio import load_audio
 from graphprune.samples.contents import Arrays, Ids, Own, Text
 from graphprune.samples.fit import checked
-from graphprune.samples.generated import SELF
 from graphprune.samples.handed import count_of, enough, for_graph
 from graphprune.samples.images import image_input, load_images
 from graphprune.samples.measured import measured_texts
 from graphprune.samples.mixture import generated_samples, mixed_samples, token_samples, with_general
 from graphprune.samples.own import own_samples
-from graphprune.samples.result import WEIGHTS, Amount, Samples
+from graphprune.samples.result import Samples
 from graphprune.samples.sources import read
 from graphprune.samples.suited import suited
 from graphprune.samples.tokens import Cut, tokenizer_for, window_length

@@ -6,10 +6,10 @@ feed-forward block, WikiText alone cost 1.3 times the perplexity on itself and 3
 
 from __future__ import annotations
 
-from graphprune.calibration import BUILTIN
+from graphprune.calibration import BUILTIN, SELF
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Part
-from graphprune.samples.generated import SELF, can_write
+from graphprune.samples.generated import can_write
 
 
 def general_parts(program: BaseProgram) -> dict[str, Part]:

@@ -19,13 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from graphprune.calibration import SELF
 from graphprune.errors import CalibrationError, LoadError
 from graphprune.files import replacing
 from graphprune.inputs import is_causal
 from graphprune.program import BaseProgram, Program
 from graphprune.streaming.state import weights_digest
-
-SELF = "self"
 
 BATCH = 1 << 15
 """Tokens that are written at a time, which bounds the key-value cache."""

@@ -16,26 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graphprune.calibration import BUILTIN, HELP, OWN_TEXTS, drawn, too_short
+from graphprune.amounts import MEASURED
+from graphprune.calibration import BUILTIN, HELP, OWN_TEXTS, SELF, drawn, too_short
 from graphprune.errors import LoadError
 from graphprune.program import BaseProgram
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples.contents import Content, Text
-from graphprune.samples.generated import SELF
 from graphprune.samples.sources import read
 from graphprune.samples.tokens import Stream, draw_seed, stream_of
 from graphprune.streaming.data import default_window
 from graphprune.tokenising import cut, text_tokens
-
-COUNT = 32
-"""Windows of each text, and the tokens of each, where a recipe doesn't say.
-
-How wide the interval of a ratio is depends on the number of tokens. On SmolLM2-135M less a tenth of
-every ffn at random (2.1 times the dense perplexity), 16 windows of 128 tokens tell it within 11 %,
-these within 5 %. Two texts take both models 33,000 tokens, an eighth of what weights are fitted to.
-"""
-
-LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ def _split(
     program: BaseProgram, stream: Stream, wanted: Calibration, seed: int, text: Measured
 ) -> tuple[Tensor, Tensor]:
     """Windows to measure on, and a bool ``[tokens]``: which tokens of the stream are in them."""
-    length = wanted.length or min(LENGTH, default_window(program))
+    length = wanted.length or min(MEASURED.tokens, default_window(program))
     windows = cut(stream.tokens, length, stream.begin)
     count = _count(wanted, len(windows), text.strict)
     size = text_tokens(length, stream.begin)
@@ -157,7 +147,7 @@ def _count(wanted: Calibration, available: int, strict: bool) -> int:
     """How many windows of a text are measured on; at least half of a short one is left."""
     most = max(1, available // 2)
     if wanted.windows is None:
-        return min(COUNT, most)
+        return min(MEASURED.count, most)
     return wanted.windows if strict else min(wanted.windows, most)
 
 
@@ -171,8 +161,8 @@ def _long_parts(program: BaseProgram, wanted: Calibration) -> list[Measured]:
         if not isinstance(content, Text):
             continue
         stream = stream_of(program, source, content, wanted)
-        length = wanted.length or min(LENGTH, default_window(program))
-        if len(cut(stream.tokens, length, stream.begin)) >= 2 * (wanted.windows or COUNT):
+        length = wanted.length or min(MEASURED.tokens, default_window(program))
+        if len(cut(stream.tokens, length, stream.begin)) >= 2 * (wanted.windows or MEASURED.count):
             found.append(Measured(source))
     return found
 

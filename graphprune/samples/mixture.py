@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from graphprune.calibration import BUILTIN
+from graphprune.amounts import Amount
+from graphprune.calibration import BUILTIN, SELF
 from graphprune.errors import CalibrationError, LoadError, RecipeError
 from graphprune.inputs import inputs_of, is_causal, token_input
 from graphprune.program import BaseProgram
@@ -16,11 +17,11 @@ from graphprune.samples.contents import Ids, Text
 from graphprune.samples.dense import check_dense
 from graphprune.samples.fit import check_ids, checked, with_all_inputs
 from graphprune.samples.general import general_parts
-from graphprune.samples.generated import SELF, generate_windows
+from graphprune.samples.generated import generate_windows
 from graphprune.samples.handed import for_graph
 from graphprune.samples.measured import Measured, left_to_calibrate, measured_texts
 from graphprune.samples.order import alternate
-from graphprune.samples.result import Amount, Samples
+from graphprune.samples.result import Samples
 from graphprune.samples.sources import read
 from graphprune.samples.suited import suited
 from graphprune.samples.tokens import (

@@ -1,4 +1,4 @@
-"""Calibration samples as they are handed on, and how much of them there is by default."""
+"""Calibration samples as they are handed on."""
 
 from __future__ import annotations
 
@@ -6,26 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much data is used where a recipe doesn't say.
-
-    Attributes:
-        count: of samples, or all if there are fewer.
-        length: of token windows; None for `graphprune.streaming.default_window`.
-    """
-
-    count: int
-    length: int | None
-
-
-SCORES = Amount(16, 128)
-"""For gradients: enough to rank units, and cheap."""
-
-WEIGHTS = Amount(128, None)
-"""For what changes weights: what the papers calibrate on."""
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from graphprune.amounts import WINDOW
 from graphprune.calibration import BUILTIN, read_text, windows
 from graphprune.errors import LoadError, PlanError
 from graphprune.frontends.config_file import WINDOWS
 from graphprune.inputs import inputs_of, token_input, tokenizer_of
 from graphprune.masked import flat_inputs, input_names
 from graphprune.program import BaseProgram, Program
-
-WINDOW = 2048
-"""Tokens in a window, where the model can take as many."""
 
 MASKS = {"attention_mask": "input_ids", "decoder_attention_mask": "decoder_input_ids"}
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cli.helpers import tree
+from cli.helpers import Result, check_failure, tree
 from models.cache import model_path
 
 SECONDS = 2.0
@@ -31,9 +31,7 @@ finally:
 
 
 class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
+    result: Result
     seconds: float
     imported: str
 
@@ -82,7 +80,7 @@ def told(work: Path, arguments: Sequence[object]) -> Ended:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     imported = (work.parent / "imported").read_text()
-    return Ended(process.returncode, out, err, used.ru_utime + used.ru_stime, imported)
+    return Ended(Result(process.returncode, out, err), used.ru_utime + used.ru_stime, imported)
 
 
 FFN = ("--remove", "ffn=0.25")
@@ -183,13 +181,8 @@ def test_a_mistake_is_told_at_once(name: str, place: Path) -> None:
         words += ["-o", "slim"]
     before, own = tree(place), tree(source)
     ended = told(place, ["compile", *words])
-    assert ended.code == 1
-    assert ended.out == ""
-    for message in messages:
-        assert message in ended.err
-    assert ended.err.count("error: ") == 1
-    assert "Traceback" not in ended.err
-    assert "loading" not in ended.err
+    check_failure(ended.result, *messages)
+    assert "loading" not in ended.result.err
     if name not in _HEAVY:
         assert ended.imported == ""
         assert ended.seconds < SECONDS

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from cli.helpers import Result, check_failure
+from graphprune.amounts import REPAIRS
 from graphprune.recipe import Recipe
-from graphprune.repairing import REPAIRS
 from graphprune.samples import calibration_samples
 from graphprune.structured import obs
 

@@ -180,3 +180,16 @@ def test_coarse_units_stay_where_finer_ones_can_pay(
     assert {program.by_name[name].role for name in plan.kept_units} == taken
     named = select(program, target={"params": 0.8}, roles=["ffn", "heads"], score="random")
     assert {program.by_name[name].role for name in named.kept_units} == {"ffn", "kv_heads"}
+
+
+@pytest.mark.parametrize("align", [128, {"ffn": 128}, {"heads": 16}])
+def test_alignment_may_leave_a_role_no_step(gqa: Program, align: Any) -> None:
+    """Of the other role as much goes as the budget asks for; of none it can't be met."""
+    taken = {"ffn"} if align == {"heads": 16} else {"kv_heads"}
+    plan = select(gqa, target={"params": 0.9}, align=align, score="random", notes=[])
+    assert {gqa.by_name[name].role for name in plan.kept_units} == taken
+    assert gqa.module is not None
+    whole: int = sum(p.numel() for p in gqa.module.parameters())
+    kept = plan.kept(gqa)
+    left = sum(math.prod(map(len, kept[name])) for name in kept if name in gqa.trainable)
+    assert left <= 0.9 * whole

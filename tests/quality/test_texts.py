@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import graphprune as gp
+from graphprune.amounts import SCORES, WEIGHTS
 from graphprune.calibration import load_tokenizer, windows
 from graphprune.frontends import load_traced
 from graphprune.quality.measuring import measure_quality
 from graphprune.recipe_calibration import Calibration
 from graphprune.samples import (
-    SCORES,
-    WEIGHTS,
     calibration_samples,
     evaluation_windows,
     measured_texts,

@@ -11,7 +11,7 @@ from graphprune.calibration import read_text
 from graphprune.errors import LoadError
 from graphprune.samples.texts import builtin_text, documents, kinds, sorted_documents
 
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FOLDER = files("graphprune.samples.texts")
 
 # Measurements depend on every character. Whoever changes a text writes the new sums here, and

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
+from graphprune.amounts import SCORES
 from graphprune.errors import LoadError, RecipeError
 from graphprune.recipe_calibration import Calibration
-from graphprune.samples import SCORES, calibration_samples, evaluation_windows, measured_texts
+from graphprune.samples import calibration_samples, evaluation_windows, measured_texts
 from graphprune.streaming import batches, default_window
 from samples.helpers import samples, save_tokenizer, tagger, text_of
 from streaming.oracle import tokens, traced
