@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _results_data import DATA, TITLES, data_lines, data_text
+from _results_data import DATA, TITLES, data_lines, data_rows, data_text
 from _results_doubts import doubts
-from _results_rows import DEPTH, MASKED, METRICS, SEARCHED, TASK_WIDTHS, WIDTH, Row
+from _results_rows import (
+    DEPTH,
+    MASKED,
+    METRICS,
+    SEARCHED,
+    TASK_WIDTHS,
+    WIDTH,
+    Row,
+    smollm2_rows,
+    task_rows,
+)
 from _tables import table
 
 HEAD = """# Results
@@ -82,6 +92,11 @@ NAMES = {
     "loss": "loss",
     "rescaled": "rescaled loss",
 }
+
+
+def all_rows() -> list[Row]:
+    """Every row that can be measured, in the order in which the document shows them."""
+    return [*smollm2_rows(), *data_rows(), *task_rows()]
 
 
 def page(

@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
 from _results_doubts import doubts  # type: ignore[import-not-found]
-from _results_rows import WIDTH, Row, smollm2_rows, task_rows  # type: ignore[import-not-found]
-from _results_table import page  # type: ignore[import-not-found]
+from _results_rows import WIDTH, Row  # type: ignore[import-not-found]
+from _results_table import all_rows, page  # type: ignore[import-not-found]
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -41,5 +41,4 @@ def test_what_is_worse_than_expected_is_told_in_pairs():
 
 def test_the_document_is_that_of_the_measured_rows():
     found, kernels = (json.loads((DOCS / f"{n}.json").read_text()) for n in ("results", "kernels"))
-    rows = [*smollm2_rows(), *task_rows()]
-    assert (DOCS / "results.md").read_text() == page(rows, found, kernels)
+    assert (DOCS / "results.md").read_text() == page(all_rows(), found, kernels)
