@@ -19,7 +19,7 @@ from graphprune.exclusive import alone
 
 if TYPE_CHECKING:
     from graphprune import runtime
-    from graphprune.compiler import compile
+    from graphprune.analysis.structure import Structure
     from graphprune.errors import (
         CalibrationError,
         EmitError,
@@ -32,33 +32,35 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from graphprune.frontends import load
-    from graphprune.frontends.module import trace
-    from graphprune.oneshot import sparsify
-    from graphprune.passes.select import select
-    from graphprune.plan import Plan
-    from graphprune.program import Program, Structure
-    from graphprune.pruning import apply, verify
-    from graphprune.recipe import Recipe
-    from graphprune.report import Report
+    from graphprune.frontends.tracing.trace import trace
+    from graphprune.ir.torch.program import Program
+    from graphprune.oracle.verification import Certificate
+    from graphprune.oracle.verify import verify
+    from graphprune.passes.masks.oneshot import sparsify
+    from graphprune.passes.selection.select import select
+    from graphprune.pipeline.compiler import compile
+    from graphprune.plan.plan import Plan
+    from graphprune.recipe.recipe import Recipe
+    from graphprune.report.report import Report
+    from graphprune.rewrite.apply import apply
     from graphprune.rewrite.slim import Slim
-    from graphprune.verification import Certificate
 
 # Loaded on first use: `graphprune --version` must not wait for torch.
 _HOMES = {
-    "compile": "graphprune.compiler",
+    "compile": "graphprune.pipeline.compiler",
     "load": "graphprune.frontends",
-    "trace": "graphprune.frontends.module",
-    "select": "graphprune.passes.select",
-    "sparsify": "graphprune.oneshot",
-    "apply": "graphprune.pruning",
-    "verify": "graphprune.pruning",
-    "Plan": "graphprune.plan",
-    "Program": "graphprune.program",
-    "Structure": "graphprune.program",
+    "trace": "graphprune.frontends.tracing.trace",
+    "select": "graphprune.passes.selection.select",
+    "sparsify": "graphprune.passes.masks.oneshot",
+    "apply": "graphprune.rewrite.apply",
+    "verify": "graphprune.oracle.verify",
+    "Plan": "graphprune.plan.plan",
+    "Program": "graphprune.ir.torch.program",
+    "Structure": "graphprune.analysis.structure",
     "Slim": "graphprune.rewrite.slim",
-    "Certificate": "graphprune.verification",
-    "Recipe": "graphprune.recipe",
-    "Report": "graphprune.report",
+    "Certificate": "graphprune.oracle.verification",
+    "Recipe": "graphprune.recipe.recipe",
+    "Report": "graphprune.report.report",
     **dict.fromkeys(
         (
             "GraphPruneError",

@@ -1,5 +1,5 @@
 """``python -m graphprune`` is the command line."""
 
-from graphprune.cli import main
+from graphprune.cli.app import main
 
 main()

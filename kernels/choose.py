@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from . import huge_pages, native
-from .files import FORMATS
+from .formats.files import FORMATS
+from .formats.packed import FormatError, Packed
 from .huge_pages import Arena
 from .linear import SparseLinear
-from .packed import FormatError, Packed
 
 DENSE = "dense"
 MARGIN = 1.03

@@ -10,12 +10,12 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from . import native
-from .bitmap import Bitmap
-from .files import FORMATS
-from .nm24 import NM24
+from .formats.bitmap import Bitmap
+from .formats.files import FORMATS
+from .formats.nm24 import NM24
+from .formats.packed import FormatError, Packed
+from .formats.reference import ACTIVATIONS, check_activation
 from .operators import check_columns, linear
-from .packed import FormatError, Packed
-from .reference import ACTIVATIONS, check_activation
 
 
 class SparseLinear(nn.Module):

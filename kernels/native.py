@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bitmap import Bitmap
+from .formats.bitmap import Bitmap
 
 VERSION = 1  # GRAPHPRUNE_NATIVE_VERSION in native/bitmap_linear.h
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import Tensor
 
-from .bitmap import Bitmap
+from .formats.bitmap import Bitmap
 
 DOMAIN, NAME, VERSION = "graphprune", "BitmapLinear", 1
 OPSET = 13  # of the standard operators in the function: the first where axes are inputs

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import native
-from .bitmap import Bitmap
-from .block import Block
-from .csr import CSR
-from .files import FORMATS
-from .nm24 import NM24
-from .packed import Packed
-from .reference import ACTIVATIONS, check_activation
-from .strip import Strip
+from .formats.bitmap import Bitmap
+from .formats.block import Block
+from .formats.csr import CSR
+from .formats.files import FORMATS
+from .formats.nm24 import NM24
+from .formats.packed import Packed
+from .formats.reference import ACTIVATIONS, check_activation
+from .formats.strip import Strip
 
 TOKENS = 64
 """More tokens than this are worth unpacking a weight for, but for the kernel in C++."""
@@ -176,17 +176,17 @@ def _told_once() -> None:
 
 
 def _bitmap_cuda(x: Tensor, packed: Bitmap, bias: Tensor | None, activation: str) -> Tensor | None:
-    from . import bitmap_triton
+    from .gpu import bitmap_triton
 
     return bitmap_triton.bitmap_linear(x, packed, bias, activation)
 
 
 def _strip_cuda(x: Tensor, packed: Strip, bias: Tensor | None, activation: str) -> Tensor | None:
-    from . import gluon_api
+    from .gpu import gluon_api
 
     if not gluon_api.AVAILABLE or x.dtype not in (torch.float16, torch.bfloat16):
         return None
-    from . import strip_gluon
+    from .gpu import strip_gluon
 
     return strip_gluon.strip_linear(x, packed.values, packed.places, packed.shape, bias, activation)
 

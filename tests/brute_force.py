@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from graphprune.analysis.structure import Structure
 from graphprune.axes import mask
-from graphprune.program import Program, Structure
+from graphprune.ir.torch.program import Program
 
 
 def owned(program: Program, structure: Structure, parameter: str, dim: int) -> list[list[int]]:

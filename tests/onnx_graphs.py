@@ -10,8 +10,10 @@ import onnxruntime
 from onnx import helper, numpy_helper, parser
 
 import graphprune as gp
-from graphprune.onnx_program import OnnxProgram, SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 def weights(*shape, seed=0):

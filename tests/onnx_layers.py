@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 
 import graphprune as gp
-from graphprune.onnx_program import SlimOnnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 def layers_plan(program, gone, stack="layers"):

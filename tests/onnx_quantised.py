@@ -17,8 +17,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from graphprune.onnx_program import OnnxProgram
-from graphprune.ort import saturates
+from graphprune.ir.onnx.ort import saturates
+from graphprune.ir.onnx.program import OnnxProgram
 from onnx_graphs import graph, weights, written
 
 RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators

@@ -8,7 +8,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError, RecipeError
-from graphprune.recipe import Recipe
+from graphprune.recipe.recipe import Recipe
 
 
 class Wide(nn.Module):

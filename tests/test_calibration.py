@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphprune.calibration import read_text, windows
+from graphprune.calibration.text.read import read_text, windows
 from graphprune.errors import LoadError
 
 
@@ -72,7 +72,7 @@ def test_a_field_of_ones_own(tmp_path: Path) -> None:
 def test_a_long_source_counts_up_to_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphprune.calibration.READ", 10)
+    monkeypatch.setattr("graphprune.calibration.text.read.READ", 10)
     (tmp_path / "a.txt").write_text("abcdefghi\u00e9 and so on", encoding="utf-8")
     assert read_text(tmp_path / "a.txt") == "abcdefghi"  # the next letter has two bytes
     (tmp_path / "a.jsonl").write_text('"abcd"\n"efgh"\n"ijkl"\nwhat is never read')

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.compiler import compile
-from graphprune.data_readers import BLIND, calibrates, check_read
 from graphprune.errors import EmitError, GraphPruneError, LoadError, RecipeError
-from graphprune.passes import get_score, needs_data
-from graphprune.recipe import SCORES, Recipe
+from graphprune.passes.scores import get_score, needs_data
+from graphprune.pipeline.compiler import compile
+from graphprune.preflight.readers import BLIND, calibrates, check_read
+from graphprune.recipe.recipe import SCORES, Recipe
 
 FFN = {"remove": {"ffn": 0.5}}
 MASKS = {"sparsify": {"method": "magnitude", "sparsity": 0.5}}

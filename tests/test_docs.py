@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import save_file
 
 import graphprune as gp
-from graphprune.compiler import compile
-from graphprune.recipe import Recipe
+from graphprune.pipeline.compiler import compile
+from graphprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])

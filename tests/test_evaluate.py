@@ -13,9 +13,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-from graphprune import evaluate, timing
 from graphprune.errors import EvaluationError, LoadError
-from graphprune.ort import example_feeds
+from graphprune.ir.onnx.ort import example_feeds
+from graphprune.quality import perplexity as evaluate
+from graphprune.quality import timing
 
 
 @pytest.fixture(scope="module")

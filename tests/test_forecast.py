@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from graphprune.forecast import about_size, about_time
-from graphprune.timing import Speedup, in_words
+from graphprune.quality.timing import Speedup, in_words
+from graphprune.report.forecast import about_size, about_time
 
 
 @pytest.mark.parametrize(

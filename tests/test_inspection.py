@@ -8,7 +8,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.axes import atoms
-from graphprune.inspection import explain, explained
+from graphprune.report.inspection import explain, explained
 from zoo import plain
 from zoo.case import randomise
 from zoo.expected import CASES

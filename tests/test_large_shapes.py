@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
-from graphprune.analysis.infer import infer
 from graphprune.analysis.structures import find_structures
+from graphprune.ir.torch.infer import infer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the weights have no values")
 
@@ -54,7 +54,7 @@ def calls_of_analysis(layers: int) -> int:
     sys.setprofile(count)
     try:
         infer(program.exported, program.aliases)
-        find_structures(program)
+        find_structures(program, program.costs)
     finally:
         sys.setprofile(None)
     return calls

@@ -8,19 +8,14 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.budgets import layers_of
 from graphprune.errors import GraphPruneError, RecipeError
-from graphprune.oneshot import OWL, Global, Sensitivity, sparsify
-from graphprune.solvers import (
-    NM,
-    RIA,
-    Magnitude,
-    SparseGPT,
-    Unstructured,
-    Wanda,
-    outlier_ratio,
-    owl,
-)
+from graphprune.passes.masks.allocations import layers_of
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.oneshot import OWL, Global, Sensitivity, sparsify
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Unstructured, outlier_ratio, owl
 from graphprune.solvers.budget import least_error
 from graphprune.streaming import find_sites
 from streaming.oracle import inputs_of, tokens, traced

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.masked import run_graph, run_masked
+from graphprune.ir.torch.interpreter import run_graph
+from graphprune.oracle.masked import run_masked
 
 EXACT = 1e-12
 

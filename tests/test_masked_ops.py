@@ -6,7 +6,7 @@ import torch
 
 import graphprune as gp
 from graphprune.axes import Atom, Product, Ragged, Reason
-from graphprune.masked_ops import FORMULAS, Call, Masks
+from graphprune.oracle.masked_ops import FORMULAS, Call, Masks
 
 # The formulas alone: on a tensor with a mask they equal the operator on the cut tensor.
 

@@ -12,20 +12,15 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from graphprune.errors import LoadError, RecipeError
-from graphprune.frontends.hf import trace_model
-from graphprune.oneshot import OWL, Sensitivity, sparsify
-from graphprune.solvers import (
-    ALPS,
-    NM,
-    RIA,
-    DSnoT,
-    Given,
-    Magnitude,
-    Moments,
-    SparseGPT,
-    Unstructured,
-    Wanda,
-)
+from graphprune.frontends.hf.load import trace_model
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.oneshot import OWL, Sensitivity, sparsify
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Given, Moments, Unstructured
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State, find_sites
 from streaming.oracle import tokens, traced

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from graphprune.samples.texts import builtin_text
+from graphprune.calibration.text.builtin import builtin_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("graphprune", "kernels", "passes")
@@ -128,9 +128,9 @@ def test_the_wheel_runs_outside_of_the_checkout(installed, tmp_path):
 def test_the_wheel_has_the_built_in_text(installed, tmp_path):
     question = """
 from hashlib import sha256
-from graphprune.samples.texts import builtin_text
+from graphprune.calibration.text.builtin import builtin_text
 from importlib.resources import files
-assert files("graphprune.samples.texts").joinpath("SOURCES.md").is_file()
+assert files("graphprune.calibration.text.builtin").joinpath("SOURCES.md").is_file()
 print(sha256(builtin_text().encode()).hexdigest())
 """
     printed = run(installed / "python", "-c", question, cwd=tmp_path)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.plan_notes import Notes, ScoreSummary
-from graphprune.plan_ranges import parse_ranges, ranges_text
+from graphprune.plan.notes import Notes, ScoreSummary
+from graphprune.plan.ranges import parse_ranges, ranges_text
 from onnx_graphs import graph, weights, written
 from plan_files import units
 

@@ -14,7 +14,7 @@ from torch import nn
 import graphprune as gp
 from emit.attention_nets import Attention, masked
 from graphprune.errors import EmitError
-from graphprune.randomness import noise_sources, seeded
+from graphprune.ir.torch.randomness import noise_sources, seeded
 
 
 class Noisy(nn.Module):

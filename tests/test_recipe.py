@@ -7,17 +7,23 @@ from typing import Any
 import pytest
 import yaml
 
-from graphprune import budgets, methods
 from graphprune.analysis.roles import ROLES
-from graphprune.budgets import OWL, Sensitivity
 from graphprune.errors import RecipeError
-from graphprune.passes import get_score
-from graphprune.recipe import ROLES as recipe_roles
-from graphprune.recipe import SCORES, Recipe
-from graphprune.recipe_sparsify import LAYER_BUDGETS, METHODS
-from graphprune.recipe_values import parse_number
-from graphprune.recipe_yaml import read_yaml
-from graphprune.solvers import ALPS, NM, RIA, DSnoT, SparseGPT, Unstructured, Wanda
+from graphprune.files.yaml import read_yaml
+from graphprune.options import parse_number
+from graphprune.passes.masks import allocations as budgets
+from graphprune.passes.masks.allocations import OWL, Sensitivity
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.passes.scores import get_score
+from graphprune.recipe import methods
+from graphprune.recipe.recipe import ROLES as recipe_roles
+from graphprune.recipe.recipe import SCORES, Recipe
+from graphprune.recipe.sparsify import LAYER_BUDGETS, METHODS
+from graphprune.solvers import NM, Unstructured
 
 FULL = """
 target: {params: 0.7}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from graphprune.errors import RecipeError
-from graphprune.recipe import Recipe
-from graphprune.recipe_values import parse_number
+from graphprune.options import parse_number
+from graphprune.recipe.recipe import Recipe
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 40)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from graphprune.errors import LoadError, PlanError
-from graphprune.plan import Plan
-from graphprune.resume import Journal, done
+from graphprune.pipeline.resume import Journal, done
+from graphprune.plan.plan import Plan
 
 RUN = {"source": "model", "recipe": {"seed": 0, "sparsify": {"sparsity": 0.5}}}
 

@@ -19,8 +19,8 @@ from onnx import TensorProto
 
 import graphprune as gp
 from graphprune.errors import EvaluationError
-from graphprune.ort import open_raw
-from graphprune.runtime import TensorType, session
+from graphprune.ir.onnx.ort import open_raw
+from graphprune.runtime.sessions import TensorType, session
 from onnx_graphs import graph, weights, written
 
 SHAPES = {"x": (2, 5, 4), "mask": (2, 5)}

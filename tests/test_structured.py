@@ -12,12 +12,12 @@ import torch
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.passes import Inputs
-from graphprune.passes.obs import Obs
-from graphprune.passes.select import select
+from graphprune.passes.repair.structured import compensate, obs, reconstruct
+from graphprune.passes.scores import Inputs
+from graphprune.passes.scores.obs import Obs
+from graphprune.passes.selection.select import select
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State
-from graphprune.structured import compensate, obs, reconstruct
 
 
 class Net(torch.nn.Module):

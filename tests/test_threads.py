@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
 from graphprune.exclusive import alone, default_dtype
-from graphprune.frontends.weightless import parameters_on_meta
+from graphprune.frontends.hf.weightless import parameters_on_meta
 from zoo.case import randomise
 
 TINY = {
@@ -127,7 +127,7 @@ def test_a_run_in_float64_leaves_torch_as_it_is():
     original = torch.set_default_dtype
     torch.set_default_dtype = lambda dtype: (defaults.append(dtype), original(dtype))
     try:
-        from graphprune.masked import run_graph
+        from graphprune.ir.torch.interpreter import run_graph
 
         x = torch.randn(2, 8, dtype=torch.float64)
         (found,) = run_graph(program.exported, program.weights, ((x, ids), {}))

@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from graphprune import tokenising
-from graphprune.calibration import read_text
-from graphprune.tokenising import tokenised
+from graphprune.calibration.text import tokenising
+from graphprune.calibration.text.read import read_text
+from graphprune.calibration.text.tokenising import tokenised
 
 TEXT = read_text()[:60_000]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune
-from graphprune.compiler import compile
 from graphprune.errors import PlanError
-from graphprune.report import Report
+from graphprune.pipeline.compiler import compile
+from graphprune.report.report import Report
 
 UP = "c.weight:0"
 """The channels that only a transposed convolution reads, which no score of consumers can treat."""

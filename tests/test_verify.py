@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-import graphprune.verification as verify_module
-from graphprune.verification import affordable_dtype, compare, random_inputs, verify
+from graphprune.ir.torch import memory
+from graphprune.ir.torch.memory import affordable_dtype
+from graphprune.ir.torch.random_inputs import random_inputs
+from graphprune.oracle.verification import compare, verify
 
 KEPT = [0, 3, 4, 7, 9]
 
@@ -303,10 +305,10 @@ def test_example_serves_where_random_inputs_fail():
 def test_dtype_follows_the_memory(mlp, monkeypatch):
     needed = 4 * 4 * sum(p.numel() for p in mlp.dense.parameters())
     for available, dtype in ((2 * needed, torch.float64), (2 * needed - 2, torch.float32)):
-        monkeypatch.setattr(verify_module, "_available_memory", lambda n=available: n)
+        monkeypatch.setattr(memory, "_available_memory", lambda n=available: n)
         assert affordable_dtype(mlp.program) is dtype
     monkeypatch.undo()
-    assert verify_module._available_memory() > 2**20
+    assert memory._available_memory() > 2**20
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import graphprune as gp
-from graphprune.measure import measure_sources
-from graphprune.onnx_program import SlimOnnx
-from graphprune.workload import example_at, workload_of
+from graphprune.ir.torch.workload import example_at
+from graphprune.measure.compare import measure_sources
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, weights, written
 
 
@@ -79,7 +79,9 @@ def test_an_mlp():
     assert program.costs.total().macs == 5 * 12 + 12 * 3
     assert halved(program).cost.macs == 5 * 6 + 6 * 3
     assert program.structures[0].macs == 5 + 3
-    assert [tuple(x.shape) for x in example_at(program, program.workload)[0]] == [(1, 5)]
+    assert [
+        tuple(x.shape) for x in example_at(program.exported, program.example, program.workload)[0]
+    ] == [(1, 5)]
 
 
 def test_convolutions():
@@ -99,7 +101,7 @@ def test_a_batch_that_is_fixed_is_counted_and_said():
 def test_sizes_that_follow_from_the_length(length):
     """A sum and a difference of sizes, which don't grow in proportion."""
     program = gp.trace(Prompted().eval(), (), {"input_ids": torch.ones(2, 13, dtype=torch.long)})
-    workload = workload_of(program, length)
+    workload = program.workload_of(length)
     tokens = 128 if length is None else length
     assert str(workload) == f"1 x {tokens} tokens"
     places = tokens + 5
@@ -199,4 +201,4 @@ def test_onnx(tmp_path):
     assert str(program.workload) == "1 x 128 tokens"
     assert program.costs.total().macs == macs(128, 16)
     assert SlimOnnx(program, plan).cost.macs == macs(128, 8)
-    assert program.costs_at(workload_of(program, 9)).total().macs == macs(9, 16)
+    assert program.costs_at(program.workload_of(9)).total().macs == macs(9, 16)

@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
+from graphprune.emit.written import check_written, read_places, read_weights
 from graphprune.errors import LoadError, VerifyError
-from graphprune.written import check_written, read_places, read_weights
 
 
 def sparse(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

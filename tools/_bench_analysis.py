@@ -43,8 +43,8 @@ def measure(layers: int, hidden: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import graphprune as gp
-    from graphprune.analysis.infer import infer
     from graphprune.analysis.structures import find_structures
+    from graphprune.ir.torch.infer import infer
 
     config = LlamaConfig(
         hidden_size=hidden,
@@ -67,7 +67,7 @@ def measure(layers: int, hidden: int) -> dict[str, float]:
     ids = torch.zeros(2, 13, dtype=torch.int64)
     program, trace = _timed(lambda: gp.trace(model, (), {"input_ids": ids}))
     _, analysis = _timed(
-        lambda: (infer(program.exported, program.aliases), find_structures(program))
+        lambda: (infer(program.exported, program.aliases), find_structures(program, program.costs))
     )
     plan = gp.select(program, remove=REMOVE)
     floor = _floor(program, plan)

@@ -221,8 +221,8 @@ def _decode_torch(models: Sequence[Any], size: float) -> Row:
 def _decode_onnx(files: Sequence[Path], size: float) -> Row:
     import numpy as np
 
-    from graphprune.generation import Decoder
-    from graphprune.ort import open_raw
+    from graphprune.ir.onnx.ort import open_raw
+    from graphprune.runtime.generation import Decoder
 
     decoders = [Decoder(open_raw(f, 1, ["cpu"])) for f in files]
     tokens = [np.array([PROMPT]) for _ in files]

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from graphprune.kernels.files import FORMATS
+from graphprune.kernels.formats.files import FORMATS
+from graphprune.kernels.formats.packed import FormatError, nbytes
 from graphprune.kernels.operators import linear
-from graphprune.kernels.packed import FormatError, nbytes
 
 SHAPES = {
     "Llama-7B qkv": (12288, 4096),

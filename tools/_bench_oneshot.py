@@ -29,7 +29,7 @@ from _bootstrap import ROOT
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from graphprune.program import Program
+    from graphprune.ir.torch.program import Program
 
 PARTS = ("cost", "memory")
 PASSES = {"sparsegpt": 2.2, "alps": 4.0, "wanda": 1.6}  # plain passes, at most
@@ -209,7 +209,7 @@ def _complete(settings: Settings) -> Settings:
 
 def _windows(settings: Settings) -> tuple[Tensor, Tensor]:
     """Calibration and evaluation windows: the first of each text, without special tokens."""
-    from graphprune.calibration import load_tokenizer, read_text
+    from graphprune.calibration.text.read import load_tokenizer, read_text
 
     tokenizer = load_tokenizer(Path(settings.model))
     found = []
@@ -234,9 +234,12 @@ def _pass(model: Any, windows: Tensor, clock: Clock) -> None:
 def _ours(settings: Settings, method: str) -> Measured:
     """Prune with graphprune, as `compile` does: new weights go to files, group by group."""
     import graphprune as gp
-    from graphprune.evaluate import perplexity
     from graphprune.frontends import load_traced
-    from graphprune.solvers import ALPS, SparseGPT, Unstructured, Wanda
+    from graphprune.passes.masks.alps import ALPS
+    from graphprune.passes.masks.sparsegpt import SparseGPT
+    from graphprune.passes.masks.wanda import Wanda
+    from graphprune.quality.perplexity import perplexity
+    from graphprune.solvers import Unstructured
     from graphprune.streaming import State
 
     calibration, evaluation = _windows(settings)
@@ -260,7 +263,7 @@ def _paper(settings: Settings, method: str) -> Measured:
     from _bench_oneshot_plain import prune
     from transformers import AutoModelForCausalLM
 
-    from graphprune.evaluate import perplexity
+    from graphprune.quality.perplexity import perplexity
 
     calibration, evaluation = _windows(settings)
     plain, pruning = Clock(), Clock()
@@ -280,7 +283,9 @@ def _billion(settings: Settings, method: str) -> Measured:
     """Prune a large model; new weights go to files, group by group."""
     import graphprune as gp
     from graphprune.frontends import load_traced
-    from graphprune.solvers import SparseGPT, Unstructured, Wanda
+    from graphprune.passes.masks.sparsegpt import SparseGPT
+    from graphprune.passes.masks.wanda import Wanda
+    from graphprune.solvers import Unstructured
     from graphprune.streaming import State
 
     solver = {"sparsegpt": SparseGPT, "wanda": Wanda}[method]()
@@ -303,8 +308,8 @@ def _billion(settings: Settings, method: str) -> Measured:
 
 def _write(program: Program, directory: Path) -> None:
     """Write all weights, one by one; unlike `Slim.save`, without trying the written model."""
-    from graphprune.emit.checkpoint import write_weights
-    from graphprune.streaming.memory import page_out
+    from graphprune.checkpoints.memory import page_out
+    from graphprune.checkpoints.writing import write_weights
 
     last: list[Tensor] = []
 

@@ -22,10 +22,9 @@ import onnxruntime
 import torch
 
 import graphprune as gp
-from graphprune.onnx_program import load_onnx
-from graphprune.passes.select import select
-from graphprune.timing import Speedup, in_words
-from graphprune.workload import traced_workload
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.passes.selection.select import select
+from graphprune.quality.timing import Speedup, in_words
 
 PLAN_BAR = 1.5  # seconds to plan and apply
 PROFILED = 15  # runs
@@ -84,7 +83,7 @@ def measure(case: Case, folder: Path, repeats: int, align: int) -> bool:
         slim = gp.apply(program, plan)
         slim.save(files[1])
     gp.verify(program, plan, files[1]).raise_if_failed()
-    call = traced_workload(program)
+    call = program.traced_workload()
     macs = [program.costs_at(call).total().macs, slim.cost_at(call).macs]
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
     print(f"\n{case.title}: {case.remove} removed")

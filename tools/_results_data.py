@@ -106,9 +106,10 @@ class Domains:
         """Compute a row."""
         if not row.target:
             return {"perplexities": self.dense}
-        from graphprune import apply, structured
-        from graphprune.evaluate import parameters
-        from graphprune.passes.select import select
+        from graphprune import apply
+        from graphprune.passes.repair import structured
+        from graphprune.passes.selection.select import select
+        from graphprune.quality.perplexity import parameters
 
         start = time.process_time()
         windows = self._calibration(row.method.removesuffix(" + reconstruct"))
@@ -135,7 +136,7 @@ class Domains:
         return dict(self._perplexities(self.program.module))
 
     def _perplexities(self, module: Any) -> list[tuple[str, float]]:
-        from graphprune.evaluate import perplexity
+        from graphprune.quality.perplexity import perplexity
 
         return [(name, perplexity(module, found).value) for name, found in self.windows.items()]
 
@@ -162,9 +163,9 @@ class Domains:
     def _calibration(self, sources: str) -> torch.Tensor:
         import torch
 
-        from graphprune.calibration import read_text
-        from graphprune.samples.generated import generate_windows
-        from graphprune.samples.order import alternate
+        from graphprune.calibration.generated import generate_windows
+        from graphprune.calibration.text.order import alternate
+        from graphprune.calibration.text.read import read_text
 
         parts = []
         for part in sources.split(" + "):
@@ -183,7 +184,7 @@ class Domains:
         return torch.cat(parts)[alternate([len(part) for part in parts], 0)]
 
     def _cut(self, text: str) -> torch.Tensor:
-        from graphprune.calibration import load_tokenizer, windows
+        from graphprune.calibration.text.read import load_tokenizer, windows
 
         return windows(load_tokenizer(self.model), text, length=LENGTH)
 

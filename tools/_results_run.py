@@ -46,7 +46,7 @@ class Bench:
         else:
             model, facts = self._written(self.program, {}), {}
         facts["seconds"] = round(time.process_time() - start, 1)
-        from graphprune.evaluate import parameters, perplexity
+        from graphprune.quality.perplexity import parameters, perplexity
 
         start = time.process_time()
         found = perplexity(model, self.test)
@@ -78,7 +78,7 @@ class Bench:
         return self._windows("test")
 
     def _windows(self, split: str) -> torch.Tensor:
-        from graphprune.calibration import load_tokenizer, read_text, windows
+        from graphprune.calibration.text.read import load_tokenizer, read_text, windows
 
         text = read_text(self.texts / f"{split}.txt")
         return windows(load_tokenizer(self.model), text, length=LENGTH, count=WINDOWS)
@@ -112,8 +112,8 @@ class Bench:
         return self._written(found.program, {}), facts
 
     def _narrow(self, row: Row) -> tuple[Any, dict[str, Any]]:
-        from graphprune import structured
-        from graphprune.frontends.biases import with_biases
+        from graphprune.frontends.hf.biases import with_biases
+        from graphprune.passes.repair import structured
 
         program, plan = self._chosen(row)
         repair = row.options["repair"]
@@ -127,8 +127,8 @@ class Bench:
 
     def _chosen(self, row: Row) -> tuple[Any, Any]:
         """The program whose weights a plan goes with, and the plan."""
-        from graphprune import structured
-        from graphprune.passes.select import select
+        from graphprune.passes.repair import structured
+        from graphprune.passes.selection.select import select
 
         goal, score = WIDTHS[row.target], row.options["score"]
         if (row.target, score) in self.chosen:
@@ -145,8 +145,8 @@ class Bench:
         return result
 
     def _shallow(self, row: Row) -> tuple[Any, dict[str, Any]]:
-        from graphprune.passes.select import select
-        from graphprune.structured import reconstruct
+        from graphprune.passes.repair.structured import reconstruct
+        from graphprune.passes.selection.select import select
 
         layers = max(len(s.blocks) for s in self.program.structures)
         key = row.target, row.options["score"]
@@ -169,7 +169,7 @@ class Bench:
         if name != "loss-greedy":
             return name
         if name not in self.scores:
-            from graphprune.passes.loss_greedy import LossGreedy
+            from graphprune.passes.scores.loss_greedy import LossGreedy
 
             self.scores[name] = Continued(LossGreedy(windows=SEARCHED), {})
         return self.scores[name]
@@ -181,7 +181,7 @@ class Bench:
         return graphprune.apply(program, plan).module
 
     def _score(self, name: str) -> Any:
-        from graphprune.passes import get_score
+        from graphprune.passes.scores import get_score
 
         if name not in self.scores:
             self.scores[name] = Remembered(get_score(name), {})
@@ -196,7 +196,7 @@ class Remembered:
     known: dict[str, Any]
 
     def score(self, program: Any, structures: Sequence[Any], inputs: Any) -> dict[str, Any]:
-        """See `graphprune.passes.score.Score`."""
+        """See `graphprune.passes.shared.score.Score`."""
         if any(s.name not in self.known for s in structures):
             roles = ("ffn", "kv_heads")
             every = [s for s in program.structures if s.prunable and s.role in roles]
@@ -212,11 +212,11 @@ class Continued:
     known: dict[str, Any]
 
     def score(self, program: Any, structures: Sequence[Any], inputs: Any) -> dict[str, Any]:
-        """See `graphprune.passes.score.Score`: only sets are asked for."""
+        """See `graphprune.passes.shared.score.Score`: only sets are asked for."""
         return {s.name: np.zeros((1, s.size)) for s in structures}
 
     def choose(self, program: Any, structure: Any, removable: Any, inputs: Any) -> Any:
-        """See `graphprune.passes.choice.Chooser`."""
+        """See `graphprune.passes.shared.choice.Chooser`."""
         if structure.name not in self.known:
             found = self.search.choose(program, structure, removable, inputs)
             self.known[structure.name] = found

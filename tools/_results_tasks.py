@@ -246,7 +246,7 @@ class Genera(Task):
         """Perplexity on other sequences."""
         from transformers import AutoModelForCausalLM
 
-        from graphprune.evaluate import perplexity
+        from graphprune.quality.perplexity import perplexity
 
         model = AutoModelForCausalLM.from_pretrained(output, trust_remote_code=False).eval()
         found = perplexity(model, self._sequences()[96:192])
@@ -308,8 +308,8 @@ class Tasks:
 
 def _reads_data(options: Mapping[str, Any]) -> bool:
     """Whether a row's recipe looks at data: what nothing reads is refused."""
-    from graphprune.data_readers import calibrates
-    from graphprune.recipe import Recipe
+    from graphprune.preflight.readers import calibrates
+    from graphprune.recipe.recipe import Recipe
 
     return calibrates(Recipe.parse(options))
 
@@ -321,7 +321,7 @@ def _compile(task: Task, recipe: Mapping[str, Any], target: Path) -> dict[str, A
     import yaml
     from typer.testing import CliRunner
 
-    from graphprune.cli import app
+    from graphprune.cli.app import app
 
     file = target.with_name("recipe.yaml")
     file.write_text(yaml.safe_dump(dict(recipe)), encoding="utf-8")

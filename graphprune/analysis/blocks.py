@@ -14,9 +14,9 @@ from functools import cached_property
 
 import networkx as nx
 
+from graphprune.analysis.structure import Block
 from graphprune.axes import Atom, atoms
 from graphprune.ops import Typing
-from graphprune.program import Block
 
 _OUTSIDE = ""  # reads what the model returns
 

@@ -23,7 +23,8 @@ from graphprune.axes import (
 )
 
 if TYPE_CHECKING:
-    from graphprune.program import BaseProgram, Block
+    from graphprune.analysis.facts import GraphFacts
+    from graphprune.analysis.structure import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Cost:
 
     Attributes:
         params: elements of all parameters, tied ones once.
-        macs: multiply-accumulates of one call; see `graphprune.workload` for its input.
+        macs: multiply-accumulates of one call; see `graphprune.analysis.workload` for its input.
         bytes: bytes of all parameters and persistent buffers, tied ones once, in the types that
             they are stored in. A file has some more: names, shapes, and what else its format says.
     """
@@ -62,7 +63,7 @@ class _Term:
 class CostModel:
     """Evaluates costs from kept counts, without touching a weight."""
 
-    def __init__(self, program: BaseProgram, sizes: Mapping[Atom, int] | None = None) -> None:
+    def __init__(self, program: GraphFacts, sizes: Mapping[Atom, int] | None = None) -> None:
         """Collect the terms of `program`.
 
         Args:
@@ -162,13 +163,13 @@ def _size(e: Expr, size_of: Callable[[Atom], int]) -> int:
         return e.size * math.prod(map(size_of, found)) // whole
 
 
-def _parameter_terms(program: BaseProgram) -> Iterable[_Term]:
+def _parameter_terms(program: GraphFacts) -> Iterable[_Term]:
     for one in program.stored():
         dims = program.typing.parameters[one.name]
         values = one.values if one.is_parameter else 0
         yield _Term(one.name, dims, params=values, bits=one.element_bits)
 
 
-def _contraction_terms(program: BaseProgram) -> Iterable[_Term]:
+def _contraction_terms(program: GraphFacts) -> Iterable[_Term]:
     for node, dims in program.typing.contractions:
         yield _Term(node, dims, macs=1)

@@ -10,7 +10,9 @@ from typing import Any
 import networkx as nx
 
 from graphprune.analysis.cost import CostModel
+from graphprune.analysis.facts import GraphFacts
 from graphprune.analysis.roles import assign_roles
+from graphprune.analysis.structure import Block, Structure
 from graphprune.axes import (
     Atom,
     Dims,
@@ -24,7 +26,6 @@ from graphprune.axes import (
     path_to,
 )
 from graphprune.ops import Typing
-from graphprune.program import BaseProgram, Block, Structure
 
 
 def dependency_graph(typing: Typing, aliases: Mapping[str, str]) -> nx.Graph[Any]:
@@ -39,7 +40,7 @@ def dependency_graph(typing: Typing, aliases: Mapping[str, str]) -> nx.Graph[Any
     return graph
 
 
-def find_structures(program: BaseProgram) -> tuple[Structure, ...]:
+def find_structures(program: GraphFacts, costs: CostModel) -> tuple[Structure, ...]:
     """All structures of `program`, prunable and frozen ones, then its stacks of layers."""
     typing = program.typing
     graph = dependency_graph(typing, program.aliases)
@@ -56,7 +57,6 @@ def find_structures(program: BaseProgram) -> tuple[Structure, ...]:
     stream = _stream(stacks, typing, program.residual_sums())
     roles = assign_roles(members, program.ranks, stream, typing)
     outer = _ragged(typing, program.aliases, members)
-    costs = program.costs
     least = _minima(typing)
     found = [
         _structure(atom, pairs, roles[atom], outer.get(atom), least.get(atom, 1), program, costs)
@@ -114,7 +114,7 @@ def _structure(
     role: str,
     within: Atom | None,
     minimum: int,
-    program: BaseProgram,
+    program: GraphFacts,
     costs: CostModel,
 ) -> Structure:
     typing, trainable = program.typing, program.trainable

@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 from graphprune.analysis.blocks import Flow, leaving
+from graphprune.analysis.cost import CostModel
+from graphprune.analysis.facts import GraphFacts
 from graphprune.analysis.repeats import between
+from graphprune.analysis.structure import Block, Structure
 from graphprune.axes import Atom, atoms
 from graphprune.ops import Typing
-from graphprune.program import BaseProgram, Block, Structure
 
 ATTENTION, MLP = "attention_blocks", "mlp_blocks"
 SUBLAYERS = (ATTENTION, MLP)
@@ -22,7 +24,7 @@ SUBLAYERS = (ATTENTION, MLP)
 _SUMS = ("Add", "Sum")  # of ONNX, where others do more than to add
 
 
-def find_sublayers(program: BaseProgram) -> tuple[Structure, ...]:
+def find_sublayers(program: GraphFacts, costs: CostModel) -> tuple[Structure, ...]:
     """The branches of a program's removable layers, where some layer has several.
 
     Units are the branches of one kind in a stack, in the order in which they run. What the rest of
@@ -45,7 +47,7 @@ def find_sublayers(program: BaseProgram) -> tuple[Structure, ...]:
             if branch is not None:
                 role = ATTENTION if _attends(program, branch, queries) else MLP
                 kinds[role].append(branch)
-        found += [_structure(program, stack, r, kinds[r]) for r in SUBLAYERS if r in kinds]
+        found += [_structure(costs, stack, r, kinds[r]) for r in SUBLAYERS if r in kinds]
     return tuple(found)
 
 
@@ -116,7 +118,7 @@ def _queries(typing: Typing) -> set[Atom]:
     return {a for e, role in typing.hints if role in ("qk_dim", "v_dim") for a in atoms(e)}
 
 
-def _attends(program: BaseProgram, branch: Block, queries: Collection[Atom]) -> bool:
+def _attends(program: GraphFacts, branch: Block, queries: Collection[Atom]) -> bool:
     """Whether a branch has parameters of queries, keys or values.
 
     The weights of chosen experts are multiplied like these, but are stacks of matrices; the axes
@@ -133,11 +135,9 @@ def _attends(program: BaseProgram, branch: Block, queries: Collection[Atom]) -> 
     return not own.isdisjoint(set(queries) - aside)
 
 
-def _structure(
-    program: BaseProgram, stack: Structure, role: str, branches: list[Block]
-) -> Structure:
+def _structure(costs: CostModel, stack: Structure, role: str, branches: list[Block]) -> Structure:
     blocks = tuple(Block(i, b.entry, b.exit, b.nodes, b.parameters) for i, b in enumerate(branches))
-    each = [program.costs.block(b) for b in blocks]
+    each = [costs.block(b) for b in blocks]
     members = dict.fromkeys((p, 0) for b in blocks for p in b.parameters)
     return Structure(
         name=f"{stack.name}/{role}",

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from graphprune.emit import pruned
+from graphprune.checkpoints import self_contained as pruned
 
 _COPIED = (
     "generation_config.json",

@@ -31,15 +31,16 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graphprune._version import __version__
-from graphprune.emit.builds import quiet
-from graphprune.emit.compare import evaluating
 from graphprune.emit.decoder_check import check
-from graphprune.emit.onnx import EXTERNAL_ABOVE, check_graph, convert
-from graphprune.emit.onnx_data import name_data
+from graphprune.emit.onnx import convert
 from graphprune.errors import EmitError
 from graphprune.files import replacing
-from graphprune.generation import PAST, PRESENT
-from graphprune.program import Program
+from graphprune.ir.onnx.external import name_data
+from graphprune.ir.onnx.files import EXTERNAL_ABOVE, check_graph
+from graphprune.ir.torch.program import Program
+from graphprune.rewrite.config.builds import quiet
+from graphprune.rewrite.module.compare import evaluating
+from graphprune.runtime.generation import PAST, PRESENT
 
 if TYPE_CHECKING:
     from graphprune.rewrite.slim import Slim
@@ -78,7 +79,7 @@ def precheck(program: Program) -> None:
 def save(slim: Slim, path: Path) -> None:
     """Write `slim` as an ONNX decoder; large weights go to a second file.
 
-    `graphprune.emit.onnx_data` names that one. bfloat16 weights are written as float32, the same
+    `graphprune.ir.onnx.external` names that one. bfloat16 weights are written as float32, the same
     values: ONNX Runtime has no kernels for bfloat16 on the CPU.
 
     Raises:

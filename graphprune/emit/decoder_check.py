@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from graphprune.emit.compare import rounding
 from graphprune.errors import EmitError, GraphPruneError
-from graphprune.generation import Decoder
+from graphprune.rewrite.module.compare import rounding
+from graphprune.runtime.generation import Decoder
 
 # ONNX Runtime's kernels round differently; relative to the largest logit.
 TOLERANCE = 1e-4

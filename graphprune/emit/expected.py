@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.emit.compare import EXACT, Example, deviation, rounding, run, run_exactly
-from graphprune.emit.reload import OWN
+from graphprune.rewrite.module.compare import EXACT, Example, deviation, rounding, run, run_exactly
+from graphprune.rewrite.module.reload import OWN
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Outputs of the slim module, under the names that `graphprune.emit.reload` gives them.
+    """Outputs of the slim module, by the names that `graphprune.rewrite.module.reload` gives.
 
     Attributes:
         inputs: What they are for.

@@ -21,19 +21,20 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PretrainedConfig
 
-from graphprune.emit import pruned, reload
-from graphprune.emit.builds import build_on_meta, quiet
-from graphprune.emit.checkpoint import write_weights
+from graphprune.checkpoints import self_contained as pruned
+from graphprune.checkpoints.own_code import auto_class, is_own
+from graphprune.checkpoints.patch import Patch, apply_patch, difference, named_tensors
+from graphprune.checkpoints.writing import write_weights
 from graphprune.emit.companions import copy_code, copy_companions
-from graphprune.emit.compare import evaluating
-from graphprune.emit.config import SolvedConfig, solve_config
 from graphprune.emit.expected import Expected
-from graphprune.emit.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.errors import EmitError
 from graphprune.files import replacing
 from graphprune.files.refusals import temporary_folder
 from graphprune.files.streams import opened
-from graphprune.frontends.own_code import auto_class, is_own
+from graphprune.rewrite.config.builds import build_on_meta, quiet
+from graphprune.rewrite.config.config import SolvedConfig, solve_config
+from graphprune.rewrite.module import reload
+from graphprune.rewrite.module.compare import evaluating
 
 PLAN = "graphprune_plan.json"
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from graphprune.emit.onnx_data import name_data
 from graphprune.errors import EmitError, VerifyError
 from graphprune.files import replacing
-from graphprune.randomness import noise_sources
+from graphprune.ir.onnx.external import name_data
+from graphprune.ir.onnx.files import EXTERNAL_ABOVE, check_graph
+from graphprune.ir.torch.randomness import noise_sources
 
 if TYPE_CHECKING:
     from graphprune.rewrite.slim import Slim
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 SMALL = 0.01
 """Smaller outputs are compared as if they were as large: probabilities are, of many classes."""
-# A protobuf file can't exceed 2 GiB; above this, weights go to a second file.
-EXTERNAL_ABOVE = 1 << 30
 
 
 def save(slim: Slim, path: Path) -> None:
-    """Write `slim` as ONNX; large weights go to a second file, see `graphprune.emit.onnx_data`.
+    """Write `slim` as ONNX; large weights go to a second file, see `graphprune.ir.onnx.external`.
 
     Dynamic dimensions stay dynamic. bfloat16 weights are written as float32, the same values: ONNX
     Runtime has no kernels for bfloat16 on the CPU. Inputs have the names of the traced arguments,
@@ -72,29 +70,12 @@ def check_noise(exported: ExportedProgram) -> None:
         )
 
 
-def check_graph(file: Path) -> None:
-    """Have ONNX's checker look at a file, with shape inference.
-
-    Raises:
-        EmitError: it finds something.
-    """
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except Exception as error:  # the checker has several
-        raise EmitError(
-            "the ONNX graph that was written is not valid",
-            where=file.name,
-            why=str(error).strip()[:500],
-            hint="please report this; the other formats are not affected",
-        ) from error
-
-
 def _runnable(slim: Slim) -> tuple[ExportedProgram, tuple[Any, Any]]:
     """The slim program and its example inputs in a type that ONNX Runtime computes in."""
     values = (n.meta.get("val") for n in slim.exported.graph.nodes if n.op == "placeholder")
     if not any(isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 for v in values):
         return slim.exported, slim.program.example
-    from graphprune.rounds import retrace
+    from graphprune.rewrite.retrace import retrace
 
     program = retrace(slim, torch.float32)
     return program.exported, program.example

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphprune.frontends.given import check_source, directory_of
-from graphprune.paths import is_factory, usable
+from graphprune.checkpoints.given import check_source, directory_of
+from graphprune.files.paths import is_factory, usable
 
 if TYPE_CHECKING:
-    from graphprune.program import BaseProgram, Program
+    from graphprune.analysis.program import BaseProgram
+    from graphprune.ir.torch.program import Program
 
 
 def load(
@@ -40,7 +41,7 @@ def load(
     """
     path = usable(source)
     if path.suffix == ".onnx" and weights is None:
-        from graphprune.onnx_program import load_onnx
+        from graphprune.frontends.onnx.load import load_onnx
 
         return load_onnx(path)
     return load_traced(source, weights, trust=trust, allow_unused_weights=allow_unused_weights)
@@ -64,10 +65,10 @@ def load_traced(
 
         return load_factory(str(source), weights)
     if Path(source).suffix == ".pt2":
-        from graphprune.frontends.pt2 import load_pt2
+        from graphprune.frontends.pt2.read import load_pt2
 
         return load_pt2(Path(source), trust=trust)
-    from graphprune.frontends.hf import load_checkpoint
+    from graphprune.frontends.hf.load import load_checkpoint
 
     found = directory_of(source, trust=trust)
     return load_checkpoint(found, trust=trust, allow_unused_weights=allow_unused_weights)

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import LoadError
 from graphprune.exclusive import one_at_a_time
-from graphprune.frontends.module import trace, unwrap
-from graphprune.paths import usable
-from graphprune.program import Program
+from graphprune.files.paths import usable
+from graphprune.frontends.tracing.trace import trace, unwrap
+from graphprune.ir.torch.program import Program
 
 _RESULTS = "a module, (module, args[, kwargs[, dynamic_shapes]]) or a graphprune.Program"
 
@@ -174,14 +174,14 @@ def _traced(made: Any, source: str, weights: str | Path | None) -> Program:
         )
     module = unwrap(parts[0])
     if weights is not None:
-        from graphprune.frontends.weights import fill
+        from graphprune.checkpoints.weights import fill
 
         fill(module, usable(weights))
     if len(parts) > 1:
         return trace(module, *(_beside(module, part) for part in parts[1:3]), *parts[3:])
     example = getattr(module, "example_inputs", None)
     if example is None and _is_transformers(module):
-        from graphprune.frontends.hf import trace_model
+        from graphprune.frontends.hf.load import trace_model
 
         if module.training:
             trace(module)  # raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from graphprune.frontends.pt2 import from_exported
+from graphprune.frontends.pt2.read import from_exported
 from graphprune.integrations.goal import Choice, carry_out, settle
 
 

@@ -9,14 +9,17 @@ from typing import TypeAlias, overload
 
 import torch
 
-from graphprune.compiler import choose
+from graphprune.analysis.program import BaseProgram
 from graphprune.errors import RecipeError
-from graphprune.onnx_program import OnnxProgram, SlimOnnx
-from graphprune.plan import Plan
-from graphprune.program import BaseProgram, Program
-from graphprune.pruning import apply, verify
-from graphprune.recipe import Recipe
+from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.ir.torch.program import Program
+from graphprune.oracle.verify import verify
+from graphprune.pipeline.compiler import choose
+from graphprune.plan.plan import Plan
+from graphprune.recipe.recipe import Recipe
+from graphprune.rewrite.apply import apply
 from graphprune.rewrite.slim import Slim
+from graphprune.rewrite.slim_onnx import SlimOnnx
 
 Choice: TypeAlias = Plan | Recipe | Mapping[str, object] | str | Path
 """A plan, a recipe, its plain data, or the path of a recipe in YAML."""

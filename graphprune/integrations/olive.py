@@ -13,15 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from graphprune.compiler import compile
-from graphprune.emit.onnx_data import data_files
+from graphprune.analysis.structure import Structure
 from graphprune.errors import LoadError
 from graphprune.files import write_text
+from graphprune.frontends.onnx.load import load_onnx
 from graphprune.integrations.goal import carry_out, settle
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.plan import rows_of
-from graphprune.program import Structure
-from graphprune.recipe import Recipe
+from graphprune.ir.onnx.external import data_files
+from graphprune.pipeline.compiler import compile
+from graphprune.plan.kept import rows_of
+from graphprune.recipe.recipe import Recipe
+from graphprune.rewrite.slim_onnx import SlimOnnx
 
 try:
     from olive.common.hf.io_config.io_resolver import get_aliases, resolve_alias

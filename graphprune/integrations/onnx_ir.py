@@ -8,9 +8,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CheckerPass
 
 from graphprune.errors import LoadError
-from graphprune.frontends.onnx import adopt_onnx
+from graphprune.frontends.onnx.load import adopt
+from graphprune.frontends.onnx.read import adopt_onnx
 from graphprune.integrations.goal import Choice, carry_out, settle
-from graphprune.onnx_program import adopt
 
 _PRUNED_BY = "graphprune.pruned_by"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from graphprune.axes import UNIT, Atom, Dims, Expr, Reason, atoms, freeze, product, unify
 from graphprune.axes.expr import IntArray
-from graphprune.ops.points import Points
+from graphprune.ops.index_types import Points
 
 
 class Size(NamedTuple):

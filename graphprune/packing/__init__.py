@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from graphprune.emit.places import place_of
 from graphprune.errors import EmitError, LoadError
 from graphprune.files import claimed
+from graphprune.files.paths import usable
 from graphprune.files.refusals import refused
 from graphprune.files.sources import reading
 from graphprune.packing.report import Layer, Packing
-from graphprune.packing.weights import AUTO, check_tokens
-from graphprune.paths import usable
-from graphprune.places import place_of
+from graphprune.runtime.formats import AUTO, check_tokens
 
 Progress = Callable[[str], None]
 

@@ -20,9 +20,12 @@ import torch
 from graphprune.errors import EmitError
 from graphprune.files import Claim
 from graphprune.files.refusals import check_space
-from graphprune.frontends.onnx import read_onnx
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.frontends.onnx.read import read_onnx
+from graphprune.ir.onnx.files import data_of, write_checked
+from graphprune.ir.onnx.tensors import weight_bytes
 from graphprune.kernels.choose import DENSE, Table
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.formats.packed import nbytes
 from graphprune.kernels.onnx_function import (
     DOMAIN,
     INPUTS,
@@ -32,12 +35,9 @@ from graphprune.kernels.onnx_function import (
     function,
     initializers,
 )
-from graphprune.kernels.packed import nbytes
-from graphprune.onnx_program import data_of, write_checked
-from graphprune.onnx_tensors import weight_bytes
 from graphprune.packing.onnx_timing import faster
 from graphprune.packing.report import Layer, Packing
-from graphprune.packing.weights import AUTO, check_format
+from graphprune.runtime.formats import AUTO, check_format
 
 _ABOVE = 1 << 30  # bytes of weights that go to a second file
 

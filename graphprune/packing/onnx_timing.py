@@ -10,11 +10,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.files.refusals import temporary_folder
+from graphprune.ir.onnx.ort import open_raw
 from graphprune.kernels import native
-from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, MARGIN, Setting, Table
+from graphprune.kernels.formats.bitmap import Bitmap
 from graphprune.kernels.onnx_function import function, initializers, node, opset_imports
-from graphprune.ort import open_raw
 
 _COLD = 128 << 20  # bytes of dense weights in a model, more than a last-level cache
 _TURNS = 9

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.evaluate import (
+from graphprune.quality.intervals import mean_estimate, ratio_estimate
+from graphprune.quality.perplexity import (
     Perplexity,
     batches,
     check_causal,
@@ -18,7 +19,6 @@ from graphprune.evaluate import (
     perplexity_of,
     window_losses,
 )
-from graphprune.quality.intervals import mean_estimate, ratio_estimate
 from graphprune.quality.result import Comparison
 
 
@@ -35,7 +35,8 @@ def compare(dense: Callable[..., Any], slim: Callable[..., Any], windows: Tensor
     """Measure two causal language models on the same windows.
 
     Args:
-        dense: called with ``input_ids=[batch, length]``; see `graphprune.evaluate.perplexity`.
+        dense: called with ``input_ids=[batch, length]``; see
+            `graphprune.quality.perplexity.perplexity`.
         slim: likewise.
         windows: int64 ``[count, length]``, of two tokens or more. The first of each is context
             only, here as in agreement and divergence.

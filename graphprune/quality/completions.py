@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.evaluate import logits_of
-from graphprune.tokenising import begin_token
+from graphprune.calibration.text.tokenising import begin_token
+from graphprune.quality.perplexity import logits_of
 
 PROMPTS = ("Water boils when", "The old man opened the door and")
 """One of facts and one of a story: neither suits one model or one text."""

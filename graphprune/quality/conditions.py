@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphprune.errors import ConditionError, EvaluationError, RecipeError
-from graphprune.recipe_values import nearest, parse_number
+from graphprune.options import nearest, parse_number
 
 if TYPE_CHECKING:
+    from graphprune.quality.measures import Measures
     from graphprune.quality.result import Quality
-    from graphprune.report import Measures
 
 QUALITY = ("perplexity", "agreement", "kl")
 """Of the text on which the slim model does worst."""

@@ -10,7 +10,7 @@ from graphprune.quality.result import Completion, Estimate, Quality
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphprune.report import Measures
+    from graphprune.quality.measures import Measures
 
 _LINE = 160
 """Characters of a completion that are shown."""

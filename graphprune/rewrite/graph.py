@@ -15,13 +15,13 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from graphprune.analysis.constants import asks_for_values
-from graphprune.analysis.infer import source_line
 from graphprune.axes import Dims, Keep, count
 from graphprune.errors import GraphPruneError
 from graphprune.exclusive import one_at_a_time
-from graphprune.plan import Selection
-from graphprune.program import Program
+from graphprune.ir.torch.constants import asks_for_values
+from graphprune.ir.torch.infer import source_line
+from graphprune.ir.torch.program import Program
+from graphprune.plan.plan import Selection
 from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled, rule_of
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -209,7 +209,7 @@ def check_shapes(
         program: the dense program.
         selection: what stays.
         shapes: shape of every parameter placeholder, by its name in the graph.
-        known: values that follow from constants, by name; see `graphprune.analysis.constants`.
+        known: values that follow from constants, by name; see `graphprune.ir.torch.constants`.
 
     Raises:
         GraphPruneError: an operator fails, or a shape differs from what the axes say (a fault of

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
 
 from graphprune.axes import Expr
-from graphprune.rewrite.onnx_edit import set_attribute
-
-if TYPE_CHECKING:
-    from graphprune.rewrite.onnx import Call
+from graphprune.ir.onnx.edit import set_attribute
+from graphprune.rewrite.onnx_rewriter import Call, SizeRule
 
 DOMAIN = "com.microsoft."
-SizeRule: TypeAlias = "Callable[[Call], None]"
 
 # By operator, with its domain where that isn't ONNX's own.
 CONTRIB: dict[str, SizeRule] = {}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from graphprune.analysis.onnx_scopes import rename_modules
-from graphprune.program import Block
-from graphprune.rewrite.onnx_edit import Editor
+from graphprune.analysis.structure import Block
+from graphprune.ir.onnx.edit import Editor
+from graphprune.ir.onnx.scopes import rename_modules
 from graphprune.rewrite.renumber import Shifts, shifted
 
 

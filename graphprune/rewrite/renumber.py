@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphprune.plan import Selection
-from graphprune.program import BaseProgram
+from graphprune.analysis.program import BaseProgram
+from graphprune.plan.plan import Selection
 
 Shifts = Mapping[str, Mapping[int, int]]
 

@@ -32,7 +32,7 @@ from graphprune.axes import (
     touched,
 )
 from graphprune.ops import Typing
-from graphprune.ops.pointwise import axes_of
+from graphprune.ops.families.pointwise import axes_of
 from graphprune.plugins import SIZES, plugins
 
 Arguments = dict[str, Any]

@@ -19,15 +19,15 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from graphprune.analysis.constants import known_values
 from graphprune.analysis.cost import Cost
-from graphprune.analysis.layers import module_path
-from graphprune.analysis.liveness import live_nodes
 from graphprune.axes import count
 from graphprune.errors import EmitError
 from graphprune.exclusive import one_at_a_time
-from graphprune.plan import Plan, Selection
-from graphprune.program import Program
+from graphprune.ir.torch.constants import known_values
+from graphprune.ir.torch.flow import module_path
+from graphprune.ir.torch.liveness import live_nodes
+from graphprune.ir.torch.program import Program
+from graphprune.plan.plan import Plan, Selection
 from graphprune.rewrite.graph import (
     check_shapes,
     graph_constants,
@@ -38,8 +38,8 @@ from graphprune.rewrite.renumber import shifted, shifts_of
 from graphprune.rewrite.weights import SlicedWeights
 
 if TYPE_CHECKING:
-    from graphprune.emit.judge import Judge
-    from graphprune.workload import Workload
+    from graphprune.analysis.workload import Workload
+    from graphprune.rewrite.module.judge import Judge
 
 Format = Literal["hf", "pt2", "onnx", "onnx-decoder"]
 _WRITERS = {"onnx-decoder": "decoder"}
@@ -220,7 +220,7 @@ class Slim:
     @cached_property
     def module(self) -> torch.nn.Module:
         """The slim model as a module with the signature of the source; see `form`."""
-        from graphprune.emit.module import build
+        from graphprune.rewrite.module.module import build
 
         return build(self)
 
@@ -236,7 +236,7 @@ class Slim:
     @cached_property
     def judge(self) -> Judge:
         """What other forms of the slim model are compared with."""
-        from graphprune.emit.judge import Judge
+        from graphprune.rewrite.module.judge import Judge
 
         return Judge(self)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from graphprune.axes import BoolArray, indices, mask, touched
-from graphprune.plan import Selection
-from graphprune.program import Program
+from graphprune.ir.torch.program import Program
+from graphprune.plan.plan import Selection
 
 
 class SlicedWeights(Mapping[str, torch.Tensor]):

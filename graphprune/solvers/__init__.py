@@ -5,25 +5,15 @@ A solver is a frozen dataclass whose fields are its options, with a method
 kept; sparsity is the fraction removed.
 """
 
-from graphprune.solvers.alps import ALPS
 from graphprune.solvers.budget import outlier_ratio, owl, uniform
-from graphprune.solvers.dsnot import DSnoT
-from graphprune.solvers.magnitude import Magnitude
 from graphprune.solvers.pattern import NM, Given, Pattern, Unstructured, strips
 from graphprune.solvers.refit import Reconstruct
-from graphprune.solvers.ria import RIA
 from graphprune.solvers.solved import Solved, Solver, relative_error
-from graphprune.solvers.sparsegpt import SparseGPT
 from graphprune.solvers.statistic import Moments, Norms, SecondMoment, Statistic
-from graphprune.solvers.wanda import Wanda
 
 __all__ = [
-    "ALPS",
     "NM",
-    "RIA",
-    "DSnoT",
     "Given",
-    "Magnitude",
     "Moments",
     "Norms",
     "Pattern",
@@ -31,10 +21,8 @@ __all__ = [
     "SecondMoment",
     "Solved",
     "Solver",
-    "SparseGPT",
     "Statistic",
     "Unstructured",
-    "Wanda",
     "outlier_ratio",
     "owl",
     "relative_error",

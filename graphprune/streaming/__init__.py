@@ -7,15 +7,17 @@ new = stream(program, sites, samples, treatment)
 pruned = apply_weights(program, new)
 """
 
-from graphprune.streaming.data import Batch, default_window, text_windows
-from graphprune.streaming.held import Held
-from graphprune.streaming.layout import Bank, Convolution, Experts, Layout, Matrix
-from graphprune.streaming.observer import Observer
-from graphprune.streaming.programs import apply_weights, batches, find_sites, in_streams, stream
-from graphprune.streaming.run import Step, Treatment
-from graphprune.streaming.sites import Group, Site, Sites
-from graphprune.streaming.state import State
-from graphprune.streaming.weights import TreatedWeights
+from graphprune.calibration.batches import Batch
+from graphprune.calibration.programs import batches
+from graphprune.calibration.tokens import text_windows
+from graphprune.streaming.core.cache import Held
+from graphprune.streaming.core.checkpoint import State
+from graphprune.streaming.core.layout import Bank, Convolution, Experts, Layout, Matrix
+from graphprune.streaming.core.observer import Observer
+from graphprune.streaming.core.sites import Group, Site, Sites
+from graphprune.streaming.core.weights import TreatedWeights
+from graphprune.streaming.programs import apply_weights, find_sites, in_streams, stream
+from graphprune.streaming.torch.run import Step, Treatment
 
 __all__ = [
     "Bank",
@@ -35,7 +37,6 @@ __all__ = [
     "Treatment",
     "apply_weights",
     "batches",
-    "default_window",
     "find_sites",
     "in_streams",
     "stream",

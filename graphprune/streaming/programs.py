@@ -5,37 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.inputs import inputs_of
-from graphprune.onnx_program import OnnxProgram
-from graphprune.plan import Selection
-from graphprune.program import BaseProgram, Program
-from graphprune.streaming import data as torch_data
-from graphprune.streaming import run as torch_run
-from graphprune.streaming import sites as torch_sites
-from graphprune.streaming import weights as torch_weights
-from graphprune.streaming.data import Batch
-from graphprune.streaming.held import Held
-from graphprune.streaming.onnx_data import onnx_batches
-from graphprune.streaming.onnx_run import stream_onnx
-from graphprune.streaming.onnx_sites import find_onnx_sites
-from graphprune.streaming.onnx_sums import summands
-from graphprune.streaming.run import Step, Treatment
-from graphprune.streaming.schedule import Schedule
-from graphprune.streaming.sites import Sites
-from graphprune.streaming.state import State
-from graphprune.streaming.weights import TreatedWeights, fitting
+from graphprune.analysis.program import BaseProgram
+from graphprune.calibration.batches import Batch
+from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.ir.torch.program import Program
+from graphprune.plan.plan import Selection
+from graphprune.streaming.core import weights as torch_weights
+from graphprune.streaming.core.cache import Held
+from graphprune.streaming.core.checkpoint import State
+from graphprune.streaming.core.sites import Sites
+from graphprune.streaming.core.weights import TreatedWeights, fitting
+from graphprune.streaming.onnx.run import stream_onnx
+from graphprune.streaming.onnx.sites import find_onnx_sites
+from graphprune.streaming.onnx.sums import summands
+from graphprune.streaming.torch import run as torch_run
+from graphprune.streaming.torch import sites as torch_sites
+from graphprune.streaming.torch.run import Step, Treatment
+from graphprune.streaming.torch.schedule import Schedule
 
 Some = TypeVar("Some", bound=BaseProgram)
-
-_TOKENS = 2048
-"""Tokens of a batch, about: more don't make its products quicker."""
-
-_FEWEST = 16
-"""Batches that there are at least, as far as there are samples: repairs compare halves of them."""
 
 
 def find_sites(
@@ -45,25 +36,10 @@ def find_sites(
     *,
     every: bool = False,
 ) -> Sites:
-    """Find where weights are applied; see `graphprune.streaming.sites.find_sites`."""
+    """Find where weights are applied; see `graphprune.streaming.torch.sites.find_sites`."""
     if isinstance(program, OnnxProgram):
         return find_onnx_sites(program, include, exclude, every=every)
     return torch_sites.find_sites(_traced(program), include, exclude, every=every)
-
-
-def batches(program: BaseProgram, data: Any, batch: int | None = None) -> list[Batch]:
-    """Samples in the form that a program takes.
-
-    See `graphprune.streaming.data.batches`, and `graphprune.streaming.onnx_data.onnx_batches`.
-    Without `batch`, windows of tokens go through together, the more the shorter they are.
-    """
-    if callable(data) and not isinstance(data, Tensor | Mapping | Batch | np.ndarray):
-        data = data()
-    if batch is None:
-        batch = _suited(program, data)
-    if isinstance(program, OnnxProgram):
-        return onnx_batches(program, data, batch)
-    return torch_data.batches(_traced(program), data, batch)
 
 
 def in_streams(program: BaseProgram, sites: Sites) -> frozenset[str]:
@@ -81,22 +57,6 @@ def in_streams(program: BaseProgram, sites: Sites) -> frozenset[str]:
     )
 
 
-def _suited(program: BaseProgram, data: Any) -> int:
-    """How many samples to run at a time: a call of an operator costs more than a few rows do."""
-    tensors = list(data.values()) if isinstance(data, Mapping) else [data]
-    shapes = {tuple(getattr(t, "shape", ())) for t in tensors}
-    if len(shapes) != 1 or any(i.shape[:1] != (None,) for i in inputs_of(program)):
-        return 1
-    (shape,) = shapes
-    if len(shape) != 2 or any("int" not in str(t.dtype) for t in tensors):
-        return 1
-    count, length = shape
-    most = max(1, min(_TOKENS // max(length, 1), count // _FEWEST))
-    # A rest would be of another size: halves of the samples wouldn't be equal, and some runs take
-    # one size only.
-    return max(size for size in range(1, most + 1) if count % size == 0)
-
-
 def stream(
     program: BaseProgram,
     sites: Sites,
@@ -112,7 +72,7 @@ def stream(
 ) -> TreatedWeights:
     """Treat the weights of a program, each with statistics of the samples.
 
-    See `graphprune.streaming.run.stream`, and for what differs `onnx_run.stream_onnx`.
+    See `graphprune.streaming.torch.run.stream`, and for what differs `onnx_run.stream_onnx`.
     """
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -128,7 +88,7 @@ def stream(
 
 
 def apply_weights(program: Some, new: Mapping[str, Tensor]) -> Some:
-    """A program with some weights exchanged; see `graphprune.streaming.weights.apply_weights`."""
+    """A program with some weights exchanged, of the types and shapes of the old ones."""
     if isinstance(program, OnnxProgram):
         return program.with_weights(fitting(program, new))  # type: ignore[return-value]
     return torch_weights.apply_weights(_traced(program), new)  # type: ignore[return-value]

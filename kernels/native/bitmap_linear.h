@@ -1,4 +1,4 @@
-// Products of tokens with a weight in the format `bitmap` (kernels/bitmap.py), on the CPU.
+// Products of tokens with a weight in the format `bitmap` (kernels/formats/bitmap.py), on the CPU.
 //
 //     y[t, n] = bias[n] + sum over k of x[t, k] * W[n, k]
 //

@@ -19,9 +19,9 @@ namespace graphprune {
 namespace cuda {
 namespace {
 
-constexpr int kManifestFormat = 1;  // FORMAT in kernels/prebuilt.py
+constexpr int kManifestFormat = 1;  // FORMAT in kernels/gpu/prebuilt.py
 constexpr int kPlainShared = 48 * 1024;  // bytes that a kernel gets without asking
-// Names in the kernel (kernels/bitmap_triton.py), in the order of Parameter.
+// Names in the kernel (kernels/gpu/bitmap_triton.py), in the order of Parameter.
 const char* const kNames[kParameters] = {"x_ptr",      "words_ptr",    "offsets_ptr", "before_ptr",
                                          "values_ptr", "partials_ptr", "M",           "N",
                                          "K",          "stride"};

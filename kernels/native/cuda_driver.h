@@ -1,7 +1,7 @@
 // CUDA's driver, opened when it is needed, and the cubins that stand beside the library.
 //
 // Neither CUDA's headers nor its libraries are needed to build: the driver's interface is stable,
-// and libcuda.so.1 comes with every driver. kernels/prebuilt.py writes the cubins.
+// and libcuda.so.1 comes with every driver. kernels/gpu/prebuilt.py writes the cubins.
 
 #ifndef GRAPHPRUNE_CUDA_DRIVER_H
 #define GRAPHPRUNE_CUDA_DRIVER_H
@@ -76,7 +76,7 @@ Error open(const Driver** driver);
 enum Parameter { kX, kWords, kOffsets, kBefore, kValues, kY, kTokens, kRows, kColumns, kStride };
 constexpr int kParameters = 10, kMostExtra = 6;
 
-// A line of the manifest; see `Variant` of kernels/prebuilt.py.
+// A line of the manifest; see `Variant` of kernels/gpu/prebuilt.py.
 struct Cubin {
   std::string file, architecture, entry;
   int32_t type = 0;  // a graphprune_type

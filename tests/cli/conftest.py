@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import graphprune.compiler
+import graphprune.pipeline.compiler
 from cli.helpers import CYCLE, LETTERS, Result, teach
-from graphprune import cli
+from graphprune.cli import app as cli
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model without a quarter of its ffn and one key-value head of three, in all formats."""
     output = tmp_path_factory.mktemp("compiled") / "slim"
-    graphprune.compiler.compile(
+    graphprune.pipeline.compiler.compile(
         str(dense),
         {
             "remove": {"ffn": 0.25, "kv_heads": "1/3"},

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import graphprune.compiler
+import graphprune.pipeline.compiler
 from cli.helpers import LETTERS, Result, tree
 
 
@@ -187,7 +187,9 @@ def test_a_ruined_language_model_is_said_to_be_one(tmp_path: Path, dense: Path) 
             "score": "random",
             "calibration": {"text": list(map(str, texts)), "windows": 4, "length": 32},
         }
-        report = graphprune.compiler.compile(str(taught), recipe, tmp_path / f"without {fraction}")
+        report = graphprune.pipeline.compiler.compile(
+            str(taught), recipe, tmp_path / f"without {fraction}"
+        )
         dense_text, slim_text = report.before.perplexity, report.after.perplexity
         assert dense_text is not None
         assert slim_text is not None

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from cli.helpers import Result, check_failure, compile_broken, tree
-from graphprune.generation import generate
+from graphprune.runtime.generation import generate
 
 pytest.importorskip("onnxruntime")
 

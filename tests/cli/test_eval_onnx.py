@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from cli.helpers import Result, check_failure
-from graphprune.compiler import compile as gp_compile
+from graphprune.pipeline.compiler import compile as gp_compile
 from onnx_graphs import graph, weights, written
 
 WIDTH = 64

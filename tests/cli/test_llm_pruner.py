@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import graphprune as gp
-from graphprune.compiler import choose
-from graphprune.recipe import Recipe
+from graphprune.pipeline.compiler import choose
+from graphprune.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

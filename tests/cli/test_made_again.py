@@ -19,7 +19,7 @@ from torch import nn
 
 import graphprune as gp
 from cli.helpers import CYCLE, Result, check_failure, tree
-from graphprune.recipe import Recipe
+from graphprune.recipe.recipe import Recipe
 from onnx_graphs import graph, weights
 
 TEXT = "g (float[N,20] x) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, c) }"
@@ -234,7 +234,7 @@ def test_verify_tells_that_the_model_has_changed(
 
 @pytest.mark.parametrize("kind", ["text", "directory"])
 def test_data_by_its_content(tmp_path: Path, kind: str) -> None:
-    from graphprune.digests import data_digest
+    from graphprune.report.digests import data_digest
 
     if kind == "text":
         from pydoc_data.topics import topics

@@ -21,7 +21,7 @@ SECONDS = 2.0
 
 _DRIVER = """
 import os, sys
-from graphprune.cli import main
+from graphprune.cli.app import main
 try:
     main(sys.argv[2:])
 finally:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from cli.helpers import check_failure, tree
-from graphprune.generation import generate
+from graphprune.runtime.generation import generate
 
 
 @pytest.fixture(scope="module")

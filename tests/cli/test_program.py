@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-import graphprune.compiler
+import graphprune.pipeline.compiler
 from cli.helpers import Result, tree
-from graphprune import _version, cli
+from graphprune import _version
+from graphprune.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "graphprune.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "graphprune", *arguments]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
     return subprocess.run(
@@ -33,7 +34,7 @@ def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["compile", "--help"]])
 def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from graphprune.cli import main\n"
+        "import sys; from graphprune.cli.app import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
@@ -79,7 +80,7 @@ def test_an_unexpected_exception_is_a_short_message(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(graphprune.compiler, "compile", broken)
+    monkeypatch.setattr(graphprune.pipeline.compiler, "compile", broken)
     command = ("compile", str(dense), "-o", str(tmp_path / "y"), "--remove", "ffn=0.5")
     result = run(*command)
     assert result.code == 1
@@ -113,14 +114,14 @@ def test_a_signal_that_a_callback_swallows_stops_the_next_stage(
         progress("two")
         reached.append("two")
 
-    monkeypatch.setattr(graphprune.compiler, "compile", deaf)
+    monkeypatch.setattr(graphprune.pipeline.compiler, "compile", deaf)
     assert run("compile", dense, "-o", tmp_path / "y", "--remove", "ffn=0.5").code == code
     assert reached == ["one"]
 
 
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", "from graphprune.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from graphprune.cli.app import main; main()", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
         try:
             yield child

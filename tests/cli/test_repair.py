@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from cli.helpers import Result, check_failure
-from graphprune.amounts import REPAIRS
-from graphprune.recipe import Recipe
-from graphprune.samples import calibration_samples
-from graphprune.structured import obs
+from graphprune.calibration import calibration_samples
+from graphprune.calibration.sources.amounts import REPAIRS
+from graphprune.passes.repair.structured import obs
+from graphprune.recipe.recipe import Recipe
 
 Run = Callable[..., Result]
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import graphprune.compiler
+import graphprune.pipeline.compiler
 from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
 from graphprune.errors import VerifyError
 from plan_files import units
@@ -54,7 +54,7 @@ def recipe(tmp_path: Path, cycles: Path) -> Callable[[str], Path]:
 
 @contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", "from graphprune.cli import main; main()"]
+    command = [sys.executable, "-c", "from graphprune.cli.app import main; main()"]
     with subprocess.Popen(
         [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as child:
@@ -435,7 +435,7 @@ def test_a_failure_keeps_what_was_done_for_the_same_run(
         raise VerifyError("the model is not what it should be")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphprune.compiler, "verify", broken)
+        patch.setattr(graphprune.pipeline.compiler, "verify", broken)
         result = run(*command)
     check_failure(result, "not what it should be", "8 groups are done", "--resume")
     assert "looking for the layers' budgets: group 8 of 8" in result.err

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.emit.judge import Judge
-from graphprune.emit.module import build
-from graphprune.emit.patch import named_tensors
-from graphprune.frontends.hf import traceable
-from graphprune.program import Source
+from graphprune.checkpoints.patch import named_tensors
+from graphprune.frontends.hf.load import traceable
+from graphprune.ir.torch.program import Source
+from graphprune.rewrite.module.judge import Judge
+from graphprune.rewrite.module.module import build
 
 
 @dataclass

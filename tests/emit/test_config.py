@@ -27,8 +27,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from graphprune.emit.config import cut_layers, solve_config
-from graphprune.emit.patch import named_tensors
+from graphprune.checkpoints.patch import named_tensors
+from graphprune.rewrite.config.config import cut_layers, solve_config
 
 DECODER: dict[str, Any] = {
     "hidden_size": 64,

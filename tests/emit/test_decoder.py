@@ -19,9 +19,9 @@ from torch import nn
 import graphprune as gp
 from graphprune.emit import decoder
 from graphprune.errors import EmitError, EvaluationError, LoadError
-from graphprune.frontends.hf import trace_model
-from graphprune.generation import Decoder, generate
-from graphprune.masked import run_masked
+from graphprune.frontends.hf.load import trace_model
+from graphprune.oracle.masked import run_masked
+from graphprune.runtime.generation import Decoder, generate
 from zoo import decoders
 from zoo.case import randomise
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from graphprune.emit.exactly import Exactly
-from graphprune.emit.reload import Widened, run_widened
+from graphprune.rewrite.module.exactly import Exactly
+from graphprune.rewrite.module.reload import Widened, run_widened
 
 
 class Numbers(nn.Module):

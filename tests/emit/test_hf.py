@@ -26,10 +26,12 @@ from transformers import (
 )
 
 from emit.fakes import blocks, fake_slim, zeroed
-from graphprune.emit import checkpoint, hf, pruned
-from graphprune.emit.checkpoint import write_weights
+from graphprune.checkpoints import self_contained as pruned
+from graphprune.checkpoints import writing as checkpoint
+from graphprune.checkpoints.patch import named_tensors
+from graphprune.checkpoints.writing import write_weights
+from graphprune.emit import hf
 from graphprune.emit.hf import precheck, save
-from graphprune.emit.patch import named_tensors
 from graphprune.errors import EmitError, LoadError
 
 IDS = {"input_ids": torch.arange(3, 25).reshape(2, 11)}

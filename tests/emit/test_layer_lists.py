@@ -12,8 +12,8 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from graphprune.emit.config import cut_layers, solve_config
-from graphprune.emit.patch import Patch, apply_patch, named_tensors
+from graphprune.checkpoints.patch import Patch, apply_patch, named_tensors
+from graphprune.rewrite.config.config import cut_layers, solve_config
 
 SIZES = {
     "hidden_size": 32,

@@ -12,10 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from emit.fakes import blocks, fake_slim, zeroed
-from graphprune.emit.attributes import find_patch
-from graphprune.emit.compare import deviation, run
-from graphprune.emit.module import assign, build
-from graphprune.emit.patch import (
+from graphprune.checkpoints.patch import (
     Patch,
     apply_patch,
     difference,
@@ -24,6 +21,9 @@ from graphprune.emit.patch import (
     slim_name,
 )
 from graphprune.errors import EmitError
+from graphprune.rewrite.module.attributes import find_patch
+from graphprune.rewrite.module.compare import deviation, run
+from graphprune.rewrite.module.module import assign, build
 
 IDS = {"input_ids": torch.arange(3, 25).reshape(2, 11)}
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.emit import hf, pruned
-from graphprune.emit.config import SolvedConfig
+from graphprune.checkpoints import self_contained as pruned
+from graphprune.emit import hf
 from graphprune.emit.hf import precheck
-from graphprune.emit.search import Verdict, best_first
+from graphprune.rewrite.config.config import SolvedConfig
+from graphprune.rewrite.config.search import Verdict, best_first
 from zoo import decoders, vision
 from zoo.case import check
 from zoo.pretrained import Pretrained

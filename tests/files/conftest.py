@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from files.small import TEXT
-from graphprune import onnx_program
+from graphprune.ir.onnx import files as onnx_files
 from onnx_graphs import graph, weights
 
 
@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def beside(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same with its weights in a second file, as outputs have them then."""
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    monkeypatch.setattr(onnx_files, "STREAMED_ABOVE", 100)
     model = onnx.load(source)
     onnx.save(model, source, save_as_external_data=True, location="w.bin", size_threshold=0)
     return source

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from graphprune.emit.target import Target
 from graphprune.files import recover
-from graphprune.recipe import Recipe
-from graphprune.target import Target
+from graphprune.recipe.recipe import Recipe
 
 _CHANGES = {
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod",

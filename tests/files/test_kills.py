@@ -15,9 +15,10 @@ from torch import nn
 
 import graphprune as gp
 from files.kills import Act, attempt, compiled, every_step, visible
-from graphprune import onnx_program
 from graphprune.files import moves
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx import files as onnx_files
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, planned, weights
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
@@ -52,7 +53,7 @@ def _one_thread() -> Any:
 @pytest.fixture
 def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, SlimOnnx]:
     """Two slim models of one ONNX file, whose weights go to a second file."""
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    monkeypatch.setattr(onnx_files, "STREAMED_ABOVE", 100)
     file = tmp_path / "dense.onnx"
     model = graph(TEXT, a=weights(20, 16), c=weights(16, 3))
     onnx.save(model, file, save_as_external_data=True, location="w.bin", size_threshold=0)

@@ -18,10 +18,12 @@ from torch import nn
 import graphprune as gp
 from files.kills import attempt
 from files.small import RECIPE, TEXT, at
-from graphprune import onnx_program
 from graphprune.files import replacing, write_text
 from graphprune.frontends import load_traced
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx import files as onnx_files
 from graphprune.packing import pack
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, weights
 
 # Disks that are full
@@ -72,10 +74,10 @@ def test_a_file_that_can_t_be_written_whole(
             write = lambda: pack(file, output)  # noqa: E731
         else:
             if "data" in kind:
-                monkeypatch.setattr(onnx_program, "EXTERNAL_ABOVE", 100)
-            slim_onnx = onnx_program.load_onnx(file)
+                monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE", 100)
+            slim_onnx = load_onnx(file)
             plan = gp.Plan(slim_onnx.fingerprint, {})
-            write = lambda: onnx_program.SlimOnnx(slim_onnx, plan).save(output)  # noqa: E731
+            write = lambda: SlimOnnx(slim_onnx, plan).save(output)  # noqa: E731
 
     def refused() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))

@@ -312,7 +312,7 @@ def test_any_value_in_any_field_is_read_or_refused(original, tmp_path, seed, mon
     def untraced(model, *args, **kwargs):
         raise gp.TraceError("not traced here")
 
-    monkeypatch.setattr("graphprune.frontends.hf.trace", untraced)
+    monkeypatch.setattr("graphprune.frontends.hf.load.trace", untraced)
     draw = random.Random(seed)
     data = json.loads((original / "config.json").read_text())
     field = draw.choice([n for n in data if n != "transformers_version"])

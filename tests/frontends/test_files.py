@@ -16,8 +16,8 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 import graphprune as gp
-from graphprune.compiler import compile
 from graphprune.errors import TraceError
+from graphprune.pipeline.compiler import compile
 from zoo import vision
 from zoo.case import randomise
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import graphprune as gp
-from graphprune.frontends.functional import functional
-from graphprune.masked import run_graph
+from graphprune.frontends.tracing.functional import functional
+from graphprune.ir.torch.interpreter import run_graph
 
 
 class Function(nn.Module):

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune import cli
-from graphprune.frontends import pt2_schema
-from graphprune.frontends.pt2 import load_pt2
+from graphprune.cli import app as cli
+from graphprune.frontends.pt2 import schema as pt2_schema
+from graphprune.frontends.pt2.read import load_pt2
 
 Entries = dict[str, bytes]
 Edit = Callable[[Entries, Path], object]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.frontends.functional import functional
+from graphprune.frontends.tracing.functional import functional
 
 
 class Function(nn.Module):

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 import graphprune as gp
 from graphprune.errors import PlanError, TraceError
-from graphprune.rounds import composed, retrace
+from graphprune.pipeline.rounds import composed
+from graphprune.rewrite.retrace import retrace
 from zoo import plain, recurrent, sharing
 from zoo.case import check, check_module, prunable_sizes, randomise
 

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
-from graphprune import cli
-from graphprune.calibration import load_tokenizer
-from graphprune.frontends.hf import checkpoint_class
+from graphprune.calibration.text.read import load_tokenizer
+from graphprune.cli import app as cli
+from graphprune.frontends.hf.load import checkpoint_class
 
 CONFIG = """
 from transformers import PretrainedConfig
@@ -268,7 +268,7 @@ def test_the_code_of_a_tokenizer_does_not_run(llama: Path, canary: Path) -> None
 def test_the_code_of_a_processor_does_not_run(kind: str, tmp_path: Path, canary: Path) -> None:
     from transformers import AutoFeatureExtractor, AutoImageProcessor
 
-    from graphprune.frontends.own_code import open_part
+    from graphprune.checkpoints.own_code import open_part
 
     auto = AutoImageProcessor if kind == "image processor" else AutoFeatureExtractor
     (tmp_path / "processing_own.py").write_text(SIDE.format(canary=str(canary)))
@@ -291,7 +291,7 @@ def test_no_kernels_are_fetched(key: str, llama: Path) -> None:
 def test_nested_configurations_name_no_code() -> None:
     from transformers import LlavaConfig
 
-    from graphprune.frontends.own_code import without_code, without_kernels
+    from graphprune.checkpoints.own_code import without_code, without_kernels
 
     config = LlavaConfig(
         text_config={"model_type": "llama", "auto_map": {"AutoModel": "a--b.C"}},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import graphprune as gp
-from graphprune.frontends.pt2_check import check_pt2
+from graphprune.frontends.pt2.check import check_pt2
 
 AUTO = torch.export.Dim.AUTO
 Pair = namedtuple("Pair", "first second")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.frontends.pt2 import from_exported
+from graphprune.frontends.pt2.read import from_exported
 from graphprune.integrations.exported_program import prune
 from integrations.nets import exported, inputs, switched_off, tagger
 

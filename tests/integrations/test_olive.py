@@ -12,17 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
-from graphprune import onnx_program
+from graphprune.ir.onnx import files as onnx_files
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
 olive = pytest.importorskip("olive")
 
+from graphprune.frontends.onnx.load import load_onnx  # noqa: E402
 from graphprune.integrations.olive import (  # noqa: E402
     GraphPrune,
     package_config,
     slim_attributes,
 )
-from graphprune.onnx_program import SlimOnnx, load_onnx  # noqa: E402
+from graphprune.rewrite.slim_onnx import SlimOnnx  # noqa: E402
 
 RECIPE = {"remove": {"ffn": 0.5, "kv_heads": 0.5}}
 TOKENS = torch.arange(39).reshape(3, 13)
@@ -115,7 +116,7 @@ def test_a_checkpoint_that_no_config_can_hold(sources, tmp_path):
 def test_an_onnx_file(sources, model, wanted, tmp_path, monkeypatch, external):
     """The pass behind it gets the slim model, from wherever the workflow is started."""
     if external:
-        monkeypatch.setattr(onnx_program, "EXTERNAL_ABOVE", 0)
+        monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE", 0)
     monkeypatch.chdir(sources)  # where there is a dense.onnx
     attributes = json.loads(model.config.to_json_string(use_diff=False))
     source = {"type": "ONNXModel", "model_path": "dense.onnx"}

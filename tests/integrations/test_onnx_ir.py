@@ -9,8 +9,8 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 import graphprune as gp
+from graphprune.frontends.onnx.load import adopt
 from graphprune.integrations.onnx_ir import PruneOnnx
-from graphprune.onnx_program import adopt
 from integrations.nets import exported, inputs, switched_off, tagger
 from onnx_graphs import graph
 
@@ -126,7 +126,7 @@ def test_a_failure_leaves_the_model_as_it_was(dense):
 
 
 def test_a_wrong_rewrite_is_refused(dense, monkeypatch):
-    from graphprune import onnx_program
+    from graphprune.ir.onnx import program as onnx_program
 
     rewrite = onnx_program.rewrite_onnx
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
-from graphprune.frontends.pt2 import from_exported
+from graphprune.frontends.pt2.read import from_exported
 from graphprune.integrations.transformers import pruning_exporter
 
 exporters = pytest.importorskip("transformers.exporters")

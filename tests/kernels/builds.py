@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from graphprune.kernels import cubin
+from graphprune.kernels.gpu import cubin
 
 
 def shared_bytes(tokens: int) -> int:
-    from graphprune.kernels import strip_gluon
+    from graphprune.kernels.gpu import strip_gluon
 
     return strip_gluon.shared_bytes(tokens)
 
@@ -15,7 +15,7 @@ def strip(
     architecture: int, dtype: str, tokens: int, slots: int, aligned: bool = True
 ) -> cubin.Cubin:
     """Compile it; `aligned` is what Triton makes of rows and columns that are multiples of 16."""
-    from graphprune.kernels.strip_gluon import strip_kernel
+    from graphprune.kernels.gpu.strip_gluon import strip_kernel
 
     pointers = {
         "x_ptr": f"*{dtype}",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from graphprune.kernels import prebuilt
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.gpu import prebuilt
 from graphprune.kernels.native import _weight
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

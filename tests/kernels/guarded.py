@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from graphprune.kernels import native
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats.bitmap import Bitmap
 
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from graphprune.kernels import bitmap_triton, reference
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats import reference
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.gpu import bitmap_triton
 
 HALF, SINGLE, BRAIN = torch.float16, torch.float32, torch.bfloat16
 # Name, type, rows, columns, tokens, splits, share of zeros, activation.

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from graphprune.kernels import onnx_function
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats.bitmap import Bitmap
 
 
 def model(packed: Bitmap, bias=None, with_function=True, elements=TensorProto.FLOAT):

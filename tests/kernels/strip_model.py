@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphprune.kernels import strip_gluon as kernel
-from graphprune.kernels.strip import Strip
+from graphprune.kernels.formats.strip import Strip
+from graphprune.kernels.gpu import strip_gluon as kernel
 
 
 def elements(layout: Any) -> np.ndarray:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphprune.kernels import reference
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats import reference
+from graphprune.kernels.formats.bitmap import Bitmap
 
 bitmap_triton = pytest.importorskip(
-    "graphprune.kernels.bitmap_triton", reason="Triton can't be imported", exc_type=ImportError
+    "graphprune.kernels.gpu.bitmap_triton", reason="Triton can't be imported", exc_type=ImportError
 )
 
 

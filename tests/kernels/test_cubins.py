@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton can't be imported", exc_type=ImportError)
 
-from graphprune.kernels import bitmap_triton, cubin, gluon_api
+from graphprune.kernels.gpu import bitmap_triton, cubin, gluon_api
 from kernels.builds import shared_bytes, strip
 
 ARCHITECTURES = [80, 90, 100]
@@ -113,7 +113,7 @@ def test_numbers_that_are_one():
 
 @strips
 def test_strip_numbers_that_are_one():
-    from graphprune.kernels.strip_gluon import strip_kernel
+    from graphprune.kernels.gpu.strip_gluon import strip_kernel
 
     types = {"x_ptr": "*fp16", "values_ptr": "*i32", "places_ptr": "*i32"}
     types |= {"partials_ptr": "*fp32", "M": "i32", "stride": "i32"}

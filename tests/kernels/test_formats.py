@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from graphprune.kernels.bitmap import Bitmap
-from graphprune.kernels.block import Block
-from graphprune.kernels.csr import CSR
-from graphprune.kernels.files import FORMATS, KEY, load, save
-from graphprune.kernels.nm24 import NM24
-from graphprune.kernels.packed import FormatError, nbytes
-from graphprune.kernels.strip import Strip, conflicts
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.formats.block import Block
+from graphprune.kernels.formats.csr import CSR
+from graphprune.kernels.formats.files import FORMATS, KEY, load, save
+from graphprune.kernels.formats.nm24 import NM24
+from graphprune.kernels.formats.packed import FormatError, nbytes
+from graphprune.kernels.formats.strip import Strip, conflicts
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -113,7 +113,7 @@ def test_bitmap_bits_are_those_of_numpy():
 
 
 def test_many_rows_are_packed_in_pieces(monkeypatch):
-    monkeypatch.setattr("graphprune.kernels.bitmap.ROWS", 7)
+    monkeypatch.setattr("graphprune.kernels.formats.bitmap.ROWS", 7)
     weight = matrix(30, 19, 0.4)
     packed = Bitmap.pack(weight)
     packed.validate()

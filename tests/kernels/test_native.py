@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphprune.kernels import native
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats.bitmap import Bitmap
 from kernels.native_build import ROOT, build, extension, library
 
 __all__ = ["library"]
@@ -260,7 +260,7 @@ def test_the_program_ends_with_threads_waiting(library):
         "import torch\n"
         "from pathlib import Path\n"
         "from graphprune.kernels import native\n"
-        "from graphprune.kernels.bitmap import Bitmap\n"
+        "from graphprune.kernels.formats.bitmap import Bitmap\n"
         f"made = Path({str(library)!r})\n"
         "native._loaded = lambda found=(made, native.load(made), ''): found\n"
         "packed = Bitmap.pack(torch.ones(1024, 512))\n"

@@ -19,8 +19,9 @@ pytest.importorskip("triton", reason="Triton can't be imported", exc_type=Import
 
 import triton
 
-from graphprune.kernels import onnx_function, prebuilt
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels import onnx_function
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.gpu import prebuilt
 from kernels import fake_cuda
 from kernels.fake_cuda import DTYPES, Fake, Product
 from kernels.native_build import library

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from graphprune.kernels import native, onnx_function
-from graphprune.kernels.bitmap import Bitmap
+from graphprune.kernels.formats.bitmap import Bitmap
 from kernels.native_build import library
 from kernels.onnx_bitmap import model, run, run_reference, session
 

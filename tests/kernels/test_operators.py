@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from graphprune.kernels import choose as choosing
 from graphprune.kernels import native
-from graphprune.kernels.bitmap import Bitmap
 from graphprune.kernels.choose import DENSE, Setting, Table, choose, measure, worth_trying
-from graphprune.kernels.files import FORMATS
+from graphprune.kernels.formats.bitmap import Bitmap
+from graphprune.kernels.formats.files import FORMATS
+from graphprune.kernels.formats.reference import ACTIVATIONS
 from graphprune.kernels.linear import SparseLinear
 from graphprune.kernels.operators import TOKENS, linear
-from graphprune.kernels.reference import ACTIVATIONS
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from graphprune.kernels import gluon_api, reference
-from graphprune.kernels.strip import Strip, conflicts
+from graphprune.kernels.formats import reference
+from graphprune.kernels.formats.strip import Strip, conflicts
+from graphprune.kernels.gpu import gluon_api
 
 if not gluon_api.AVAILABLE:
     pytest.skip(gluon_api.REASON, allow_module_level=True)
 
-from graphprune.kernels import strip_gluon
+from graphprune.kernels.gpu import strip_gluon
 from kernels.strip_model import elements, partial_sums, reduce, scatter_group, swizzled
 
 

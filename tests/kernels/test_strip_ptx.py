@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphprune.kernels import gluon_api
-from graphprune.kernels.strip import Strip
+from graphprune.kernels.formats.strip import Strip
+from graphprune.kernels.gpu import gluon_api
 
 if not gluon_api.AVAILABLE:
     pytest.skip(gluon_api.REASON, allow_module_level=True)

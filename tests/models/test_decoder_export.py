@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import graphprune as gp
 from graphprune.frontends import load_traced
-from graphprune.generation import Decoder, generate
+from graphprune.runtime.generation import Decoder, generate
 from models.cache import model_path
 
 TEXTS = [

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 
 import graphprune as gp
-from graphprune.calibration import load_tokenizer, read_text, windows
+from graphprune.calibration import check_dense
+from graphprune.calibration.text.read import load_tokenizer, read_text, windows
 from graphprune.errors import CalibrationError
 from graphprune.frontends import load_traced
-from graphprune.samples import check_dense
 from models.cache import model_path
 
 PLANS = {

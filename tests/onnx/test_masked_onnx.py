@@ -10,10 +10,11 @@ from onnx.reference import ReferenceEvaluator
 
 import graphprune as gp
 from graphprune.errors import GraphPruneError
-from graphprune.frontends.onnx import read_onnx
-from graphprune.masked_onnx import mask_onnx
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.frontends.onnx.read import read_onnx
+from graphprune.oracle.masked_onnx import mask_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, planned, pruned, run, weights, written
 
 KEEP = [1, 2, 5]  # of 8

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphprune as gp
 from cli.helpers import tree
-from graphprune import cli
+from graphprune.cli import app as cli
 from onnx_graphs import graph, weights
 
 A, C = weights(50, 8), weights(8, 3)

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphprune.analysis.onnx_quantised import unpacked
-from graphprune.onnx_program import load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.shapes.quantised import unpacked
 from onnx_graphs import graph, initialisers, pruned, weights, written
 from onnx_quantised import RUNTIME, exactly, packed
 

@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.verification_onnx import random_feeds, verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.feeds import random_feeds
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import agree, attribute, fused, initialisers, operators, planned, weights, written
 
 HEADS, QK, V = 4, 6, 5

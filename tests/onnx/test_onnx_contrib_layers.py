@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 import graphprune as gp
 from graphprune.errors import VerifyError
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import (
     agree,
     attribute,

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from onnx import helper, parser
 
-from graphprune.masked_onnx import mask_onnx
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.oracle.masked_onnx import mask_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import attribute, fused, operators, planned, run, weights, written
 
 KEEP = [1, 2, 5]  # of 8

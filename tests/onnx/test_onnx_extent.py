@@ -74,7 +74,7 @@ def test_functions_in_functions_are_read(tmp_path):
 
 
 def test_a_graph_of_too_many_operators(tmp_path, monkeypatch):
-    monkeypatch.setattr("graphprune.frontends.onnx_extent.NODES", 20)
+    monkeypatch.setattr("graphprune.frontends.onnx.functions.NODES", 20)
     names = ["x", *(f"v{i}" for i in range(20)), "y"]
     nodes = [helper.make_node("Relu", [a], [b]) for a, b in pairwise(names)]
     with pytest.raises(LoadError, match="it has 21 operators, and 20 is the limit"):

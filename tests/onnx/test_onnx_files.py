@@ -14,9 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import EmitError, LoadError
-from graphprune.frontends.onnx import read_onnx
-from graphprune.onnx_program import SlimOnnx, load_onnx, write_model
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.frontends.onnx.read import read_onnx
+from graphprune.ir.onnx.files import write_model
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, initialisers, planned, run, weights, written
 
 KEEP = [0, 2, 3, 6]

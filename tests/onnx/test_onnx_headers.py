@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
 
 import graphprune as gp
-from graphprune.frontends.onnx import OLDEST_OPSET
+from graphprune.frontends.onnx.read import OLDEST_OPSET
 from onnx_graphs import graph, initialisers, planned, run, weights, written
 
 KEEP = [0, 2, 3, 6]

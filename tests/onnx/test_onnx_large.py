@@ -14,12 +14,12 @@ from onnx_large import MIB, peak_of, write_large
 # What the interpreter and the libraries need is counted in, and is about 220 MiB of this.
 LIMIT = 600
 
-COMMAND = "from graphprune.cli import main; main()"
+COMMAND = "from graphprune.cli.app import main; main()"
 STAGES = """
 import sys
 import onnxruntime
 import graphprune as gp
-import graphprune.compiler
+import graphprune.pipeline.compiler
 from onnx_large import anonymous
 print(anonymous("self"))
 source, out = sys.argv[1:]

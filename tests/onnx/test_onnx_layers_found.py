@@ -8,10 +8,11 @@ import onnx_ir as ir
 import pytest
 
 import graphprune as gp
-from graphprune.analysis.onnx_scopes import module_path, rename_modules
 from graphprune.analysis.repeats import _repetition
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.scopes import module_path, rename_modules
 from graphprune.rewrite.renumber import shifted
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, run, weights, written
 from onnx_layers import layers_plan, slimmed
 

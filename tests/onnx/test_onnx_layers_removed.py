@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphprune as gp
-from graphprune import cli
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.cli import app as cli
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import run, written
 from onnx_layers import layers_plan, slimmed
 

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
 import graphprune as gp
-from graphprune import cli
-from graphprune.onnx_program import load_onnx
+from graphprune.cli import app as cli
+from graphprune.frontends.onnx.load import load_onnx
 from models.cache import model_path
 from onnx_graphs import attribute, operators, run
 

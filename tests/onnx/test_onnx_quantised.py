@@ -10,14 +10,15 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType
 
 import graphprune as gp
-from graphprune.compiler import compile
-from graphprune.inspection import explained
-from graphprune.masked_onnx import mask_onnx
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.ort import saturates
-from graphprune.passes.magnitude import Magnitude
-from graphprune.passes.score import Inputs
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.ort import saturates
+from graphprune.oracle.masked_onnx import mask_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.passes.scores.magnitude import Magnitude
+from graphprune.passes.shared.score import Inputs
+from graphprune.pipeline.compiler import compile
+from graphprune.report.inspection import explained
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, initialisers, planned, pruned, weights, written
 from onnx_quantised import (
     CONVOLUTIONAL,

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphprune.onnx_program import load_onnx
+from graphprune.frontends.onnx.load import load_onnx
 from onnx_graphs import (
     agree,
     graph,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from graphprune.analysis.onnx_sizes import known_values
 from graphprune.errors import LoadError
-from graphprune.frontends.onnx import read_onnx
+from graphprune.frontends.onnx.read import read_onnx
+from graphprune.ir.onnx.shapes.sizes import known_values
 from graphprune.ops.context import Size
 from onnx_graphs import agree, graph, weights, written
 

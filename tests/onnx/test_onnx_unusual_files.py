@@ -19,8 +19,10 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from cli.helpers import tree
-from graphprune import onnx_program, onnx_tensors
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx import files as onnx_files
+from graphprune.ir.onnx import tensors as onnx_tensors
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, initialisers, planned, run, weights, written
 from plan_files import units
 
@@ -236,7 +238,7 @@ def test_weights_are_cut_in_pieces(tmp_path, monkeypatch, dtype):
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_large_weights_stay_in_a_second_file(tmp_path, monkeypatch, outside):
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    monkeypatch.setattr(onnx_files, "STREAMED_ABOVE", 100)
     model = graph(TEXT, a=A, c=C)
     file = external(tmp_path / "in", model) if outside else written(model, tmp_path)
     out = tmp_path / "out" / "slim.onnx"
@@ -259,7 +261,7 @@ def test_the_source_stays_if_it_lies_in_the_output(tmp_path):
 @pytest.mark.parametrize("used", [False, True], ids=["somebody's", "the source's"])
 def test_a_data_file_that_exists_is_not_written_over(tmp_path, monkeypatch, used):
     """Ours has a name of its own."""
-    monkeypatch.setattr(onnx_program, "STREAMED_ABOVE", 100)
+    monkeypatch.setattr(onnx_files, "STREAMED_ABOVE", 100)
     file, out = (
         external(tmp_path, location="slim.onnx.data" if used else "weights.bin"),
         tmp_path / "slim.onnx",
@@ -284,7 +286,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     file, out = external(tmp_path / "in"), tmp_path / "slim.onnx"
-    save = onnx_program._save
+    save = onnx_files._save
 
     def some(model, path, *, external):
         save(model, path, external=external)
@@ -295,7 +297,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     if where == "rename":
         monkeypatch.setattr("graphprune.files.placing.move_new", full)
     else:
-        monkeypatch.setattr(onnx_program, "_save", some)
+        monkeypatch.setattr(onnx_files, "_save", some)
     before = tree(tmp_path)
     with pytest.raises(gp.EmitError, match="No space left on device"):
         gp.compile(file, {"remove": {"*": 0.5}}, out)
@@ -309,7 +311,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     (tmp_path / "scratch").mkdir()
     before = tree(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", "from graphprune.cli import main; main()", "compile", str(file),
+        [sys.executable, "-c", "from graphprune.cli.app import main; main()", "compile", str(file),
          "-o", str(tmp_path / "slim.onnx"), "--remove", "*=0.5"],
         env={**os.environ, "TMPDIR": str(tmp_path / "scratch"),
              "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

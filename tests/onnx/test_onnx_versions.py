@@ -8,7 +8,8 @@ import pytest
 from onnx import helper
 
 import graphprune as gp
-from graphprune.onnx_program import SlimOnnx, load_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, initialisers, planned, run, weights, written
 
 KEEP = [0, 2, 3, 6]  # of 8

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune.frontends.hf import trace_model
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.hf.load import trace_model
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from models.cache import model_path
 from zoo.case import prunable_fraction, randomise
 from zoo.expected import CASES

@@ -14,7 +14,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from transformers import BertConfig, BertModel
 
 import graphprune as gp
-from graphprune.onnx_program import load_onnx
+from graphprune.frontends.onnx.load import load_onnx
 from onnx_graphs import graph, weights, written
 
 pytestmark = [

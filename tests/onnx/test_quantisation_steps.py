@@ -11,9 +11,10 @@ import onnx
 import pytest
 
 from graphprune.errors import VerifyError
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.ort import saturates
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.ort import saturates
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from onnx_graphs import graph, initialisers, planned, weights, written
 from onnx_quantised import dynamic, static, transformer
 
@@ -99,7 +100,7 @@ def test_the_smallest_change_fails(tmp_path, name):
 def test_a_processor_without_vnni_is_named(tmp_path, monkeypatch, quantised, of_bytes, saturates):
     file = quantised(transformer, tmp_path)
     program, plan, slim = slim_of(file, {("wu_quantized", 1): list(range(64))}, tmp_path)
-    monkeypatch.setattr("graphprune.verification_onnx.saturates", lambda: saturates)
+    monkeypatch.setattr("graphprune.oracle.verification_onnx.saturates", lambda: saturates)
     verify_onnx(program, plan, slim).raise_if_failed()
 
     def change(values):

@@ -12,9 +12,10 @@ from onnxruntime.quantization import QuantFormat, quantize_static
 from transformers import AutoModel, AutoTokenizer
 
 import graphprune as gp
-from graphprune.compiler import compile
-from graphprune.onnx_program import SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.pipeline.compiler import compile
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from models.cache import model_path
 from onnx_graphs import run
 from onnx_quantised import Batches, quiet, stored_bytes

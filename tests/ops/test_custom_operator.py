@@ -9,7 +9,8 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import GraphPruneError
-from graphprune.ops import ATEN, registry
+from graphprune.ops import registry
+from graphprune.ops.torch import ATEN
 from zoo.case import check, prunable_sizes, randomise
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.frontends import decompose
-from graphprune.masked import run_graph
+from graphprune.frontends.tracing import decompose
+from graphprune.ir.torch.interpreter import run_graph
 from zoo.case import check, randomise
 
 

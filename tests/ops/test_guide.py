@@ -9,7 +9,8 @@ import torch
 
 from graphprune import plugins as installed
 from graphprune.errors import GraphPruneError, VerifyError
-from graphprune.ops import ATEN, registry
+from graphprune.ops import registry
+from graphprune.ops.torch import ATEN
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-an-operator.md"
 

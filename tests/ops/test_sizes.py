@@ -9,7 +9,7 @@ import transformers as hf
 from torch import nn
 
 import graphprune as gp
-from graphprune.frontends.hf import trace_model
+from graphprune.frontends.hf.load import trace_model
 from zoo.case import check, prunable_sizes, randomise
 from zoo.pretrained import randomised
 

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError
-from graphprune.kernels.files import load, save
+from graphprune.kernels.formats.files import load, save
 from graphprune.kernels.linear import SparseLinear
 from graphprune.packing import pack
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graphprune.frontends.module import trace
-from graphprune.program import Program
+from graphprune.frontends.tracing.trace import trace
+from graphprune.ir.torch.program import Program
 
 
 def llama(

@@ -14,12 +14,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphprune as gp
+from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
-from graphprune.frontends.module import trace
-from graphprune.passes import Inputs, get_score
-from graphprune.passes.flap import Fluctuation
-from graphprune.passes.select import select
-from graphprune.program import Program, Structure
+from graphprune.frontends.tracing.trace import trace
+from graphprune.ir.torch.program import Program
+from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores.flap import Fluctuation
+from graphprune.passes.selection.select import select
 from streaming.oracle import traced
 from zoo import mixtures
 

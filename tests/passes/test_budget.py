@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from graphprune.analysis.cost import Cost
 from graphprune.axes import Ragged
 from graphprune.errors import PlanError
-from graphprune.passes.budget import RESOURCES, fit
-from graphprune.passes.select import select
-from graphprune.plan import Plan
-from graphprune.program import Program
+from graphprune.ir.torch.program import Program
+from graphprune.passes.selection.budget import RESOURCES, fit
+from graphprune.passes.selection.select import select
+from graphprune.plan.plan import Plan
 
 DENSE = 1_000_000
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.passes.select import select
+from graphprune.passes.selection.select import select
 
 
 @pytest.fixture(scope="module")

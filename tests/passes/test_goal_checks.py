@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import graphprune as gp
-from graphprune import compiler
 from graphprune.errors import PlanError
+from graphprune.pipeline import compiler
 
 RECIPES = {
     "role": ({"remove": {"experts": 0.5}}, "no role 'experts'"),

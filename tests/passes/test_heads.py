@@ -8,9 +8,9 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import PlanError, RecipeError
-from graphprune.passes.select import select
-from graphprune.program import Program
-from graphprune.recipe import Recipe
+from graphprune.ir.torch.program import Program
+from graphprune.passes.selection.select import select
+from graphprune.recipe.recipe import Recipe
 
 # Six query heads on two key-value heads; six heads, each with its own; six on one.
 MODELS = {"grouped": (2, 1), "plain": (6, 3), "one": (1, 1)}

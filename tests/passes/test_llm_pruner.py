@@ -11,13 +11,20 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from brute_force import by_loops, owned, trainable_members
+from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
-from graphprune.frontends.module import trace
-from graphprune.passes import Inputs, get_score
-from graphprune.passes import gradients as gradients_module
-from graphprune.passes.gradients import backward, batches_of, mean_gradients, moments, samples_of
-from graphprune.passes.score import wanted_dims
-from graphprune.program import Program, Structure
+from graphprune.frontends.tracing.trace import trace
+from graphprune.ir.torch.program import Program
+from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.shared import gradients as gradients_module
+from graphprune.passes.shared.gradients import (
+    backward,
+    batches_of,
+    mean_gradients,
+    moments,
+    samples_of,
+)
+from graphprune.passes.shared.score import wanted_dims
 
 
 def gpt2() -> Program:

@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 import graphprune as gp
-from graphprune import compiler
-from graphprune.cli import app
+from graphprune.cli.app import app
 from graphprune.errors import PlanError
+from graphprune.pipeline import compiler
 
 GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-pass.md"
 MODEL = """

@@ -11,9 +11,9 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.frontends.hf import trace_model
-from graphprune.passes import Inputs, get_score
-from graphprune.passes.select import select
+from graphprune.frontends.hf.load import trace_model
+from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.selection.select import select
 from streaming.oracle import tokens, traced
 from zoo import decoders, mixtures
 from zoo.case import randomise

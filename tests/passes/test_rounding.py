@@ -9,8 +9,8 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.passes.select import select
-from graphprune.program import Program
+from graphprune.ir.torch.program import Program
+from graphprune.passes.selection.select import select
 
 BOTH = ("ffn", "heads")  # of two heads one is a half, which a budget leaves whole where it can
 

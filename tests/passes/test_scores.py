@@ -13,19 +13,21 @@ import torch
 
 import graphprune.passes as passes
 from brute_force import by_loops, trainable_members
+from graphprune.analysis.structure import Structure
 from graphprune.axes import Atom
 from graphprune.errors import PlanError
-from graphprune.frontends.module import trace
-from graphprune.passes import Inputs, get_score, reduce, register, score_names
-from graphprune.passes.gradients import mean_gradients
-from graphprune.passes.llm_pruner import Element1, ElementMix
-from graphprune.passes.magnitude import Magnitude
-from graphprune.passes.random_score import Random
-from graphprune.passes.rank import rank
-from graphprune.passes.reduce import marginals
-from graphprune.passes.select import select
-from graphprune.passes.taylor import Taylor
-from graphprune.program import Program, Structure
+from graphprune.frontends.tracing.trace import trace
+from graphprune.ir.torch.program import Program
+from graphprune.passes.scores import Inputs, get_score, register, score_names
+from graphprune.passes.scores.llm_pruner import Element1, ElementMix
+from graphprune.passes.scores.magnitude import Magnitude
+from graphprune.passes.scores.random_score import Random
+from graphprune.passes.scores.taylor import Taylor
+from graphprune.passes.selection.rank import rank
+from graphprune.passes.selection.select import select
+from graphprune.passes.shared import reduce
+from graphprune.passes.shared.gradients import mean_gradients
+from graphprune.passes.shared.reduce import marginals
 
 
 def of_role(program: Program, role: str) -> Structure:

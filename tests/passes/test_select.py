@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
-from graphprune.frontends.module import trace
-from graphprune.passes.levers import GlobalLever, round_half_up
-from graphprune.passes.rank import rank
-from graphprune.passes.scope import Candidate, Scope
-from graphprune.passes.select import select
-from graphprune.plan import Plan
-from graphprune.program import Program, Structure
+from graphprune.frontends.tracing.trace import trace
+from graphprune.ir.torch.program import Program
+from graphprune.passes.selection.levers import GlobalLever, round_half_up
+from graphprune.passes.selection.rank import rank
+from graphprune.passes.selection.scope import Candidate, Scope
+from graphprune.passes.selection.select import select
+from graphprune.plan.plan import Plan
 
 
 def sizes(program: Program, plan: Plan, role: str) -> list[int]:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.compiler import compile
 from graphprune.errors import PlanError, RecipeError
-from graphprune.recipe import Recipe
-from graphprune.selector import Selector, named
+from graphprune.pipeline.compiler import compile
+from graphprune.plan.selector import Selector, named
+from graphprune.recipe.recipe import Recipe
 from regressions.hand import verified
 from zoo import plain
 from zoo.case import randomise

@@ -12,12 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphprune as gp
 from graphprune.errors import EmitError, PlanError
-from graphprune.frontends.hf import trace_model
-from graphprune.inspection import as_data, as_text
-from graphprune.passes import Inputs, get_score
-from graphprune.passes.select import select
-from graphprune.plan import Plan
-from graphprune.rounds import composed, retrace
+from graphprune.frontends.hf.load import trace_model
+from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.selection.select import select
+from graphprune.pipeline.rounds import composed
+from graphprune.plan.plan import Plan
+from graphprune.report.inspection import as_data, as_text
+from graphprune.rewrite.retrace import retrace
 from onnx_graphs import run
 from streaming.oracle import tokens, traced
 from zoo import convolutional, decoders, encoders, mixtures

@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.axes import Atom, Expr, Product, Select, Sum, mask, normal
-from graphprune.passes.units import (
-    NONE,
-    owners,
-    pair_index,
-    pair_sums,
-    unit_index,
-    unit_sums,
-)
+from graphprune.plan.units import NONE, owners, pair_index, pair_sums, unit_index, unit_sums
 
 Place = tuple[tuple[Atom, int], ...]
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 import graphprune as gp
-from graphprune.analysis.liveness import live_nodes
+from graphprune.analysis.structure import Structure
 from graphprune.axes import atoms
-from graphprune.masked import GraphRunner, run_graph, run_masked
-from graphprune.plan import Units
-from graphprune.program import Program, Structure
+from graphprune.ir.torch.interpreter import GraphRunner, run_graph
+from graphprune.ir.torch.liveness import live_nodes
+from graphprune.ir.torch.program import Program
+from graphprune.oracle.masked import run_masked
+from graphprune.plan.kept import Units
 from properties.judges import judge_module, judge_zeroed
 from properties.recipe import Recipe
 

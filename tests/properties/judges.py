@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import graphprune as gp
-from graphprune.masked import run_graph
-from graphprune.program import Program
+from graphprune.ir.torch.interpreter import run_graph
+from graphprune.ir.torch.program import Program
 from properties.recipe import Recipe
 
 Shapes = Sequence[tuple[int, ...]]

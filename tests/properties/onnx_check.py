@@ -18,8 +18,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import graphprune as gp
-from graphprune.onnx_program import OnnxProgram, SlimOnnx, load_onnx
-from graphprune.verification_onnx import verify_onnx
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.rewrite.slim_onnx import SlimOnnx
 from properties.check import Unsuitable, plans
 from properties.onnx_drawing import Array, Case
 

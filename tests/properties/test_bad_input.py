@@ -12,11 +12,11 @@ import yaml
 from onnx import TensorProto, helper
 
 import graphprune as gp
+from graphprune.calibration.sources.contents import Text
+from graphprune.calibration.sources.read import read
+from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import GraphPruneError
-from graphprune.recipe import Recipe
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples.contents import Text
-from graphprune.samples.sources import read
+from graphprune.recipe.recipe import Recipe
 from onnx_graphs import graph, weights, written
 from plan_files import units
 from properties.mutations import changed_bytes, changed_data, changed_model, json_text

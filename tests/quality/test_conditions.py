@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune import cli
+from graphprune.cli import app as cli
 from graphprune.errors import ConditionError, EvaluationError, RecipeError
 from graphprune.frontends import load_traced
 from graphprune.quality.conditions import Condition, check_conditions
-from graphprune.recipe import Recipe
+from graphprune.recipe.recipe import Recipe
 from quality.helpers import by_hand, expected, save_model, save_text
 
 

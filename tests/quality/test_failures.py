@@ -12,12 +12,12 @@ import torch
 from transformers import AutoTokenizer
 
 import graphprune as gp
+from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import EvaluationError, LoadError
-from graphprune.evaluate import NoPerplexityError
 from graphprune.frontends import load_traced
+from graphprune.measure.measuring import Measured, measure_quality
 from graphprune.quality.attempts import attempted
-from graphprune.quality.measuring import Measured, measure_quality
-from graphprune.recipe_calibration import Calibration
+from graphprune.quality.perplexity import NoPerplexityError
 from quality.helpers import greedily, save_model, save_text
 
 
@@ -47,7 +47,7 @@ def test_the_output_is_written_all_the_same(
     for place in ("evaluate.torch_latencies", "evaluate.onnx_latencies"):
         monkeypatch.setattr(f"graphprune.{place}", failing(error))
     for place in ("compare", "complete"):
-        monkeypatch.setattr(f"graphprune.quality.measuring.{place}", failing(error))
+        monkeypatch.setattr(f"graphprune.measure.measuring.{place}", failing(error))
     recipe = {
         "remove": {"ffn": 0.5},
         "score": "magnitude",
@@ -102,7 +102,9 @@ def test_an_onnx_file_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.M
         torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)
     ).eval()
     torch.onnx.export(vision, (torch.zeros(1, 3, 8, 8),), tmp_path / "a.onnx", dynamo=True)
-    monkeypatch.setattr("graphprune.evaluate.onnx_latencies", failing(RuntimeError("no time")))
+    monkeypatch.setattr(
+        "graphprune.quality.perplexity.onnx_latencies", failing(RuntimeError("no time"))
+    )
     recipe = {"remove": {"channels": 0.5}}
     report = gp.compile(tmp_path / "a.onnx", recipe, tmp_path / "slim.onnx")
     assert "latency in ONNX Runtime not measured: RuntimeError: no time" in report.notes
@@ -126,7 +128,7 @@ def test_a_model_that_looks_ahead_has_one_note(
     program: gp.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = NoPerplexityError("the model has no perplexity", why="its logits depend on later ones")
-    monkeypatch.setattr("graphprune.quality.measuring.compare", failing(error))
+    monkeypatch.setattr("graphprune.measure.measuring.compare", failing(error))
     found = measured(program)
     assert found.notes == ("no perplexity: its logits depend on later ones",)
     assert found.quality is None

@@ -13,11 +13,12 @@ from rich.console import Console, RenderableType
 from transformers import AutoTokenizer
 
 import graphprune as gp
-from graphprune import cli, evaluate
-from graphprune.evaluate import NoPerplexityError
-from graphprune.measure import measure_sources
+from graphprune.cli import app as cli
+from graphprune.measure.compare import measure_sources
+from graphprune.quality import perplexity as evaluate
 from graphprune.quality.compare import compare
 from graphprune.quality.intervals import mean_estimate, ratio_estimate, student
+from graphprune.quality.perplexity import NoPerplexityError
 from quality.helpers import T, by_hand, expected, greedily, save_model, save_text
 
 COUNT, LENGTH = 8, 24

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 import graphprune as gp
-from graphprune import cli
-from graphprune.evaluate import Perplexity
+from graphprune.cli import app as cli
 from graphprune.frontends import load_traced
-from graphprune.quality.remarks import quality_remarks
+from graphprune.measure.remarks import quality_remarks
+from graphprune.quality.perplexity import Perplexity
 from graphprune.quality.result import Comparison, Estimate, Quality
 from quality.helpers import save_model
 

@@ -12,18 +12,14 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune.amounts import SCORES, WEIGHTS
-from graphprune.calibration import load_tokenizer, windows
+from graphprune.calibration import calibration_samples, evaluation_windows, measured_texts
+from graphprune.calibration.sources.amounts import SCORES, WEIGHTS
+from graphprune.calibration.sources.section import Calibration
+from graphprune.calibration.text.read import load_tokenizer, windows
+from graphprune.calibration.text.tokenising import begin_token
 from graphprune.frontends import load_traced
-from graphprune.quality.measuring import measure_quality
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples import (
-    calibration_samples,
-    evaluation_windows,
-    measured_texts,
-)
+from graphprune.measure.measuring import measure_quality
 from graphprune.streaming import text_windows
-from graphprune.tokenising import begin_token
 from quality.helpers import BEGIN, LETTERS, by_hand, save_model, save_text, save_tokenizer
 
 

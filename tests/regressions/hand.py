@@ -7,7 +7,8 @@ import warnings
 import torch
 
 import graphprune as gp
-from graphprune.program import Program, Structure
+from graphprune.analysis.structure import Structure
+from graphprune.ir.torch.program import Program
 
 
 def structures_at(program: Program, parameter: str, dim: int) -> list[Structure]:

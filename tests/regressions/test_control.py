@@ -9,8 +9,9 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.plan import rows_of
-from graphprune.rounds import composed, retrace
+from graphprune.pipeline.rounds import composed
+from graphprune.plan.kept import rows_of
+from graphprune.rewrite.retrace import retrace
 from regressions.hand import kept, verified
 from zoo import plain, sharing
 from zoo.case import randomise

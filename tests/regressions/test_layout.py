@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.rounds import retrace
+from graphprune.rewrite.retrace import retrace
 from regressions.hand import (
     blocks,
     gone,

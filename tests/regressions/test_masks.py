@@ -64,18 +64,14 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import GraphPruneError, PlanError
-from graphprune.oneshot import sparsify
-from graphprune.solvers import (
-    ALPS,
-    NM,
-    RIA,
-    DSnoT,
-    Magnitude,
-    SecondMoment,
-    SparseGPT,
-    Unstructured,
-    Wanda,
-)
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.oneshot import sparsify
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, SecondMoment, Unstructured
 from graphprune.streaming import batches
 from streaming.oracle import inputs_of, tokens, traced
 from zoo import decoders, mixtures

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 import graphprune as gp
-from graphprune.compiler import compile
 from graphprune.errors import PlanError
-from graphprune.frontends.hf import trace_model
+from graphprune.frontends.hf.load import trace_model
+from graphprune.pipeline.compiler import compile
 from regressions.hand import blocks, kept, plan_of, structure_at, verified
 from zoo import convolutional
 from zoo.case import randomise

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.rounds import composed, retrace
+from graphprune.pipeline.rounds import composed
+from graphprune.rewrite.retrace import retrace
 from regressions.hand import (
     gone,
     kept,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples import calibration_samples
+from graphprune.calibration import calibration_samples
+from graphprune.calibration.sources.section import Calibration
 
 LETTERS = "".join(map(chr, range(33, 126)))
 """Each is its own token: the place that it has here."""

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.calibration import check_dense
+from graphprune.calibration.text.frequencies import entropy
 from graphprune.errors import CalibrationError, LoadError
-from graphprune.samples import check_dense
-from graphprune.samples.frequencies import entropy
 from samples.helpers import pixels, tagger
 from streaming.oracle import tokens, traced
 from zoo import encoders

@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from graphprune.calibration import load_tokenizer, read_text
-from graphprune.default_data import with_data
+from graphprune.calibration.text.order import alternate, halve
+from graphprune.calibration.text.read import load_tokenizer, read_text
 from graphprune.errors import RecipeError
-from graphprune.recipe import Recipe
-from graphprune.samples.order import alternate, halve
+from graphprune.pipeline.default_data import with_data
+from graphprune.recipe.recipe import Recipe
 from samples.helpers import pixels, samples, save_tokenizer, text_of
 from streaming.oracle import traced
 from zoo import decoders
@@ -57,7 +57,7 @@ def test_the_halves_take_turns():
 
 
 def test_general_text_comes_beside_a_text(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("graphprune.samples.mixture.check_dense", lambda *rest: None)
+    monkeypatch.setattr("graphprune.calibration.mixture.check_dense", lambda *rest: None)
     (tmp_path / "own.txt").write_text(text_of(3000)[0])
     wanted = {"data": str(tmp_path / "own.txt"), "windows": 16, "length": 16, "draw": "first",
               "text": "help", "tokenizer": tokenizer}  # fmt: skip

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import graphprune as gp
+from graphprune.calibration import calibration_samples, evaluation_windows, measured_texts
+from graphprune.calibration.mixture import apportion
+from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, RecipeError
-from graphprune.recipe import Recipe
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples import calibration_samples, evaluation_windows, measured_texts
-from graphprune.samples.mixture import apportion
+from graphprune.recipe.recipe import Recipe
 from samples.helpers import pixels, samples, save_tokenizer, text_of
 from streaming.oracle import traced
 from zoo import decoders
@@ -137,8 +137,8 @@ def test_what_is_measured_on_is_not_calibrated_on(tmp_path, monkeypatch):
         return {"input_ids": list(range(1000, 1000 + len(text)))}
 
     program = language_model()
-    monkeypatch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path, **_: numbered)
-    monkeypatch.setattr("graphprune.samples.mixture.check_ids", lambda *rest: None)
+    monkeypatch.setattr("graphprune.calibration.tokens.load_tokenizer", lambda path, **_: numbered)
+    monkeypatch.setattr("graphprune.calibration.mixture.check_ids", lambda *rest: None)
     wanted = Calibration(data={"builtin": 0.5, "self": 0.5}, tokenizer=str(tmp_path))
     found = calibration_samples(program, wanted, 0)
     assert found.in_domain

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from graphprune.calibration import read_text
-from graphprune.data_kinds import kind_of
+from graphprune.calibration.sources.arrays import read_arrays
+from graphprune.calibration.sources.audio import load_audio
+from graphprune.calibration.sources.contents import File
+from graphprune.calibration.sources.datasets import read_dataset
+from graphprune.calibration.sources.kinds import kind_of
+from graphprune.calibration.sources.read import read
+from graphprune.calibration.sources.section import Calibration
+from graphprune.calibration.text.read import read_text
 from graphprune.errors import LoadError
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples.arrays import read_arrays
-from graphprune.samples.audio import load_audio
-from graphprune.samples.contents import File
-from graphprune.samples.datasets import read_dataset
-from graphprune.samples.sources import read
 from samples.helpers import gradient, pixels, samples
 
 
@@ -48,7 +48,7 @@ def zip_file(path, parts):
 
 
 def test_arrays_are_counted_before_they_are_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("graphprune.samples.array_headers.LARGEST", 1 << 20)
+    monkeypatch.setattr("graphprune.calibration.sources.array_headers.LARGEST", 1 << 20)
     zip_file(tmp_path / "a.npz", {"x.npy": npy_header((1 << 23,)) + bytes(1 << 25)})
     zip_file(tmp_path / "two.npz", {f"{n}.npy": npy_header((1 << 17,)) + bytes(1 << 19)
                                     for n in "abc"})  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_header_that_python_would_choke_on(tmp_path):
 
 
 def test_of_many_token_ids_the_first_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("graphprune.samples.array_headers.READ", 100)
+    monkeypatch.setattr("graphprune.calibration.sources.array_headers.READ", 100)
     ids = np.arange(3000, dtype=np.uint16)
     np.save(tmp_path / "a.npy", ids)
     np.save(tmp_path / "b.npy", ids.reshape(100, 30))
@@ -112,16 +112,19 @@ def test_numbers_that_no_model_reads(tmp_path):
 
 
 def test_a_long_line_is_read_as_far_as_it_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("graphprune.calibration.READ", 1000)
+    monkeypatch.setattr("graphprune.calibration.text.read.READ", 1000)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab " * 100_000}) + "\nno JSON")
     assert read_text(tmp_path / "a.jsonl") == ("ab " * 1000)[:1000]
     (tmp_path / "b.jsonl").write_text(json.dumps(list(range(50_000))))
     assert read(str(tmp_path / "b.jsonl"), Calibration()).stream.tolist() == list(range(1000))
-    for name in ("graphprune.calibration.LINE", "graphprune.samples.sources.LINE"):
+    for name in (
+        "graphprune.calibration.text.read.LINE",
+        "graphprune.calibration.sources.read.LINE",
+    ):
         monkeypatch.setattr(name, 1 << 20)
     (tmp_path / "c.jsonl").write_text('"a"\n"' + "b" * (1 << 20))
     (tmp_path / "c.json").write_text('["' + "b" * (1 << 20))
-    monkeypatch.setattr("graphprune.calibration.READ", 1 << 24)
+    monkeypatch.setattr("graphprune.calibration.text.read.READ", 1 << 24)
     for name, place in (("c.jsonl", "c.jsonl:2"), ("c.json", "c.json")):
         with pytest.raises(LoadError, match="has more than 1 MiB") as caught:
             read(str(tmp_path / name), Calibration())
@@ -238,10 +241,10 @@ class Source:
     ],
 )
 def test_recordings_are_measured_by_their_headers(tmp_path, monkeypatch, raw, message):
-    from graphprune.inputs import Input
+    from graphprune.analysis.signature import Input
 
     given = Input("input_values", (None, None), torch.float32)
-    monkeypatch.setattr("graphprune.samples.audio._extractor", lambda *_: Source())
+    monkeypatch.setattr("graphprune.calibration.sources.audio._extractor", lambda *_: Source())
     (tmp_path / "a.wav").write_bytes(raw)
     for content in (tmp_path / "a.wav", raw):
         before = peak()

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from graphprune.compiler import compile
 from graphprune.errors import RecipeError
-from graphprune.evaluate import perplexity
 from graphprune.frontends import load_traced
-from graphprune.recipe import Recipe
+from graphprune.pipeline.compiler import compile
+from graphprune.quality.perplexity import perplexity
+from graphprune.recipe.recipe import Recipe
 from samples.helpers import save_tokenizer, text_of
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from graphprune.calibration import read_text
+from graphprune.calibration.text.builtin import builtin_text, documents, kinds, sorted_documents
+from graphprune.calibration.text.read import read_text
 from graphprune.errors import LoadError
-from graphprune.samples.texts import builtin_text, documents, kinds, sorted_documents
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-FOLDER = files("graphprune.samples.texts")
+FOLDER = files("graphprune.calibration.text.builtin")
 
 # Measurements depend on every character. Whoever changes a text writes the new sums here, and
 # measures again what was calibrated on it.

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
-from graphprune.amounts import SCORES
+from graphprune.calibration import calibration_samples, evaluation_windows, measured_texts
+from graphprune.calibration.sources.amounts import SCORES
+from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, RecipeError
-from graphprune.recipe_calibration import Calibration
-from graphprune.samples import calibration_samples, evaluation_windows, measured_texts
-from graphprune.streaming import batches, default_window
+from graphprune.streaming import batches
 from samples.helpers import samples, save_tokenizer, tagger, text_of
 from streaming.oracle import tokens, traced
 from zoo import decoders, encoders
@@ -72,8 +72,8 @@ def test_no_token_is_calibrated_and_measured_on(tmp_path, tokenizer, draw, lengt
 
     wanted = Calibration(data=str(path), length=length, draw=draw, tokenizer=tokenizer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphprune.samples.tokens.load_tokenizer", lambda path, **_: numbered)
-        patch.setattr("graphprune.samples.mixture.check_ids", lambda *rest: None)
+        patch.setattr("graphprune.calibration.tokens.load_tokenizer", lambda path, **_: numbered)
+        patch.setattr("graphprune.calibration.mixture.check_ids", lambda *rest: None)
         found = calibration_samples(program, wanted, 3)
         measured = evaluation_windows(program, wanted, 3, measured_texts(program, wanted)[0])
         scored = calibration_samples(program, wanted, 3, SCORES)
@@ -108,7 +108,7 @@ def test_documents_shorter_than_a_window_are_joined(tmp_path, tokenizer):
     path = tmp_path / "short.jsonl"
     path.write_text("\n".join(json.dumps({"text": "abc"}) for _ in range(300)))
     found = samples(llama(), data=str(path), tokenizer=tokenizer)
-    assert found.length == default_window(llama()) == 64
+    assert found.length == llama().default_window() == 64
     assert found.count == found.available == (300 * 5 - 2 - 11 * 64) // 64
 
 
@@ -184,10 +184,10 @@ def test_arrays_that_are_no_token_ids(tmp_path, kind):
 
 
 def test_windows_follow_what_a_trace_allows(tmp_path):
-    assert default_window(tagger()) == 40
+    assert tagger().default_window() == 40
     fixed = gp.trace(torch.nn.Embedding(7, 3).eval(), (torch.zeros(2, 6, dtype=torch.int64),),
                      None, ({0: torch.export.Dim.AUTO, 1: 6},))  # fmt: skip
-    assert default_window(fixed) == 6
+    assert fixed.default_window() == 6
     np.save(tmp_path / "a.npy", np.arange(90) % 7)
     assert samples(fixed, data=str(tmp_path / "a.npy")).data.shape == (15, 6)
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from graphprune.errors import RecipeError
-from graphprune.solvers import ALPS, NM, Given, SparseGPT, Unstructured, Wanda
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Given, Unstructured
 from solvers.oracle import damped, layer, lost, moment
 
 
@@ -73,7 +76,7 @@ def test_thresholds_from_a_sample_cost_nothing(
     solved = ALPS().solve(weight, statistic, pattern)
     assert int((~solved.mask).sum()) == pattern.count(weight.numel())
     used = []
-    monkeypatch.setattr("graphprune.solvers.alps._rough", lambda *given: used.append(given))
+    monkeypatch.setattr("graphprune.passes.masks.alps._rough", lambda *given: used.append(given))
     every = ALPS().solve(weight, statistic, pattern)
     assert used
     assert objective(x, weight, solved) < 1.002 * objective(x, weight, every)

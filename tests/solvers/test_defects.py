@@ -7,20 +7,13 @@ import pytest
 import torch
 
 from graphprune.errors import CalibrationError, RecipeError
-from graphprune.solvers import (
-    ALPS,
-    NM,
-    RIA,
-    DSnoT,
-    Given,
-    Magnitude,
-    Moments,
-    Norms,
-    Solver,
-    SparseGPT,
-    Unstructured,
-    Wanda,
-)
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Given, Moments, Norms, Solver, Unstructured
 from solvers.oracle import damped, error_on, inputs, layer, lost, moment, surgery
 
 SOLVERS: list[Solver] = [

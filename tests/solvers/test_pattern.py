@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from graphprune.errors import RecipeError
-from graphprune.solvers import NM, Given, Magnitude, Unstructured
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.solvers import NM, Given, Unstructured
 from graphprune.solvers.pattern import lowest
 from solvers.oracle import rows_smallest
 

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from graphprune.errors import RecipeError
-from graphprune.solvers import NM, RIA, DSnoT, Given, Norms, SparseGPT, Unstructured, Wanda
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Given, Norms, Unstructured
 from graphprune.solvers.permute import _assign, deal, exchange
 from solvers.oracle import layer, rows_smallest, smallest
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from graphprune.errors import RecipeError
-from graphprune.solvers import NM, Given, Magnitude, SparseGPT, Unstructured, Wanda
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import NM, Given, Unstructured
 from graphprune.solvers.quantise import grid
 from solvers.oracle import (
     damped,

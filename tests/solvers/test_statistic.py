@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from graphprune.errors import CalibrationError
-from graphprune.solvers import DSnoT, Moments, Norms, SecondMoment, Unstructured
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.solvers import Moments, Norms, SecondMoment, Unstructured
 from graphprune.solvers.precision import exact
 from solvers.oracle import inputs
 

@@ -4,19 +4,15 @@ import pytest
 import torch
 
 from graphprune.errors import RecipeError
-from graphprune.kernels.strip import Strip
-from graphprune.recipe import Recipe
-from graphprune.solvers import (
-    ALPS,
-    NM,
-    RIA,
-    DSnoT,
-    Magnitude,
-    Moments,
-    SparseGPT,
-    Wanda,
-    strips,
-)
+from graphprune.kernels.formats.strip import Strip
+from graphprune.passes.masks.alps import ALPS
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.recipe.recipe import Recipe
+from graphprune.solvers import NM, Moments, strips
 
 SOLVERS = [Magnitude(), Wanda(), RIA(), SparseGPT(), ALPS(), DSnoT()]
 

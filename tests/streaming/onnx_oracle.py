@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from graphprune.onnx_program import load_onnx
+from graphprune.frontends.onnx.load import load_onnx
 from graphprune.streaming import batches, find_sites, stream
 from onnx_graphs import weights, written
 from streaming.oracle import Halving

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from graphprune.frontends.hf import trace_model
+from graphprune.frontends.hf.load import trace_model
 from zoo.case import randomise
 
 

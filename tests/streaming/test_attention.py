@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import graphprune.streaming.attention as module
-from graphprune.streaming.attention import ATTENTION, BLOCK, Attention
+import graphprune.streaming.torch.attention as module
+from graphprune.streaming.torch.attention import ATTENTION, BLOCK, Attention
 
 
 def brute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -14,11 +14,10 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import LoadError, PlanError
-from graphprune.plan import Plan
+from graphprune.plan.plan import Plan
 from graphprune.streaming import (
     apply_weights,
     batches,
-    default_window,
     find_sites,
     stream,
     text_windows,
@@ -82,13 +81,13 @@ def test_mappings_are_checked():
 
 
 def test_default_window():
-    assert default_window(traced(decoders.llama_gqa_4)[0]) == 64
-    assert default_window(gp.trace(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))) == 2048
+    assert traced(decoders.llama_gqa_4)[0].default_window() == 64
+    assert gp.trace(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),)).default_window() == 2048
     program = traced(decoders.gpt2)[0]
-    assert default_window(program) == 64
+    assert program.default_window() == 64
     long = copy.deepcopy(program.source.config)
     long.max_position_embeddings = 131072
-    assert default_window(replace(program, source=replace(program.source, config=long))) == 2048
+    assert replace(program, source=replace(program.source, config=long)).default_window() == 2048
     with pytest.raises(LoadError, match="text needs a tokenizer"):
         text_windows(program)
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import graphprune as gp
-import graphprune.streaming.held as module
+import graphprune.streaming.core.cache as module
 from graphprune.errors import CalibrationError
-from graphprune.oneshot import sparsify
-from graphprune.onnx_program import load_onnx
-from graphprune.solvers import SparseGPT, Unstructured
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.passes.masks.oneshot import sparsify
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.solvers import Unstructured
 from graphprune.streaming import Held
 from streaming.oracle import tokens, traced
 from zoo import decoders

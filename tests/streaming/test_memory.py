@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from graphprune.frontends.weights import map_checkpoint
-from graphprune.streaming.memory import page_out
+from graphprune.checkpoints.memory import page_out
+from graphprune.checkpoints.weights import map_checkpoint
 
 
 def resident(tensor):

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune import structured
-from graphprune.oneshot import sparsify
-from graphprune.onnx_program import load_onnx
-from graphprune.solvers import NM, SparseGPT, Unstructured, Wanda
+from graphprune.frontends.onnx.load import load_onnx
+from graphprune.passes.masks.oneshot import sparsify
+from graphprune.passes.masks.sparsegpt import SparseGPT
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.passes.repair import structured
+from graphprune.solvers import NM, Unstructured
 from graphprune.streaming import find_sites
 from onnx_graphs import initialisers
 from streaming.oracle import tokens, traced

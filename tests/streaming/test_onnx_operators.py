@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graphprune.errors import PlanError
-from graphprune.streaming import onnx_pieces as pieces
+from graphprune.streaming.onnx import pieces
 from onnx_graphs import fused, graph, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 

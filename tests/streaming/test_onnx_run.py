@@ -10,13 +10,8 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError, PlanError
-from graphprune.streaming import (
-    State,
-    apply_weights,
-    find_sites,
-    in_streams,
-    onnx_run,
-)
+from graphprune.streaming import State, apply_weights, find_sites, in_streams
+from graphprune.streaming.onnx import run as onnx_run
 from onnx_graphs import graph, initialisers, run, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 from streaming.oracle import Halving

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.frontends.hf import trace_model
+from graphprune.frontends.hf.load import trace_model
 from graphprune.streaming import batches, find_sites, stream
-from graphprune.streaming.runner import Runner
+from graphprune.streaming.torch.runner import Runner
 from streaming.oracle import Halving, tokens, traced
 from zoo import decoders, encoders, mixtures
 from zoo.case import randomise

@@ -13,7 +13,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.errors import LoadError
 from graphprune.streaming import State, apply_weights, batches, find_sites, stream
-from graphprune.streaming import state as states
+from graphprune.streaming.core import checkpoint as states
 from streaming.oracle import Halving, tokens, traced
 from zoo import decoders, mixtures
 from zoo.case import randomise

@@ -20,7 +20,7 @@ def test_supported_operators_are_up_to_date():
 
 
 def test_every_operator_is_listed_once_with_words():
-    from graphprune.ops import ATEN
+    from graphprune.ops.torch import ATEN
 
     text = run("supported_ops").stdout
     for name in ATEN:

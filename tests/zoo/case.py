@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import graphprune as gp
 from graphprune.axes import atoms, mask
-from graphprune.masked import run_graph
-from graphprune.program import Program
+from graphprune.ir.torch.interpreter import run_graph
+from graphprune.ir.torch.program import Program
 
 EXACT = 1e-9
 ROUNDING = 5e-5  # of float32, relative to the largest output

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.frontends.hf import trace_model
-from graphprune.program import Program
+from graphprune.frontends.hf.load import trace_model
+from graphprune.ir.torch.program import Program
 
 HEAD_DIMS = ("qk_dim", "v_dim")
 """What most classes can only have smaller together: they have one head size."""

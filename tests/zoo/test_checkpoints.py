@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
 import graphprune as gp
-from graphprune.emit import hf, pruned
-from graphprune.emit.compare import TOLERANCE, probe, run
-from graphprune.frontends.hf import traceable
+from graphprune.checkpoints import self_contained as pruned
+from graphprune.emit import hf
+from graphprune.frontends.hf.load import traceable
+from graphprune.rewrite.module.compare import TOLERANCE, probe, run
 from zoo.case import check
 from zoo.expected_pretrained import MODELS
 from zoo.pretrained import Pretrained

@@ -10,8 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import graphprune as gp
-from graphprune.emit.compare import run
-from graphprune.masked import run_graph
+from graphprune.ir.torch.interpreter import run_graph
+from graphprune.rewrite.module.compare import run
 from zoo.case import (
     ROUNDING,
     SCALES,

@@ -1,0 +1,32 @@
+"""Calibration data: from a recipe's section to samples that every pass with data uses.
+
+A source is one of
+
+* ``builtin`` (see `graphprune.calibration.text.builtin`), ``help`` (CPython's reference text), a
+  text file, or a JSONL or JSON file of texts or token ids;
+* a directory that ``datasets.save_to_disk`` wrote, with a column of text, token ids, images or
+  recordings;
+* token ids in a ``.npy``, ``.npz`` or ``.safetensors`` file: ``[windows, length]`` or ``[tokens]``;
+* a ``.npz`` or ``.safetensors`` file with one array ``[samples, ...]`` for each input;
+* an image or a directory of images; a ``.wav`` file or a directory of them;
+* ``self``, for windows that the model writes itself;
+* ``module:function`` or ``file.py:function``, which returns what `graphprune.streaming.batches`
+  takes.
+
+A mapping is a mixture of sources of tokens. `calibration_samples` reads it, `measured_texts` says
+which texts the model is measured on, `evaluation_windows` reads one of them, and `check_dense`
+stops a run whose dense model makes no sense of the calibration data.
+"""
+
+from graphprune.calibration.calibrate import calibration_samples
+from graphprune.calibration.dense import check_dense
+from graphprune.calibration.measured import evaluation_windows, measured_texts
+from graphprune.calibration.result import Samples
+
+__all__ = [
+    "Samples",
+    "calibration_samples",
+    "check_dense",
+    "evaluation_windows",
+    "measured_texts",
+]

@@ -1,0 +1,1 @@
+"""Where calibration data comes from: which kind a source is, and reading what it holds."""

@@ -1,0 +1,1 @@
+"""Two plans, or two outputs, side by side."""

@@ -1,0 +1,1 @@
+"""Exported programs in ``.pt2`` files."""

@@ -1,0 +1,1 @@
+"""Programs: a graph of either format with its axes, structures and weights."""

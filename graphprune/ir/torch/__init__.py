@@ -1,0 +1,1 @@
+"""Exported torch graphs: the program, and what is known of its operators and values."""

@@ -1,0 +1,37 @@
+"""Whether a program fits into memory in float64."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import InputKind
+
+from graphprune.ir.torch.program import Program
+
+
+def affordable_dtype(program: Program) -> torch.dtype:
+    """float64 where four times the weights fit into half of the free memory, else float32."""
+    stored = {
+        spec.target: node.meta["val"]
+        for spec, node in zip(
+            program.exported.graph_signature.input_specs,
+            program.exported.graph.find_nodes(op="placeholder"),
+            strict=True,
+        )
+        if spec.kind != InputKind.USER_INPUT and spec.target not in program.aliases
+    }
+    size = sum(v.numel() * v.element_size() for v in stored.values() if isinstance(v, Tensor))
+    return torch.float64 if 4 * size <= _available_memory() // 2 else torch.float32
+
+
+def _available_memory() -> int:
+    """Bytes that can be used without swapping; where the system doesn't say, all there are."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

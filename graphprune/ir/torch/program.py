@@ -1,0 +1,156 @@
+"""Traced torch models as programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from graphprune.analysis.blocks import Flow, fixed_blocks
+from graphprune.analysis.facts import Stored
+from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.signature import Input
+from graphprune.analysis.structure import Block
+from graphprune.analysis.workload import LENGTH, Workload, resized
+from graphprune.axes import Atom
+from graphprune.checkpoints.config import WINDOWS
+from graphprune.ir.torch.flow import find_layers, flow_of, module_path, sums_of
+from graphprune.ir.torch.signature import inputs_of_graph
+from graphprune.ir.torch.workload import OpenSizes, value_shapes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a Hugging Face program came from.
+
+    Attributes:
+        path: its directory, or None for a module in memory.
+        config: its configuration object.
+        model_class: the transformers class that was built.
+        trust: whether code in the directory may be run.
+        unused: names in its files that the model has no place for.
+    """
+
+    path: Path | None
+    config: Any
+    model_class: type[torch.nn.Module]
+    trust: bool = False
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Program(BaseProgram):
+    """A traced model.
+
+    Attributes:
+        exported: the graph, with parameters as placeholders; never changed.
+        module: the module it was traced from, or None for a file.
+        example: (args, kwargs) of the trace.
+        source: the Hugging Face checkpoint behind it, if there is one.
+    """
+
+    exported: ExportedProgram
+    module: torch.nn.Module | None
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    source: Source | None = None
+
+    def stored(self) -> Iterable[Stored]:
+        """See `BaseProgram.stored`."""
+        nodes = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
+        seen = set()
+        for spec in self.exported.graph_signature.input_specs:
+            if spec.target is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+                continue
+            name = self.aliases.get(spec.target, spec.target)
+            value = nodes[spec.arg.name].meta.get("val")
+            if name in seen or not isinstance(value, torch.Tensor):
+                continue
+            seen.add(name)
+            is_parameter = spec.kind == InputKind.PARAMETER
+            in_file = is_parameter or bool(spec.persistent)
+            yield Stored(name, is_parameter, 8 * value.element_size() if in_file else 0)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See `BaseProgram.inputs`."""
+        specs = self.exported.graph_signature.input_specs
+        return tuple(s.arg.name for s in specs if s.target is None)
+
+    def code(self) -> str:
+        """See `BaseProgram.code`."""
+        nodes = self.exported.graph.nodes
+        return "\n".join(f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in nodes)
+
+    def stacks(self) -> dict[str, tuple[int, list[Block]]]:
+        """See `BaseProgram.stacks`."""
+        return find_layers(self.exported, self.typing, self.aliases)
+
+    def flow(self) -> Flow:
+        """See `BaseProgram.flow`."""
+        return flow_of(self.exported, self.typing, self.aliases)
+
+    def operator_of(self, value: str) -> tuple[str, str] | None:
+        """See `BaseProgram.operator_of`."""
+        node = self._nodes.get(value)
+        if node is None or node.op != "call_function":
+            return None
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return None
+        return str(schema.name).replace("::", "."), module_path(node)
+
+    @cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        return {node.name: node for node in self.exported.graph.nodes}
+
+    def fixed_layers(self) -> dict[str, str]:
+        """See `BaseProgram.fixed_layers`."""
+        return fixed_blocks(self.flow())
+
+    def residual_sums(self) -> list[str]:
+        """See `BaseProgram.residual_sums`."""
+        return sums_of(self.exported.graph, self.typing)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model reads token ids and nothing else, as causal language models do."""
+        args, kwargs = self.example
+        return not args and set(kwargs) == {"input_ids"}
+
+    def declared_windows(self) -> list[int]:
+        """See `BaseProgram.declared_windows`."""
+        if self.source is None or self.source.config is None:
+            return []
+        text = self.source.config.get_text_config()
+        known = (getattr(text, name, None) for name in WINDOWS)
+        return [v for v in known if isinstance(v, int) and v > 0]
+
+    def signature(self) -> list[Input]:
+        """See `BaseProgram.signature`."""
+        return inputs_of_graph(self.exported)
+
+    def workload_of(self, length: int) -> Workload:
+        """See `BaseProgram.workload_of`."""
+        return self._calls(length).workload()
+
+    def traced_workload(self) -> Workload:
+        """See `BaseProgram.traced_workload`."""
+        return self._calls(LENGTH).traced()
+
+    def sizes_at(self, workload: Workload) -> dict[Atom, int]:
+        """See `BaseProgram.sizes_at`."""
+        return dict(resized(self.typing.values, value_shapes(self.exported, workload)))
+
+    def _calls(self, length: int) -> OpenSizes:
+        """What the trace leaves open."""
+        # Elsewhere the example is the user's own, and its length means something.
+        ours = self.source is not None or self.is_causal
+        longest = min(length, self.default_window()) if ours else None
+        return OpenSizes(self.exported, self.signature(), longest)

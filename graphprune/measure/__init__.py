@@ -1,0 +1,1 @@
+"""Measuring a slim model beside its dense one."""

@@ -1,0 +1,1 @@
+"""Families of operator rules, which both tables of operators share."""

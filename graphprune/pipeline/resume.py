@@ -1,0 +1,156 @@
+"""What a run with data keeps beside its output until that is in place, so that it can go on.
+
+For an output ``NAME`` it is the directory ``.NAME.state``: what the run is of, the plan of the
+structures that it removes, and one directory of `graphprune.streaming.State` for each stage that
+streams samples through the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphprune.comparing.json import differences
+from graphprune.emit.formats import shown
+from graphprune.errors import LoadError
+from graphprune.files import write_text
+from graphprune.plan.plan import Plan
+from graphprune.recipe.recipe import Recipe
+from graphprune.streaming import State
+
+_RUN = "run.json"
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The state directory of one run.
+
+    Attributes:
+        directory: it.
+        resume: whether the run goes on from what it holds.
+    """
+
+    directory: Path
+    resume: bool
+
+    @classmethod
+    def open(
+        cls, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool
+    ) -> Journal:
+        """Begin, or go on.
+
+        Args:
+            output: what is to be written.
+            run: what the run is of, as JSON data: an interrupted one must have been of the same.
+            resume: go on from what an interrupted run has left, if there is anything.
+            overwrite: drop it instead.
+
+        Raises:
+            LoadError: an interrupted run has left something and neither is asked for, or it was of
+                something else.
+        """
+        directory = output.with_name(f".{output.name}.state")
+        found = done(directory)
+        if not found or (overwrite and not resume):
+            shutil.rmtree(directory, ignore_errors=True)
+        elif not resume:
+            raise LoadError(
+                "an interrupted run has left its progress here",
+                where=str(directory),
+                why=f"the weights of {found} groups are done",
+                hint="go on with --resume (resume=True), or begin again with --overwrite",
+            )
+        journal = cls(directory, resume and bool(found))
+        if journal.resume:
+            journal._check(run)
+        else:
+            write_text(directory / _RUN, json.dumps(run, indent=1) + "\n")
+        return journal
+
+    def plan(self) -> Plan | None:
+        """The plan that the interrupted run made; None where there is none."""
+        path = self.directory / _PLAN
+        return Plan.load(path) if self.resume and path.exists() else None
+
+    def save_plan(self, plan: Plan) -> None:
+        """Keep a plan, so that nothing has to be scored again."""
+        plan.save(self.directory / _PLAN)
+
+    def state(self, stage: str) -> State:
+        """Where a stage saves its progress."""
+        return State(self.directory / stage, resume=self.resume)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Drop the directory if the block ends well, or has done nothing; else say that it is."""
+        try:
+            yield
+        except BaseException as error:
+            found = done(self.directory)
+            if not found:
+                shutil.rmtree(self.directory, ignore_errors=True)
+            elif not (isinstance(error, LoadError) and self._is_about(error)):
+                error.add_note(
+                    f"the weights of {found} groups are done and kept in {self.directory}: "
+                    "run again with --resume to go on"
+                )
+            raise
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _is_about(self, error: LoadError) -> bool:
+        return error.where is not None and Path(error.where).is_relative_to(self.directory)
+
+    def _check(self, run: Mapping[str, Any]) -> None:
+        path = self.directory / _RUN
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LoadError(
+                "what the interrupted run was of can't be read",
+                where=str(path),
+                why=str(error),
+                hint="begin again with --overwrite",
+            ) from error
+        # The same data, as JSON gives it back.
+        for key, was, now in differences(before, json.loads(json.dumps(run))):
+            raise LoadError(
+                "the interrupted run was another one",
+                where=str(self.directory),
+                why=f"{key} was {_shown(was)}, and is {_shown(now)}",
+                hint="resume with what it was begun with, or begin again with --overwrite",
+            )
+
+
+def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
+    """What an interrupted run must have in common with one that goes on from it.
+
+    Whether the model's weights and the samples are the same, `graphprune.streaming.State` looks at.
+    """
+    data = recipe.model_dump(mode="json", exclude={"formats", "verify", "native", "fail_if"})
+    if recipe.plan is not None:
+        text = Plan.load(recipe.plan).to_json()
+        data["plan"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"source": shown(source), "recipe": data}
+
+
+def done(directory: Path) -> int:
+    """Groups of weights that an interrupted run has treated, over all of its stages."""
+    total = 0
+    for manifest in directory.glob("*/manifest.json"):
+        try:
+            total += int(json.loads(manifest.read_text(encoding="utf-8"))["done"])
+        except (OSError, ValueError, KeyError, TypeError):
+            total += 1  # damaged: whoever resumes is told so
+    return total
+
+
+def _shown(value: Any) -> str:
+    text = "not given" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""Plans: which units stay, and how people name them."""

@@ -1,0 +1,1 @@
+"""What can be told of a run before a model is loaded."""

@@ -1,0 +1,1 @@
+"""What an output was made of, and the files that say so."""

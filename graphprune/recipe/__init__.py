@@ -1,0 +1,1 @@
+"""Recipes: what to remove, how to choose it, and what to write."""

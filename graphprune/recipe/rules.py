@@ -1,0 +1,47 @@
+"""Entries of a recipe that mean nothing beside others: they are refused, not passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_CHOOSING = ("score", "aggregate", "normalize", "uniform", "minimum", "rounds")
+"""How units are chosen."""
+
+
+def check_together(given: Mapping[str, object], *, removes: bool, score: str) -> None:
+    """See that every entry that isn't as by default has a part in what is asked for.
+
+    Args:
+        given: entries that aren't as by default, by name.
+        removes: whether structures are removed.
+        score: the name of what units are ranked by.
+
+    Raises:
+        ValueError: one hasn't.
+    """
+    if not removes:
+        names = ("include", "exclude", *_CHOOSING, "align", "names")
+        repairs = ("repair",) if given.get("repair", "auto") != "none" else ()
+        name = _first(given, (*names, *repairs))
+        if name is not None:
+            under = "; put it under sparsify" if name in ("include", "exclude") else ""
+            raise ValueError(f"'{name}' is about structures, and this recipe removes none{under}")
+    if "plan" in given:
+        name = _first(given, (*_CHOOSING, "align", "include", "exclude"))
+        if name is not None:
+            raise ValueError(
+                f"'{name}' says which units go, and that is settled by a saved plan; leave it out"
+            )
+    if "shape" in given:
+        name = _first(given, ("align", "uniform"))
+        if name is not None:
+            raise ValueError(f"'{name}' says nothing to a shape, which gives exact sizes")
+    if "rounds" in given and score == "obs":
+        raise ValueError(
+            "score obs chooses in one round: it weighs every unit in the model as pruned so far; "
+            "leave 'rounds' out"
+        )
+
+
+def _first(given: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in given), None)

@@ -1,0 +1,44 @@
+"""The figures of a report that nothing has to be run for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from graphprune.analysis.cost import Cost
+from graphprune.analysis.program import BaseProgram
+from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.ir.torch.program import Program
+from graphprune.quality.measures import Measures
+from graphprune.quality.perplexity import size_on_disk
+from graphprune.report.report import Report
+
+
+def measures_of(program: BaseProgram, cost: Cost) -> Measures:
+    """A model's sizes, and the input that its multiply-accumulates are of."""
+    workload = program.workload
+    shapes = dict(workload.shapes)
+    return Measures(cost.params, cost.macs, cost.bytes, input=str(workload), inputs=shapes)
+
+
+def with_files(report: Report, dense: BaseProgram, written: Path) -> Report:
+    """The report with the sizes of the dense model's files, if it has any, and of the slim one's.
+
+    Args:
+        report: it.
+        dense: what was read.
+        written: the checkpoint or file that was written; of several formats the first.
+    """
+    source = _path_of(dense)
+    before = None if source is None else size_on_disk(source)
+    return replace(
+        report,
+        before=replace(report.before, files=before),
+        after=replace(report.after, files=size_on_disk(written)),
+    )
+
+
+def _path_of(program: BaseProgram) -> Path | None:
+    if isinstance(program, OnnxProgram):
+        return program.path
+    return program.source.path if isinstance(program, Program) and program.source else None

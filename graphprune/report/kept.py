@@ -1,0 +1,29 @@
+"""How many units of each role a slim model keeps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from graphprune.passes.selection.coupled import units_of
+from graphprune.rewrite.slim import Slim
+from graphprune.rewrite.slim_onnx import SlimOnnx
+
+
+def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
+    """Units kept and units there were, of every role that loses some."""
+    program, units = slim.program, slim.plan.kept_units
+    gone = slim.selection.removed_parameters
+    structures = [s for s in program.by_name.values() if s.prunable]
+    sizes, left = {s.name: s.size for s in structures}, {}
+    for s in structures:
+        stays = s.blocks or not gone.issuperset(name for name, _ in s.members)
+        rows = units.get(s.name, range(s.size))
+        left[s.name] = (len(rows[0]) if isinstance(rows[0], tuple) else len(rows)) if stays else 0
+    total: dict[str, int] = defaultdict(int)
+    kept: dict[str, int] = defaultdict(int)
+    for name, (before, after) in units_of(program, structures, sizes, left).items():
+        role = program.by_name[name].role or "other"
+        total[role] += before
+        kept[role] += after
+    named = {program.by_name[name].role or "other" for name in units}
+    return {role: (kept[role], total[role]) for role in total if role in named}

@@ -1,0 +1,1 @@
+"""Configurations of slim models, solved for."""

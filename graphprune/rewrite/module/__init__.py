@@ -1,0 +1,1 @@
+"""Slim modules of the original class, and what they are judged by."""

@@ -1,0 +1,1 @@
+"""Streamed runs over ONNX graphs."""

@@ -1,0 +1,246 @@
+"""Running single nodes of a graph on a sample's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.ir.torch.interpreter import GraphRunner
+from graphprune.ir.torch.program import Program
+from graphprune.oracle.masked import Masking
+from graphprune.oracle.masked_ops import Masks
+from graphprune.plan.plan import Selection, stand_ins
+from graphprune.streaming.core.cache import Held
+from graphprune.streaming.torch.attention import ATTENTION, Attention
+from graphprune.streaming.torch.schedule import Schedule
+
+Values = dict[fx.Node, Any]
+_EMBEDDING = torch.ops.aten.embedding.default
+
+
+class Runner(GraphRunner):
+    """Runs nodes one by one, with all floating numbers in one dtype.
+
+    A weight is read where it is used, and converted once per segment. Rows of an embedding and
+    matrices of chosen experts are taken before they are converted.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        weight: Callable[[str], Tensor],
+        stand_ins: Mapping[str, str] | None = None,
+    ) -> None:
+        """A runner.
+
+        Args:
+            program: gives the graph.
+            schedule: what is to run.
+            dtype: the floating dtype of everything.
+            weight: gives a weight by its name, as it is stored.
+            stand_ins: value name to the name of an earlier value that takes its place.
+        """
+        super().__init__(program.exported, program.weights, dtype, program.aliases, stand_ins)
+        self.schedule = schedule
+        self._weight = weight
+        self._opened: dict[str, Tensor] = {}
+        self._converted: dict[str, Tensor] = {}
+        self._needed = schedule.needed
+        self._attention = Attention()
+
+    def forget(self) -> None:
+        """Let go of weights, which may have changed."""
+        self._opened.clear()
+        self._converted.clear()
+
+    def given(self, leaves: list[Any]) -> Values:
+        """The values of the user inputs that are needed."""
+        pairs = zip(self.schedule.inputs, leaves, strict=True)
+        return {n: self._cast(leaf) for n, leaf in pairs if n in self.schedule.needed}
+
+    def execute(self, node: fx.Node, values: Values, sizes: Hashable = None) -> Any:
+        """The value of `node`, from those of its operands.
+
+        Args:
+            node: it.
+            values: of its operands.
+            sizes: equal for samples whose dynamic dimensions are equal.
+        """
+        del sizes
+        self.env = values
+        return self.run_node(node)
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        """See `GraphRunner`."""
+
+        def load(node: fx.Node) -> Any:
+            name = self.schedule.weights.get(node)
+            if name is not None:
+                return self._read(node, name)
+            if node in self.schedule.derived:
+                return self._call(node, node.target)  # type: ignore[arg-type]
+            return self.env[node]
+
+        return fx.map_arg(args, load)
+
+    def _read(self, node: fx.Node, name: str) -> Any:
+        del node
+        name = self.aliases.get(name, name)
+        found = self._converted.get(name)
+        if found is None:
+            found = self._converted[name] = self._cast(self.stored(name))
+        return found
+
+    def stored(self, name: str) -> Tensor:
+        """A weight as it is stored, treated if it has been."""
+        name = self.aliases.get(name, name)
+        if name in self._opened:
+            return self._opened[name]
+        if name in self._known:
+            found = self._opened[name] = self._weight(name).detach()
+            return found
+        constant: Tensor = self.exported.constants[name]
+        return constant.detach()
+
+    def _call(self, node: fx.Node, target: torch._ops.OpOverload[..., Any]) -> Any:
+        site = self.schedule.experts.get(node)
+        if site is not None:
+            named = self.schedule.named
+            x, chosen = self.env[named[site.operand]], self.env[named[site.chosen]]  # type: ignore[index]
+            product = site.layout.product  # type: ignore[attr-defined]
+            return product(self.stored(site.parameter), chosen, x)
+        table = self.schedule.weights.get(node.args[0]) if target is _EMBEDDING else None  # type: ignore[arg-type]
+        if table is not None:
+            places = self.env[node.args[1]]  # type: ignore[index]
+            return self._cast(_EMBEDDING(self.stored(table), places))
+        return super()._call(node, target)
+
+    def _compute(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        arguments: dict[str, Any],
+        nodes: Mapping[str, Any],
+    ) -> Any:
+        if target is ATTENTION and (found := self._attention.attend(arguments)) is not None:
+            return found
+        return super()._compute(target, arguments, nodes)
+
+
+class MaskedRunner(Masking, Runner):
+    """Runs nodes as if a plan had been applied, at full size."""
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        weight: Callable[[str], Tensor],
+        selection: Selection,
+    ) -> None:
+        """A runner; see `Runner` and `graphprune.oracle.masked.MaskedInterpreter`."""
+        super().__init__(program, schedule, dtype, weight, stand_ins(selection))
+        self.begin(program, selection)
+        self._masks: dict[Hashable, Masks] = {}
+
+    def execute(self, node: fx.Node, values: Values, sizes: Hashable = None) -> Any:
+        """See `Runner`."""
+        self.masks = self._masks.setdefault(sizes, Masks(self.keep))
+        return super().execute(node, values)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value, which may be a list of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return tuple(mapped(item, change) for item in value)
+    return value
+
+
+_Known = dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
+"""Address of memory to a tensor there, which keeps it from being reused, and the converted one."""
+
+
+class Holder:
+    """Brings what is held across a barrier into the form that it is held in, and back.
+
+    Every tensor gets memory of its own size, in order: what a file gives back is then the same to
+    the last bit, whatever kernels make of strides. Values that share memory go on sharing it.
+    """
+
+    def __init__(self, dtype: torch.dtype, how: Held) -> None:
+        """A holder.
+
+        Args:
+            dtype: of the computation.
+            how: the type that floating tensors are held in, and where.
+        """
+        self.dtype = dtype
+        self.held = how.dtype or dtype
+        self.how = how
+        self._device: torch.device | None = None
+
+    def pack(self, values: Mapping[fx.Node, Any]) -> Values:
+        """The values as they are held."""
+        known: _Known = {}
+        away: _Known = {}
+        return {n: mapped(v, lambda t: self._packed(t, known, away)) for n, v in values.items()}
+
+    def unpack(self, values: Mapping[fx.Node, Any]) -> Values:
+        """The values as they are computed with."""
+        known: _Known = {}
+        return {
+            n: mapped(v, lambda t: self._shared(self._back(t), self.dtype, known))
+            for n, v in values.items()
+        }
+
+    def _packed(self, x: Tensor, known: _Known, away: _Known) -> Tensor:
+        x = x.resolve_conj().resolve_neg()  # what memory alone doesn't say
+        base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
+        if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
+            base = base.clone(memory_format=torch.contiguous_format)
+        return self._away(self._shared(base, self.held, known), away).expand(x.shape)
+
+    def _away(self, x: Tensor, away: _Known) -> Tensor:
+        """`x` where it is held; once for all values that share its memory."""
+        if self.how.folder is None:
+            return x
+        self._device = x.device
+        key = (x.untyped_storage().data_ptr(), x.dtype)
+        if key not in away:
+            away[key] = (x, self.how.away(x.flatten()))
+        return away[key][1].view(x.shape)
+
+    def _back(self, x: Tensor) -> Tensor:
+        """`x` where it is computed with."""
+        return x if self._device in (None, x.device) else x.to(self._device)
+
+    def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
+        """`x` in another dtype; converted once for all values that share its memory."""
+        if x.dtype == dtype or x.dtype not in (self.dtype, self.held):
+            return x
+        if not x.is_contiguous():  # repeated along some dimension
+            shown = [slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim())]
+            return self._shared(x[tuple(shown)], dtype, known).expand(x.shape)
+        key = (x.untyped_storage().data_ptr(), x.dtype)
+        if key not in known:
+            known[key] = (x, x.flatten().to(dtype))
+        return known[key][1].view(x.shape)
+
+
+def _repeats(x: Tensor, dim: int) -> bool:
+    return x.stride(dim) == 0 and x.shape[dim] > 1

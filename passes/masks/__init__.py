@@ -1,0 +1,1 @@
+"""Methods that make single weights zero, one a file."""

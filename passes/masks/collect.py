@@ -1,0 +1,60 @@
+"""What a streamed run shows of a value, collected for solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from torch import Tensor
+
+from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.magnitude import Magnitude
+from graphprune.passes.masks.ria import RIA
+from graphprune.passes.masks.wanda import Wanda
+from graphprune.solvers import Moments, Norms, SecondMoment, Solver, Statistic
+from graphprune.streaming import Observer
+
+
+@dataclass
+class Collector:
+    """An observer with a statistic, which learns its width from the first rows.
+
+    Attributes:
+        kind: of the statistic.
+        where: the group and the part, for messages.
+        errors: whether errors are to be told, too: of lighter statistics they don't follow.
+        statistic: None until rows come.
+        moment: what errors are computed from; None where they aren't to be told, or as yet.
+        checks: see `graphprune.streaming.core.observer.Checking`.
+    """
+
+    checks: ClassVar[bool] = True
+
+    kind: type[Norms] | type[SecondMoment]
+    where: str
+    errors: bool = False
+    statistic: Norms | SecondMoment | None = None
+    moment: SecondMoment | None = None
+
+    def add(self, x: Tensor) -> None:
+        """See `graphprune.streaming.Observer`."""
+        if self.statistic is None:
+            self.statistic = self.kind(x.shape[-1], x.device)
+            if self.errors and isinstance(self.statistic, Norms):
+                self.moment = SecondMoment(x.shape[-1], x.device)
+        self.statistic.add(x, self.where)
+        if self.moment is not None:
+            self.moment.add(x, self.where)
+
+
+def collected(observers: Sequence[Observer]) -> list[Statistic | None]:
+    """The statistics of collectors; None for a part that has seen no token."""
+    return [cast("Collector", one).statistic for one in observers]
+
+
+def statistic_of(solver: Solver) -> type[Norms] | type[SecondMoment]:
+    """The lightest statistic that a solver can work with: many weigh columns only."""
+    if isinstance(solver, DSnoT):
+        return Norms if statistic_of(solver.first) is Norms else Moments
+    return Norms if isinstance(solver, Wanda | RIA | Magnitude) else SecondMoment

@@ -1,0 +1,1 @@
+"""Refits of the weights that read what was cut."""
