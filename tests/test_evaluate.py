@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from graphprune.errors import EvaluationError, LoadError
-from graphprune.ir.onnx.ort import example_feeds
+from graphprune.ir.onnx.ort import example_feeds, onnx_session
 from graphprune.quality import perplexity as evaluate
 from graphprune.quality import timing
 
@@ -209,7 +209,7 @@ def test_onnx_latency_and_made_up_inputs(gemm: Path) -> None:
     (latency,) = evaluate.onnx_latencies([gemm], length=5, repeats=3, threads=1)
     assert latency.milliseconds > 0
     assert (latency.repeats, latency.threads, latency.runtime) == (3, 1, "onnxruntime")
-    session = evaluate.onnx_session(gemm)
+    session = onnx_session(gemm)
     feeds = example_feeds(session, 5)
     assert feeds["x"].shape == (1, 5, 8)
     assert feeds["x"].std() > 0.5

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from graphprune.checkpoints import self_contained as pruned
+from graphprune.checkpoints import self_contained
 
 _COPIED = (
     "generation_config.json",
@@ -57,7 +57,7 @@ def copy_companions(source: Path, directory: Path) -> None:
 def copy_code(source: Path, directory: Path) -> None:
     """Copy the code that a checkpoint brings along, whose classes its configurations name."""
     for file in sorted(source.glob("*.py")):
-        if file.stem != pruned.FILE:  # ours, which is written anew
+        if file.stem != self_contained.FILE:  # ours, which is written anew
             shutil.copyfile(file, directory / file.name)
 
 

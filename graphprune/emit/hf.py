@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PretrainedConfig
 
-from graphprune.checkpoints import self_contained as pruned
+from graphprune.checkpoints import self_contained
 from graphprune.checkpoints.own_code import auto_class, is_own
 from graphprune.checkpoints.patch import Patch, apply_patch, difference, named_tensors
 from graphprune.checkpoints.writing import write_weights
@@ -98,7 +98,7 @@ class _Job:
     @property
     def model_class(self) -> type[nn.Module]:
         """The transformers class, not resized."""
-        return pruned.original_class(self.slim.program.source.model_class)
+        return self_contained.original_class(self.slim.program.source.model_class)
 
     @property
     def attention(self) -> str | None:
@@ -126,8 +126,8 @@ def _solve(slim: Any) -> SolvedConfig:
             hint='ask for format "pt2" or "onnx", or remove whole layers',
         )
     return solve_config(
-        pruned.plain(source.config, source.model_class),
-        pruned.original_class(source.model_class),
+        self_contained.plain(source.config, source.model_class),
+        self_contained.original_class(source.model_class),
         {name: shape for name, shape in slim.shapes.items() if name not in slim.idle_buffers},
         slim.dropped_layers(),
         slim.size_hints(),
@@ -192,10 +192,10 @@ def _write_self_contained(job: _Job) -> list[str]:
     shutil.rmtree(job.directory)
     job.directory.mkdir()
     _write_weights(job, blank)
-    annotated = pruned.annotate(config, job.model_class, patch)
+    annotated = self_contained.annotate(config, job.model_class, patch)
     annotated.save_pretrained(job.directory)
-    source = pruned.modelling_source(job.model_class)
-    (job.directory / f"{pruned.FILE}.py").write_text(source, encoding="utf-8")
+    source = self_contained.modelling_source(job.model_class)
+    (job.directory / f"{self_contained.FILE}.py").write_text(source, encoding="utf-8")
     return _reopen(job, "transformers", next(iter(annotated.auto_map)), trust=True)
 
 
@@ -213,7 +213,7 @@ def _patched(job: _Job) -> tuple[PretrainedConfig, Patch]:
         return config, difference(_load(job), job.slim.module, idle=idle)
     blank = build_on_meta(job.model_class, job.solved.config)
     apply_patch(blank, Patch(dropped=job.solved.dropped))
-    patch = difference(blank, job.slim.module, pruned.changed_buffers(job.slim))
+    patch = difference(blank, job.slim.module, self_contained.changed_buffers(job.slim))
     return job.solved.config, replace(patch, dropped=job.solved.dropped)
 
 

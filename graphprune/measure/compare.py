@@ -21,6 +21,7 @@ from graphprune.files.paths import is_factory
 from graphprune.frontends import load_traced
 from graphprune.ir.onnx.feeds import feeds_at
 from graphprune.ir.onnx.files import EXTERNAL_ABOVE
+from graphprune.ir.onnx.ort import onnx_session
 from graphprune.ir.onnx.tensors import weight_bytes
 from graphprune.ir.torch.program import Program
 from graphprune.ir.torch.workload import Example
@@ -30,7 +31,7 @@ from graphprune.measure.remarks import quality_remarks
 from graphprune.measure.sources import check_askable, check_loaded, shared_windows
 from graphprune.measure.torch import latencies, usual_call, with_call
 from graphprune.plan.plan import Plan
-from graphprune.quality import perplexity as evaluate
+from graphprune.quality import perplexity
 from graphprune.quality.attempts import attempted
 from graphprune.quality.conditions import (
     QUALITY,
@@ -154,7 +155,7 @@ def _onnx_latencies(program: Program, example: Example, onnx: Path, scratch: Pat
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         whole = Path(folder) / "dense.onnx"
         apply(program, Plan(program.fingerprint, {})).save(whole, "onnx")
-        return evaluate.onnx_latencies([whole, onnx], _feeds(onnx, example))
+        return perplexity.onnx_latencies([whole, onnx], _feeds(onnx, example))
 
 
 def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
@@ -166,7 +167,7 @@ def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
         return replace(report, notes=(*report.notes, note))
     feeds = feeds_at(slim.program, slim.program.workload)
     with slim.program.file() as dense:
-        latencies = evaluate.onnx_latencies([dense, file], feeds)
+        latencies = perplexity.onnx_latencies([dense, file], feeds)
     before, after = (
         replace(side, onnxruntime=replace(latency, macs=side.macs))
         for side, latency in zip((report.before, report.after), latencies, strict=True)
@@ -305,7 +306,7 @@ def _size(source: str, program: Program | None) -> int | None:
     """Bytes on disk; None for what a factory makes."""
     if program is not None and is_factory(source):
         return None
-    return evaluate.size_on_disk(_path_of(source, program))
+    return perplexity.size_on_disk(_path_of(source, program))
 
 
 def _path_of(source: str, program: Program | None) -> Path:
@@ -317,7 +318,7 @@ def _path_of(source: str, program: Program | None) -> Path:
 
 def _feeds(path: Path, inputs: Example) -> dict[str, Any]:
     """A model's inputs by the names that its ONNX file has for them."""
-    names = [entry.name for entry in evaluate.onnx_session(path).get_inputs()]
+    names = [entry.name for entry in onnx_session(path).get_inputs()]
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     if len(names) != len(leaves):
         raise EvaluationError(

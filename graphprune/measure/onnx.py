@@ -13,9 +13,9 @@ from graphprune.analysis.workload import LENGTH, Workload
 from graphprune.errors import GraphPruneError, LoadError
 from graphprune.frontends.onnx.load import load_onnx
 from graphprune.ir.onnx.feeds import feeds_at
-from graphprune.ir.onnx.ort import example_feeds
+from graphprune.ir.onnx.ort import example_feeds, onnx_session
 from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.quality import perplexity as evaluate
+from graphprune.quality import perplexity
 from graphprune.quality.measures import Measures
 from graphprune.quality.timing import in_turns
 
@@ -45,11 +45,11 @@ def measure_onnx(
     calls, found = [], []
     for file in files:
         progress(f"loading {file}")
-        session = evaluate.onnx_session(file, threads)
+        session = onnx_session(file, threads)
         feeds = example_feeds(session, length or LENGTH)
         program, notes = _program(Path(file), {n: v.shape for n, v in feeds.items()})
         if program is None:
-            one = Measures(evaluate.onnx_parameters(file))
+            one = Measures(perplexity.onnx_parameters(file))
             workload = Workload({name: tuple(value.shape) for name, value in feeds.items()})
         else:
             workload = program.workload_of(LENGTH if length is None else length)

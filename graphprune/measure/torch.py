@@ -12,7 +12,7 @@ import torch
 from graphprune.analysis.workload import Workload
 from graphprune.ir.torch.program import Program
 from graphprune.ir.torch.workload import Example, example_at
-from graphprune.quality import perplexity as evaluate
+from graphprune.quality import perplexity
 from graphprune.quality.measures import Measures
 from graphprune.quality.timing import Latency
 
@@ -67,7 +67,7 @@ def usual_call(program: Program, modules: Sequence[Module], length: int | None =
 
 def latencies(calls: Sequence[Callable[[], object]]) -> list[Latency]:
     """Latencies in turns."""
-    return evaluate.torch_latencies(calls)
+    return perplexity.torch_latencies(calls)
 
 
 def with_call(measures: Measures, call: Call, macs: int) -> Measures:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.pytorch_utils import Conv1D
 
-from graphprune.checkpoints import self_contained as pruned
+from graphprune.checkpoints import self_contained
 from graphprune.checkpoints.shards import PACKED, has_weights
 from graphprune.checkpoints.weights import (
     FLATTENED,
@@ -35,7 +35,7 @@ from graphprune.packing.weights import packed_tensor, packed_weight
 from graphprune.runtime.formats import AUTO, check_format
 from graphprune.runtime.packed import check_plain, linear_weights, state_of
 
-_COPIED = ("config.json", f"{pruned.FILE}.py", PLAN)
+_COPIED = ("config.json", f"{self_contained.FILE}.py", PLAN)
 
 
 @one_at_a_time

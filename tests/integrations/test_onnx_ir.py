@@ -126,9 +126,9 @@ def test_a_failure_leaves_the_model_as_it_was(dense):
 
 
 def test_a_wrong_rewrite_is_refused(dense, monkeypatch):
-    from graphprune.ir.onnx import program as onnx_program
+    from graphprune.rewrite import slim_onnx
 
-    rewrite = onnx_program.rewrite_onnx
+    rewrite = slim_onnx.rewrite_onnx
 
     def wrong(model, known, typing, keep):
         rewrite(model, known, typing, keep)
@@ -136,7 +136,7 @@ def test_a_wrong_rewrite_is_refused(dense, monkeypatch):
         values = model.graph.initializers[name].const_value.numpy()
         model.graph.initializers[name].const_value = ir.tensor(values[::-1].copy(), name=name)
 
-    monkeypatch.setattr(onnx_program, "rewrite_onnx", wrong)
+    monkeypatch.setattr(slim_onnx, "rewrite_onnx", wrong)
     model = dense.clone()
     before = bytes_of(model)
     with pytest.raises(gp.VerifyError):
