@@ -14,10 +14,10 @@ from graphprune.calibration.sources.kinds import kind_of
 from graphprune.calibration.sources.section import Calibration
 from graphprune.calibration.tokens import tokenizer_for, tokenizer_of
 from graphprune.ir.torch.program import Program
+from graphprune.measure.completions import PROMPTS, TOKENS, complete, prompt_tokens
 from graphprune.measure.remarks import quality_remarks
 from graphprune.quality.attempts import attempted
 from graphprune.quality.compare import Pair, compare
-from graphprune.quality.completions import PROMPTS, TOKENS, complete, prompt_tokens
 from graphprune.quality.perplexity import NoPerplexityError, Perplexity, perplexity
 from graphprune.quality.result import Completion, Quality
 

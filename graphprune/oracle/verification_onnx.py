@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +25,6 @@ from graphprune.oracle.masked_onnx import mask_onnx
 from graphprune.oracle.verification import Certificate, compare, spoilt
 from graphprune.oracle.verification_steps import Steps, compare_steps, has_steps
 from graphprune.plan.plan import Plan
-from graphprune.rewrite.slim_onnx import SlimOnnx
 
 TOLERANCE = 1e-4
 _SATURATED = (
@@ -39,10 +38,18 @@ _OF_BYTES = {
 Feeds = Mapping[str, NDArray[Any]]
 
 
+@runtime_checkable
+class SlimGraph(Protocol):
+    """What is read of a slim ONNX model; `graphprune.rewrite.slim_onnx.SlimOnnx` has it."""
+
+    def rewritten(self) -> ir.Model:
+        """Its graph."""
+
+
 def verify_onnx(
     program: OnnxProgram,
     plan: Plan,
-    slim: SlimOnnx | Path,
+    slim: SlimGraph | Path,
     inputs: Feeds | None = None,
     *,
     tolerance: float | None = None,

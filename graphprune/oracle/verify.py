@@ -15,9 +15,8 @@ from graphprune.ir.torch.interpreter import Inputs
 from graphprune.ir.torch.program import Program
 from graphprune.oracle.verification import Certificate
 from graphprune.oracle.verification import verify as verify_torch
-from graphprune.oracle.verification_onnx import verify_onnx
+from graphprune.oracle.verification_onnx import SlimGraph, verify_onnx
 from graphprune.plan.plan import Plan
-from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 def verify(
@@ -49,7 +48,7 @@ def verify(
         VerifyError: one of the models can't be run on these inputs.
     """
     if isinstance(program, OnnxProgram):
-        if not isinstance(slim, SlimOnnx | Path) or not isinstance(inputs, Mapping | None):
+        if not isinstance(slim, SlimGraph | Path) or not isinstance(inputs, Mapping | None):
             raise VerifyError("an ONNX program is compared with a slim ONNX model, on named arrays")
         return verify_onnx(program, plan, slim, inputs, tolerance=tolerance, seed=seed)
     if not isinstance(program, Program) or isinstance(inputs, Mapping):

@@ -11,7 +11,13 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.checkpoints.shards import without_weights
 from graphprune.errors import LoadError
 from graphprune.ir.torch.program import Program
+from graphprune.oracle.verification import Certificate
+from graphprune.oracle.verify import verify
 from graphprune.passes.shared.reduce import PIECE
+from graphprune.plan.plan import Plan
+from graphprune.recipe.recipe import Recipe
+from graphprune.rewrite.slim import Slim
+from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 def check_weights(program: BaseProgram) -> None:
@@ -48,3 +54,23 @@ def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
     """Parts of a tensor, so that what is computed from it isn't as large as it is."""
     rows = weight.detach().reshape(weight.shape or (1,))
     return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
+
+
+def prove(program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx, recipe: Recipe) -> Certificate:
+    """Compare a slim model with the masked one, as a recipe says.
+
+    Raises:
+        VerifyError: they differ.
+    """
+    wanted = recipe.verify
+    dtypes = {"auto": None, "float32": torch.float32, "float64": torch.float64}
+    certificate = verify(
+        program,
+        plan,
+        slim,
+        dtype=dtypes[wanted.dtype],
+        tolerance=wanted.tolerance,
+        seed=recipe.seed,
+    )
+    certificate.raise_if_failed()
+    return certificate

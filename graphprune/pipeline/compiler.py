@@ -28,14 +28,12 @@ from graphprune.files.sources import Sources, reading
 from graphprune.frontends.hf.fit import unused_note
 from graphprune.measure.compare import measured
 from graphprune.measure.early import check_measurable, with_sizes
-from graphprune.oracle.verification import Certificate
-from graphprune.oracle.verify import verify
 from graphprune.passes.repair.structured import Repaired
 from graphprune.passes.scores import Score, get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared.judging import unjudged
-from graphprune.pipeline.checking import check_weights, has_weights
+from graphprune.pipeline.checking import check_weights, has_weights, prove
 from graphprune.pipeline.default_data import with_data
 from graphprune.pipeline.defaults import (
     changes_weights,
@@ -447,14 +445,14 @@ class _Run:
             slim = apply(program, plan)
         if plan.kept_units or report.masks is None:
             with self.stage("verifying"):
-                certificate = self._verify(program, plan, slim)
+                certificate = prove(program, plan, slim, self.recipe)
         masked = None
         if report.masks is not None:
             masked = self._mask(program, slim, journal)
             program, report = masked.program, replace(report, masks=masked.masks)
             slim = apply(program, plan)
             with self.stage("verifying the masked weights"):
-                certificate = self._verify(program, plan, slim)
+                certificate = prove(program, plan, slim, self.recipe)
         # Refitted weights read nothing of what goes, so that its going shows no effect by itself.
         looked = report.refits is None and (plan.kept_units or masked is None)
         little = little_proof(certificate) if looked else ()
@@ -494,17 +492,3 @@ class _Run:
             return mask(
                 program, slim, self.recipe, self.samples, progress=self.progress, state=state
             )
-
-    def _verify(self, program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx) -> Certificate:
-        wanted = self.recipe.verify
-        dtypes = {"auto": None, "float32": torch.float32, "float64": torch.float64}
-        certificate = verify(
-            program,
-            plan,
-            slim,
-            dtype=dtypes[wanted.dtype],
-            tolerance=wanted.tolerance,
-            seed=self.recipe.seed,
-        )
-        certificate.raise_if_failed()
-        return certificate

@@ -217,7 +217,7 @@ def test_nothing_is_written_if_the_slim_model_is_wrong(
         certificate = real(*arguments, **options)
         return replace(certificate, passed=False, failed_output="logits", problem="it differs")
 
-    monkeypatch.setattr("graphprune.pipeline.compiler.verify", failing)
+    monkeypatch.setattr("graphprune.pipeline.checking.verify", failing)
     check_failure(compile_broken(run, dense, tmp_path), "does not compute", "logits")
 
 
