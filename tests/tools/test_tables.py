@@ -14,8 +14,12 @@ def run(tool, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_supported_operators_are_up_to_date():
-    done = run("supported_ops", "--check", "docs/supported-operators.md")
+@pytest.mark.parametrize(
+    ("tool", "document"),
+    [("supported_ops", "supported-operators.md"), ("layers", "layers.md")],
+)
+def test_documents_are_up_to_date(tool, document):
+    done = run(tool, "--check", f"docs/{document}")
     assert done.returncode == 0, done.stderr
 
 
@@ -33,7 +37,7 @@ def test_every_operator_is_listed_once_with_words():
     assert "See its source" not in text
 
 
-@pytest.mark.parametrize("tool", ["supported_ops", "zoo"])
+@pytest.mark.parametrize("tool", ["supported_ops", "zoo", "layers"])
 def test_write_then_check(tool, tmp_path):
     file = tmp_path / "table.md"
     assert run(tool, "--check", file).returncode == 1
