@@ -13,20 +13,7 @@ A source is one of
 * ``module:function`` or ``file.py:function``, which returns what `graphprune.streaming.batches`
   takes.
 
-A mapping is a mixture of sources of tokens. `calibration_samples` reads it, `measured_texts` says
-which texts the model is measured on, `evaluation_windows` reads one of them, and `check_dense`
-stops a run whose dense model makes no sense of the calibration data.
+A mapping is a mixture of sources of tokens. `calibrate` reads it, `measured` says which texts the
+model is measured on and reads them, and `dense` stops a run whose dense model makes no sense of the
+calibration data.
 """
-
-from graphprune.calibration.calibrate import calibration_samples
-from graphprune.calibration.dense import check_dense
-from graphprune.calibration.measured import evaluation_windows, measured_texts
-from graphprune.calibration.result import Samples
-
-__all__ = [
-    "Samples",
-    "calibration_samples",
-    "check_dense",
-    "evaluation_windows",
-    "measured_texts",
-]

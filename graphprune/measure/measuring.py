@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration import evaluation_windows, measured_texts
+from graphprune.calibration.measured import evaluation_windows, measured_texts
 from graphprune.calibration.sources.kinds import kind_of
 from graphprune.calibration.sources.section import Calibration
 from graphprune.calibration.tokens import tokenizer_for, tokenizer_of

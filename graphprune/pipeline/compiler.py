@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration import Samples, calibration_samples, check_dense
+from graphprune.calibration.calibrate import calibration_samples
+from graphprune.calibration.dense import check_dense
+from graphprune.calibration.result import Samples
 from graphprune.calibration.sources.amounts import REPAIRS, SCORES
 from graphprune.emit.formats import check_formats, form_written, native_form, shown, with_formats
 from graphprune.emit.places import mapped_by, mapped_from, read_by

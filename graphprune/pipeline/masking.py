@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration import Samples, calibration_samples
+from graphprune.calibration.calibrate import calibration_samples
+from graphprune.calibration.result import Samples
 from graphprune.calibration.sources.amounts import WEIGHTS
 from graphprune.emit.written import check_written
 from graphprune.errors import LoadError
@@ -151,7 +152,7 @@ def samples_for(
         tell: told how far the model is, if it writes its own data.
 
     Raises:
-        GraphPruneError: see `graphprune.calibration.calibration_samples`.
+        GraphPruneError: see `graphprune.calibration.calibrate.calibration_samples`.
     """
     assert recipe.sparsify is not None
     if recipe.sparsify.needs_data:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration import Samples
+from graphprune.calibration.result import Samples
 from graphprune.calibration.text.read import OWN_TEXTS, SELF
 from graphprune.emit.formats import shown
 from graphprune.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import graphprune as gp
 from cli.helpers import Result, check_failure
-from graphprune.calibration import calibration_samples
+from graphprune.calibration.calibrate import calibration_samples
 from graphprune.calibration.sources.amounts import REPAIRS
 from graphprune.passes.repair.structured import obs
 from graphprune.recipe.recipe import Recipe

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 import graphprune as gp
-from graphprune.calibration import check_dense
+from graphprune.calibration.dense import check_dense
 from graphprune.calibration.text.read import load_tokenizer, read_text, windows
 from graphprune.errors import CalibrationError
 from graphprune.frontends import load_traced

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune.calibration import calibration_samples, evaluation_windows, measured_texts
+from graphprune.calibration.calibrate import calibration_samples
+from graphprune.calibration.measured import evaluation_windows, measured_texts
 from graphprune.calibration.sources.amounts import SCORES, WEIGHTS
 from graphprune.calibration.sources.section import Calibration
 from graphprune.calibration.text.read import load_tokenizer, windows

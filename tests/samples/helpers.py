@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.calibration import calibration_samples
+from graphprune.calibration.calibrate import calibration_samples
 from graphprune.calibration.sources.section import Calibration
 
 LETTERS = "".join(map(chr, range(33, 126)))

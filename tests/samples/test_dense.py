@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.calibration import check_dense
+from graphprune.calibration.dense import check_dense
 from graphprune.calibration.text.frequencies import entropy
 from graphprune.errors import CalibrationError, LoadError
 from samples.helpers import pixels, tagger

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
-from graphprune.calibration import calibration_samples, evaluation_windows, measured_texts
+from graphprune.calibration.calibrate import calibration_samples
+from graphprune.calibration.measured import evaluation_windows, measured_texts
 from graphprune.calibration.sources.amounts import SCORES
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, RecipeError
