@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import graphprune.pipeline.checking
 import graphprune.pipeline.compiler
 from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
 from graphprune.errors import VerifyError
@@ -435,7 +436,7 @@ def test_a_failure_keeps_what_was_done_for_the_same_run(
         raise VerifyError("the model is not what it should be")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphprune.pipeline.compiler, "verify", broken)
+        patch.setattr(graphprune.pipeline.checking, "verify", broken)
         result = run(*command)
     check_failure(result, "not what it should be", "8 groups are done", "--resume")
     assert "looking for the layers' budgets: group 8 of 8" in result.err

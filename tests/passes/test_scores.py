@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import graphprune.passes as passes
+import graphprune.passes.scores as passes
 from brute_force import by_loops, trainable_members
 from graphprune.analysis.structure import Structure
 from graphprune.axes import Atom

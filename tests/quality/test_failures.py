@@ -44,8 +44,8 @@ def test_the_output_is_written_all_the_same(
     pytest.importorskip("onnxruntime")
     save_text(tmp_path / "a.txt", 300, 0)
     error = RuntimeError("can't allocate memory: you tried to allocate 4 GB")
-    for place in ("evaluate.torch_latencies", "evaluate.onnx_latencies"):
-        monkeypatch.setattr(f"graphprune.{place}", failing(error))
+    for place in ("torch_latencies", "onnx_latencies"):
+        monkeypatch.setattr(f"graphprune.quality.perplexity.{place}", failing(error))
     for place in ("compare", "complete"):
         monkeypatch.setattr(f"graphprune.measure.measuring.{place}", failing(error))
     recipe = {
