@@ -12,18 +12,12 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import EmitError, GraphPruneError, LoadError, RecipeError
-from graphprune.passes.scores import get_score, needs_data
 from graphprune.pipeline.compiler import compile
-from graphprune.preflight.readers import BLIND, calibrates, check_read
-from graphprune.recipe.recipe import SCORES, Recipe
+from graphprune.preflight.readers import calibrates, check_read
+from graphprune.recipe.recipe import Recipe
 
 FFN = {"remove": {"ffn": 0.5}}
 MASKS = {"sparsify": {"method": "magnitude", "sparsity": 0.5}}
-
-
-def test_the_scores_that_look_at_no_data_are_those_that_say_so() -> None:
-    known = {name for name in SCORES if name != "auto" and not needs_data(get_score(name))}
-    assert known == BLIND
 
 
 @pytest.mark.parametrize(

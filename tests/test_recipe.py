@@ -1,6 +1,5 @@
 """Recipes: what parses, what it means, and what each mistake is told."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,17 @@ from graphprune.analysis.roles import ROLES
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
 from graphprune.options import parse_number
-from graphprune.passes.masks import allocations as budgets
+from graphprune.passes.masks import ALLOCATIONS, METHODS
 from graphprune.passes.masks.allocations import OWL, Sensitivity
 from graphprune.passes.masks.alps import ALPS
 from graphprune.passes.masks.dsnot import DSnoT
 from graphprune.passes.masks.ria import RIA
 from graphprune.passes.masks.sparsegpt import SparseGPT
 from graphprune.passes.masks.wanda import Wanda
-from graphprune.passes.scores import get_score
-from graphprune.recipe import methods
+from graphprune.passes.scores import SCORES
 from graphprune.recipe.recipe import ROLES as recipe_roles
-from graphprune.recipe.recipe import SCORES, Recipe
-from graphprune.recipe.sparsify import LAYER_BUDGETS, METHODS
+from graphprune.recipe.recipe import Recipe
+from graphprune.registry import Registry
 from graphprune.solvers import NM, Unstructured
 
 FULL = """
@@ -99,13 +97,12 @@ def test_defaults() -> None:
     assert yaml.safe_load(recipe.to_yaml()) == {"remove": {"ffn": 0.25, "*": 0.0}}
 
 
-def test_the_options_of_scores_are_their_fields() -> None:
-    fields = {
-        name: tuple(field.name for field in dataclasses.fields(type(get_score(name))))  # type: ignore[arg-type]
-        for name in SCORES
-        if name != "auto"
-    }
-    assert fields | {"auto": ()} == SCORES
+@pytest.mark.parametrize("registry", [SCORES, METHODS, ALLOCATIONS], ids=lambda r: r.kind)
+def test_what_needs_no_data_says_so(registry: Registry[Any]) -> None:
+    """A registry knows of its own passes without importing them; the classes have the last word."""
+    found = {n for n in registry.own if not getattr(registry.find(n), "needs_data", False)}
+    assert found == registry.blind
+    assert set(registry.names()) >= set(registry.own)
 
 
 def test_the_roles_are_those_of_the_analysis() -> None:
@@ -288,8 +285,6 @@ def test_masks_by_their_names() -> None:
     assert dealt.budget.built() == Sensitivity(levels=3, solver=RIA())
     assert not section({"method": "magnitude", "sparsity": 0.5, "budget": "global"}).needs_data
     assert section({"method": "magnitude", "sparsity": 0.5, "budget": "owl"}).needs_data
-    assert tuple(methods.METHODS) == METHODS
-    assert tuple(budgets.BUDGETS) == LAYER_BUDGETS
 
 
 @pytest.mark.parametrize(

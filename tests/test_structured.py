@@ -13,9 +13,9 @@ import torch
 import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.passes.repair.structured import compensate, obs, reconstruct
-from graphprune.passes.scores import Inputs
 from graphprune.passes.scores.obs import Obs
 from graphprune.passes.selection.select import select
+from graphprune.passes.shared.score import Inputs
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State
 

@@ -31,10 +31,11 @@ from graphprune.frontends.hf.fit import unused_note
 from graphprune.measure.compare import measured
 from graphprune.measure.early import check_measurable, with_sizes
 from graphprune.passes.repair.structured import Repaired
-from graphprune.passes.scores import Score, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared.judging import unjudged
+from graphprune.passes.shared.score import Score
 from graphprune.pipeline.checking import check_weights, has_weights, prove
 from graphprune.pipeline.default_data import with_data
 from graphprune.pipeline.defaults import (

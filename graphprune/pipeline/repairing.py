@@ -17,9 +17,10 @@ from graphprune.emit.written import check_written
 from graphprune.errors import RecipeError
 from graphprune.ir.torch.program import Program
 from graphprune.passes.repair.structured import Repaired, compensate, obs, read_by, reconstruct
-from graphprune.passes.scores import Inputs, Score, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.shared.judging import unjudged
+from graphprune.passes.shared.score import Inputs, Score
 from graphprune.pipeline.masking import slim_names
 from graphprune.plan.kept import is_ragged
 from graphprune.plan.plan import Plan

@@ -9,10 +9,7 @@ from __future__ import annotations
 from graphprune.calibration.sources.kinds import OPTIONS
 from graphprune.calibration.text.read import OWN_TEXTS
 from graphprune.errors import RecipeError
-from graphprune.recipe.recipe import SCORES, Recipe
-
-BLIND = frozenset({"magnitude", "random"})
-"""Our own scores that look at no data."""
+from graphprune.recipe.recipe import AUTO, Recipe
 
 _SIZES = ("windows", "length", "draw")
 """Options of calibration data and of the text that a perplexity is measured on."""
@@ -26,9 +23,7 @@ def scores_on_data(recipe: Recipe) -> bool:
     """
     if not recipe.removes or recipe.plan is not None:
         return False
-    if recipe.score.name in SCORES:  # without importing torch
-        return recipe.score.name not in BLIND
-    return recipe.score_needs_data
+    return recipe.score.name == AUTO or recipe.score_needs_data
 
 
 def calibrates(recipe: Recipe) -> bool:

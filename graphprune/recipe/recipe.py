@@ -8,7 +8,6 @@ unknown key, role or score is an error that names the nearest valid one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -28,6 +27,7 @@ from graphprune.calibration.sources.section import FORMS, Calibration, Part
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
 from graphprune.options import Data, listed, nearest, one_of, parse_number, removed_fraction
+from graphprune.passes.scores import SCORES
 from graphprune.passes.selection.alignment import alignment_words, parse_alignment
 from graphprune.plan.selector import Selector
 from graphprune.quality.conditions import Condition
@@ -52,29 +52,11 @@ ROLES = (
 )
 """The roles that a recipe may name beside its own; for ``heads`` see `graphprune.plan.selector`."""
 
-SCORES: Mapping[str, tuple[str, ...]] = {
-    "auto": (),
-    "block-influence": ("batch",),
-    "element-mix": (),
-    "element1": ("batch",),
-    "element2": (),
-    "flap": (),
-    "loss-greedy": ("windows", "batch", "depth"),
-    "magnitude": ("norm",),
-    "minitron": (),
-    "obs": ("damping", "steps"),
-    "random": ("seed",),
-    "reap": ("batch",),
-    "span-influence": ("batch",),
-    "taylor": ("batch",),
-    "vector": ("batch",),
-    "wanda-sp": (),
-}
-"""Our own scores and their options, known here without importing torch; `auto` chooses one."""
-
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
+AUTO = "auto"
+"""The score that a run chooses itself."""
 
 _TOLD = 10
 """Mistakes of a recipe that are told at once."""
@@ -103,10 +85,7 @@ def _minimum(value: object) -> int | float:
 
 
 def _score_name(word: str) -> str:
-    valid = (*SCORES, *(point.name for point in entry_points(group="graphprune.passes")))
-    if word not in valid:
-        raise ValueError(f"unknown score '{word}'; {nearest(word, valid)}")
-    return word
+    return word if word == AUTO else SCORES.known(word)
 
 
 def _for_all_roles(value: object) -> object:
@@ -178,12 +157,11 @@ class Score(Data):
 
     @model_validator(mode="after")
     def _known_options(self) -> Self:
-        valid = SCORES.get(self.name)
-        for option in self.model_extra or ():
-            if valid is not None and option not in valid:
-                raise ValueError(
-                    f"score '{self.name}' has no option '{option}'; {nearest(option, valid)}"
-                )
+        options = {k: v for k, v in (self.model_extra or {}).items() if v is not None}
+        if options and self.name == AUTO:
+            raise ValueError(f"score '{AUTO}' has no option '{next(iter(options))}'")
+        if options:  # imports torch
+            SCORES.build(self.name, options)
         return self
 
 
@@ -299,7 +277,8 @@ class Recipe(Data):
         """
         if not self.removes or self.plan is not None or self.score.name == "auto":
             return False
-        from graphprune.passes.scores import get_score, needs_data  # imports torch
+        from graphprune.passes.scores import get_score  # imports torch
+        from graphprune.passes.shared.score import needs_data  # imports torch
 
         return needs_data(get_score(self.score.model_dump()))
 

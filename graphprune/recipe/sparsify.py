@@ -1,6 +1,6 @@
 """The section ``sparsify`` of a recipe: which weights become zero, one by one, and by which method.
 
-The options of a method are the fields of its solver, so that there is one list of them. They are
+The options of a method are the fields of its class, so that there is one list of them. They are
 looked up when a recipe has the section: that imports torch.
 """
 
@@ -9,20 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from graphprune.errors import RecipeError
-from graphprune.options import Data, listed, nearest, one_of, removed_fraction
+from graphprune.options import Data, listed, nearest, removed_fraction
+from graphprune.passes.masks import ALLOCATIONS, METHODS, allocation, method
 
 if TYPE_CHECKING:
     from graphprune.passes.masks.allocations import Budget
     from graphprune.solvers import Pattern, Solver
-
-METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "dsnot")
-"""The methods, known here without importing torch."""
-
-LAYER_BUDGETS = ("uniform", "owl", "sensitivity", "global")
-"""How a sparsity is dealt to the layers; likewise."""
 
 
 def _pattern(value: object) -> object:
@@ -49,13 +44,14 @@ class LayerBudget(Data):
 
     Attributes:
         name: ``uniform``, ``owl`` (more density for layers with more outliers), ``sensitivity``
-            (the least sum of errors), or ``global`` (one threshold of magnitude). The options of
-            `graphprune.passes.masks.allocations.OWL` and the others are further keys.
+            (the least sum of errors), ``global`` (one threshold of magnitude), or that of another
+            package. The options of `graphprune.passes.masks.allocations.OWL` and the others are
+            further keys.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str, one_of("layer budget", LAYER_BUDGETS)]
+    name: Annotated[str, AfterValidator(ALLOCATIONS.known)]
 
     @model_validator(mode="after")
     def _options(self) -> Self:
@@ -63,15 +59,13 @@ class LayerBudget(Data):
             self.built()
         return self
 
-    def built(self) -> str | Budget:
+    def built(self) -> Budget:
         """It as an argument of `graphprune.sparsify`.
 
         Raises:
             ValueError: an option is unknown or has a wrong value.
         """
-        from graphprune.recipe.methods import budget
-
-        return budget(self.name, self.model_extra or {})
+        return allocation(self.name, self.model_extra or {})
 
 
 def _method(value: object) -> object:
@@ -86,9 +80,10 @@ class Sparsify(Data):
     """Which single weights become zero. One of sparsity and pattern is given.
 
     Attributes:
-        method: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt``, ``alps`` or ``dsnot``. Its options
-            (the fields of the solver of that name in `graphprune.solvers`) are further keys:
-            ``damping: 0.02`` or ``bits: 4`` for sparsegpt, ``first: ria`` for dsnot.
+        method: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt``, ``alps``, ``dsnot``, or that of
+            another package. Its options (the fields of its class, see `graphprune.passes.masks`)
+            are further keys: ``damping: 0.02`` or ``bits: 4`` for sparsegpt, ``first: ria`` for
+            dsnot.
         sparsity: Fraction of the weights that goes, over all layers that are treated.
         pattern: ``n:m``: n weights are kept of every m along the inputs.
         balance: ``strip``: equal counts in every 256 inputs of an output, which is what the format
@@ -107,7 +102,7 @@ class Sparsify(Data):
 
     model_config = ConfigDict(extra="allow")
 
-    method: Annotated[str, one_of("method", METHODS)]
+    method: Annotated[str, AfterValidator(METHODS.known)]
     sparsity: Annotated[float, BeforeValidator(removed_fraction)] | None = None
     pattern: Annotated[str, BeforeValidator(_pattern)] | None = None
     balance: Literal["none", "strip"] = "none"
@@ -155,15 +150,13 @@ class Sparsify(Data):
             raise ValueError(f"{error.what}: {error.why}; {error.hint}") from error
 
     def _options(self) -> tuple[str, ...]:
-        from graphprune.recipe.methods import options_of
-
-        return options_of(self.method)
+        return METHODS.options(self.method)
 
     @property
     def needs_data(self) -> bool:
         """Whether anything but the weights matters."""
-        dealt = self.budget.name in ("owl", "sensitivity")
-        return self.method != "magnitude" or dealt or self.reference
+        dealt = ALLOCATIONS.needs_data(self.budget.name)
+        return METHODS.needs_data(self.method) or dealt or self.reference
 
     def solver(self) -> Solver:
         """The solver with its options.
@@ -171,9 +164,7 @@ class Sparsify(Data):
         Raises:
             ValueError: an option is unknown or has a wrong value.
         """
-        from graphprune.recipe.methods import solver
-
-        return solver(self.method, self.model_extra or {})
+        return method(self.method, self.model_extra or {})
 
     def wanted(self) -> Pattern:
         """What masks may be."""

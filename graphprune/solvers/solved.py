@@ -12,7 +12,7 @@ from graphprune.errors import CalibrationError
 from graphprune.solvers.pattern import NM, Pattern
 from graphprune.solvers.precision import exact, finite, inner, true_count
 from graphprune.solvers.quantise import Grid
-from graphprune.solvers.statistic import SecondMoment, Statistic
+from graphprune.solvers.statistic import Norms, SecondMoment, Statistic
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,12 @@ class Solved:
 
 
 class Solver(Protocol):
-    """Prunes one layer."""
+    """Prunes one layer.
+
+    One that needs less than the second moment of a layer's inputs may say so by an attribute
+    ``statistic``, a class of `graphprune.solvers.statistic`; one that looks at no data has an
+    attribute ``needs_data`` that is false.
+    """
 
     def solve(self, weight: Tensor, statistic: Statistic, pattern: Pattern) -> Solved:
         """Prune one layer.
@@ -54,6 +59,19 @@ class Solver(Protocol):
             statistic: of its inputs.
             pattern: what the mask may be.
         """
+
+
+def statistic_of(solver: Solver) -> type[Norms] | type[SecondMoment]:
+    """The lightest statistic that a solver can work with: many weigh columns only."""
+    found: type[Norms] | type[SecondMoment] = getattr(solver, "statistic", SecondMoment)
+    return found
+
+
+def innermost(solver: Solver) -> Solver:
+    """What makes the first mask: the solver itself, or the one that it starts from (`first`)."""
+    while (first := getattr(solver, "first", None)) is not None:
+        solver = first
+    return solver
 
 
 def check(weight: Tensor, statistic: Statistic | None) -> None:

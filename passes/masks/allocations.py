@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from graphprune.analysis.blocks import positions
 from graphprune.analysis.program import BaseProgram
 from graphprune.checkpoints.memory import page_out
 from graphprune.errors import CalibrationError, RecipeError
-from graphprune.passes.masks.collect import Collector, collected, statistic_of
-from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.collect import Collector, collected
 from graphprune.passes.masks.wanda import Wanda, wanda_scores
 from graphprune.solvers import Moments, Norms, SecondMoment, Solver, Statistic, Unstructured
 from graphprune.solvers.budget import (
@@ -30,7 +29,7 @@ from graphprune.solvers.budget import (
     owl,
 )
 from graphprune.solvers.precision import exact
-from graphprune.solvers.solved import widened
+from graphprune.solvers.solved import innermost, statistic_of, widened
 from graphprune.streaming import Group, Observer, Sites, Treatment
 
 Shares: TypeAlias = Mapping[str, Sequence[float]]
@@ -41,7 +40,10 @@ Watch: TypeAlias = Callable[[Treatment], object]
 
 
 class Budget(Protocol):
-    """Deals the sparsity of a model to its weights."""
+    """Deals the sparsity of a model to its weights.
+
+    One that runs samples has an attribute ``needs_data`` that is true; data is read for no other.
+    """
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
         """The sparsity of every part of every treated weight.
@@ -52,6 +54,17 @@ class Budget(Protocol):
             sparsity: over all weights of `sites`, at least 0 and below 1.
             watch: runs the samples; a budget that needs no data doesn't call it.
         """
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same sparsity for every weight."""
+
+    needs_data: ClassVar[bool] = False
+
+    def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
+        """See `Budget`."""
+        return _of_parts(sites, dict.fromkeys(sites.parameters, sparsity))
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class OWL:
             or a single weight.
     """
 
+    needs_data: ClassVar[bool] = True
     spread: float = 0.08
     threshold: float = 5.0
     per: Literal["layer", "weight"] = "layer"
@@ -118,6 +132,7 @@ class Sensitivity:
             or per row, as rows are.
     """
 
+    needs_data: ClassVar[bool] = True
     bound: float = 0.05
     levels: int = 5
     solver: Solver = field(default_factory=Wanda)
@@ -184,6 +199,8 @@ class Global:
     needs no data.
     """
 
+    needs_data: ClassVar[bool] = False
+
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
         """See `Budget`."""
         names = [(g.layout(n), n) for g in sites.groups for n in g.parameters]
@@ -205,9 +222,7 @@ class Global:
 
 def whole_shares(program: BaseProgram, sites: Sites, shares: Shares, solver: Solver) -> Shares:
     """Shares that a solver meets exactly, of the same sum; see `in_whole`."""
-    while isinstance(solver, DSnoT):
-        solver = solver.first
-    by_row = getattr(solver, "group", "layer") == "row"
+    by_row = getattr(innermost(solver), "group", "layer") == "row"
     names = [(n, g.layout(n)) for g in sites.groups for n in g.parameters]
     sizes, grains = [], []
     for name, layout in names:
@@ -216,30 +231,6 @@ def whole_shares(program: BaseProgram, sites: Sites, shares: Shares, solver: Sol
         grains += [matrices.shape[1] if by_row else 1] * layout.parts
     dealt = iter(in_whole([s for n, _ in names for s in shares[n]], sizes, grains))
     return {name: [next(dealt) for _ in range(layout.parts)] for name, layout in names}
-
-
-BUDGETS: Mapping[str, Budget | None] = {
-    "uniform": None,
-    "owl": OWL(),
-    "sensitivity": Sensitivity(),
-    "global": Global(),
-}
-"""Budgets by name; None gives every weight the same."""
-
-
-def budget_of(given: str | Budget) -> Budget | None:
-    """A budget by its name.
-
-    Raises:
-        RecipeError: there is no such budget.
-    """
-    if not isinstance(given, str):
-        return given
-    if given not in BUDGETS:
-        raise RecipeError(
-            f"there is no layer budget {given!r}", hint=f"budgets are {', '.join(BUDGETS)}"
-        )
-    return BUDGETS[given]
 
 
 def layers_of(program: BaseProgram, sites: Sites) -> list[list[str]]:

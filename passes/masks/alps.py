@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ class ALPS:
         tolerance: they end with a step that lowers the error by less than this, relative to it.
     """
 
+    needs_data: ClassVar[bool] = True
     damping: float = 0.01
     rho: float = 0.05
     steps: int = 300

@@ -8,11 +8,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from graphprune.passes.masks.dsnot import DSnoT
-from graphprune.passes.masks.magnitude import Magnitude
-from graphprune.passes.masks.ria import RIA
-from graphprune.passes.masks.wanda import Wanda
-from graphprune.solvers import Moments, Norms, SecondMoment, Solver, Statistic
+from graphprune.solvers import Norms, SecondMoment, Statistic
 from graphprune.streaming import Observer
 
 
@@ -51,10 +47,3 @@ class Collector:
 def collected(observers: Sequence[Observer]) -> list[Statistic | None]:
     """The statistics of collectors; None for a part that has seen no token."""
     return [cast("Collector", one).statistic for one in observers]
-
-
-def statistic_of(solver: Solver) -> type[Norms] | type[SecondMoment]:
-    """The lightest statistic that a solver can work with: many weigh columns only."""
-    if isinstance(solver, DSnoT):
-        return Norms if statistic_of(solver.first) is Norms else Moments
-    return Norms if isinstance(solver, Wanda | RIA | Magnitude) else SecondMoment

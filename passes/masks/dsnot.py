@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from graphprune.errors import CalibrationError, RecipeError
 from graphprune.passes.masks.magnitude import without_data
 from graphprune.passes.masks.wanda import Wanda, wanda_scores
 from graphprune.solvers.pattern import NM, Pattern
-from graphprune.solvers.solved import Solved, Solver, masked, widened
+from graphprune.solvers.solved import Solved, Solver, masked, statistic_of, widened
 from graphprune.solvers.statistic import Moments, Norms, Statistic
 
 
@@ -35,11 +36,17 @@ class DSnoT:
         power: of the variance that a growing weight's contribution is divided by.
     """
 
+    needs_data: ClassVar[bool] = True
     first: Solver = field(default_factory=Wanda)
     cycles: int = 50
     threshold: float = 0.1
     window: int = 2048
     power: float = 1.0
+
+    @property
+    def statistic(self) -> type[Norms] | type[Moments]:
+        """What is enough for the first mask and for the means."""
+        return Norms if statistic_of(self.first) is Norms else Moments
 
     def __post_init__(self) -> None:
         if self.cycles < 0 or self.threshold < 0 or self.window < 1 or self.power < 0:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from graphprune.solvers.pattern import Group, Pattern
 from graphprune.solvers.solved import Solved, check, masked
-from graphprune.solvers.statistic import Statistic
+from graphprune.solvers.statistic import Norms, Statistic
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Magnitude:
         group: weights that compete: a layer's or a row's.
     """
 
+    needs_data: ClassVar[bool] = False
+    statistic: ClassVar[type[Norms]] = Norms
     group: Group = "layer"
 
     def solve(self, weight: Tensor, statistic: Statistic | None, pattern: Pattern) -> Solved:

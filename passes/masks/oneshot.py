@@ -16,16 +16,16 @@ from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import CalibrationError, RecipeError
+from graphprune.passes.masks import allocation
 from graphprune.passes.masks.allocations import (
     OWL,
     Budget,
     Global,
     Sensitivity,
-    budget_of,
+    Uniform,
     whole_shares,
 )
-from graphprune.passes.masks.collect import Collector, collected, statistic_of
-from graphprune.passes.masks.dsnot import DSnoT
+from graphprune.passes.masks.collect import Collector, collected
 from graphprune.passes.masks.reordering import reordered
 from graphprune.passes.masks.ria import RIA
 from graphprune.passes.masks.sparse import Layer, Sparse
@@ -43,7 +43,7 @@ from graphprune.solvers import (
 )
 from graphprune.solvers.gap import GapClosing
 from graphprune.solvers.precision import true_count
-from graphprune.solvers.solved import relative_error
+from graphprune.solvers.solved import innermost, relative_error, statistic_of
 from graphprune.streaming import (
     Group,
     Held,
@@ -111,7 +111,7 @@ def sparsify(
         VerifyError: see `graphprune.passes.masks.reordering.reordered`.
     """
     sites = find_sites(program, include=include, exclude=exclude)
-    dealt = budget_of(budget)
+    dealt = _allocation_of(budget)
     _check_patterns(pattern, sites)
     data = batches(program, samples)
 
@@ -297,15 +297,15 @@ def _sparsity_of(pattern: Pattern | Mapping[str, Pattern]) -> float:
 
 def _permuting(solver: Solver) -> RIA | None:
     """The RIA that wants another order of inputs, if there is one."""
-    while isinstance(solver, DSnoT):
-        solver = solver.first
+    solver = innermost(solver)
     return solver if isinstance(solver, RIA) and solver.permute else None
 
 
 def _in_place(solver: Solver) -> Solver:
     """A solver that takes the order of inputs as it is."""
-    if isinstance(solver, DSnoT):
-        return replace(solver, first=_in_place(solver.first))
+    first: Solver | None = getattr(solver, "first", None)
+    if first is not None:
+        return replace(solver, first=_in_place(first))  # type: ignore[type-var]
     return replace(solver, permute=False) if isinstance(solver, RIA) else solver
 
 
@@ -362,3 +362,19 @@ def _counted(notes: Iterable[str]) -> Iterator[str]:
         counts[note] = counts.get(note, 0) + 1
     for note, count in counts.items():
         yield note if count == 1 else f"{note} ({count} parts)"
+
+
+def _allocation_of(given: str | Budget) -> Budget | None:
+    """A budget by its name; None where every weight gets the same.
+
+    Raises:
+        RecipeError: there is no such budget.
+    """
+    found = given
+    if isinstance(given, str):
+        try:
+            found = allocation(given, {})
+        except ValueError as error:
+            raise RecipeError(str(error), where="the layer budget") from error
+    assert not isinstance(found, str)
+    return None if isinstance(found, Uniform) else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from graphprune.passes.masks.magnitude import without_data
 from graphprune.solvers.pattern import NM, Group, Pattern
 from graphprune.solvers.permute import deal, exchange
 from graphprune.solvers.solved import Solved, masked, widened
-from graphprune.solvers.statistic import Statistic
+from graphprune.solvers.statistic import Norms, Statistic
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class RIA:
             that is possible, and leaves the others; see `graphprune.passes.masks.reordering`.
     """
 
+    needs_data: ClassVar[bool] = True
+    statistic: ClassVar[type[Norms]] = Norms
     power: float = 0.5
     group: Group = "layer"
     permute: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class SparseGPT:
         double: factorise in float64; float32 halves the memory this takes.
     """
 
+    needs_data: ClassVar[bool] = True
     damping: float = 0.01
     mask_block: int = 128
     lazy_block: int = 32

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from graphprune.passes.masks.magnitude import without_data
 from graphprune.solvers.pattern import Group, Pattern, Unstructured
 from graphprune.solvers.solved import Solved, masked, widened
-from graphprune.solvers.statistic import Statistic
+from graphprune.solvers.statistic import Norms, Statistic
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Wanda:
         tolerance: of the search, in units of sparsity.
     """
 
+    needs_data: ClassVar[bool] = True
+    statistic: ClassVar[type[Norms]] = Norms
     group: Group = "row"
     cumulative: bool = False
     tolerance: float = 1e-3

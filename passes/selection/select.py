@@ -10,7 +10,7 @@ from typing import Any
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Block, Structure
 from graphprune.errors import PlanError
-from graphprune.passes.scores import Inputs, Score, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.budget import (
     RESOURCES,
@@ -30,7 +30,7 @@ from graphprune.passes.selection.shape import shape_counts
 from graphprune.passes.selection.whole import kept_whole
 from graphprune.passes.shared.choice import Choice, Chooser
 from graphprune.passes.shared.judging import unjudged
-from graphprune.passes.shared.score import Loss
+from graphprune.passes.shared.score import Inputs, Loss, Score
 from graphprune.plan.notes import ScoreSummary
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import bind_all, named

@@ -18,9 +18,10 @@ from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
 from graphprune.frontends.tracing.trace import trace
 from graphprune.ir.torch.program import Program
-from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.scores.flap import Fluctuation
 from graphprune.passes.selection.select import select
+from graphprune.passes.shared.score import Inputs
 from streaming.oracle import traced
 from zoo import mixtures
 

@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.frontends.hf.load import trace_model
-from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared import forward
 from graphprune.passes.shared.forward import Route, sites_of
+from graphprune.passes.shared.score import Inputs
 from streaming.oracle import tokens, traced
 from zoo import decoders, encoders, mixtures
 from zoo.case import randomise

@@ -15,7 +15,7 @@ from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
 from graphprune.frontends.tracing.trace import trace
 from graphprune.ir.torch.program import Program
-from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.shared import gradients as gradients_module
 from graphprune.passes.shared.gradients import (
     backward,
@@ -24,7 +24,7 @@ from graphprune.passes.shared.gradients import (
     moments,
     samples_of,
 )
-from graphprune.passes.shared.score import wanted_dims
+from graphprune.passes.shared.score import Inputs, wanted_dims
 
 
 def gpt2() -> Program:

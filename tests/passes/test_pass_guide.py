@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import graphprune as gp
 from graphprune.cli.app import app
-from graphprune.errors import PlanError
+from graphprune.errors import RecipeError
 from graphprune.pipeline import compiler
 
 GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-pass.md"
@@ -140,5 +140,5 @@ def test_a_score_that_says_so_is_given_data(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("unread")
 def test_wrong_options_are_told_before_data_is_read(source, tmp_path):
     recipe = {"remove": {"ffn": 0.5}, "score": {"name": "power", "q": 2}, "repair": "bias"}
-    with pytest.raises(PlanError, match="power"):
+    with pytest.raises(RecipeError, match="score 'power' has no option 'q'"):
         gp.compile(source, recipe, tmp_path / "slim")

@@ -12,8 +12,9 @@ from torch import nn
 import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.frontends.hf.load import trace_model
-from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.selection.select import select
+from graphprune.passes.shared.score import Inputs
 from streaming.oracle import tokens, traced
 from zoo import decoders, mixtures
 from zoo.case import randomise

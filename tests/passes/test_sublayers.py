@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import graphprune as gp
 from graphprune.errors import EmitError, PlanError
 from graphprune.frontends.hf.load import trace_model
-from graphprune.passes.scores import Inputs, get_score
+from graphprune.passes.scores import get_score
 from graphprune.passes.selection.select import select
+from graphprune.passes.shared.score import Inputs
 from graphprune.pipeline.rounds import composed
 from graphprune.plan.plan import Plan
 from graphprune.report.inspection import as_data, as_text
