@@ -109,7 +109,7 @@ def _compile(
         typer.Option(help="auto (the default), magnitude, taylor, element-mix, flap, minitron, …"),
     ] = None,
     repair: Annotated[
-        str | None, typer.Option(help="auto (the default), none, bias or reconstruct.")
+        str | None, typer.Option(help="auto (the default), none, bias, reconstruct, …")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")

@@ -177,7 +177,7 @@ def _compile(
             check_weights(program)
     if settled.removes:
         run.auto = settled.score.name == "auto"
-        run.fallible = run.auto and settled.repair == "auto"
+        run.fallible = run.auto and settled.repair.name == "auto"
         run.recipe, run.notes = with_score(settled, program, surgery=True)
         check_read(run.recipe, program.is_causal)
     run.given = gives_data(settled)
@@ -293,7 +293,7 @@ class _Run:
     @property
     def refit_by(self) -> str:
         """What gives layers the weights that they have in the end."""
-        return self.recipe.repair if self.recipe.repairs else self.recipe.score.name
+        return self.recipe.repair.name if self.recipe.repairs else self.recipe.score.name
 
     def narrow(self, program: BaseProgram, journal: Journal | None, dry_run: bool) -> Repaired:
         """The plan, and the dense program with weights that suit it."""
@@ -304,7 +304,7 @@ class _Run:
             if sizes_are_known(program, self.recipe, counted):
                 return Repaired(program, counted, (), {})
         data = None
-        if self.recipe.operates or (self.recipe.repairs and not dry_run):
+        if self.recipe.operates or (self.recipe.repairs_on_data and not dry_run):
             data = self._data(program)
         recipe = self.recipe
         if recipe.operates:

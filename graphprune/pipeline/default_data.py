@@ -25,7 +25,11 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
     """
     wanted = recipe.calibration
     masked = recipe.sparsify is not None and recipe.sparsify.needs_data
-    if masked or not (recipe.operates or recipe.repairs) or not _reads_text(recipe, program):
+    if (
+        masked
+        or not (recipe.operates or recipe.repairs_on_data)
+        or not _reads_text(recipe, program)
+    ):
         return recipe
     if wanted.data is None:
         parts = general_parts(program)

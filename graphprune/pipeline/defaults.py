@@ -80,9 +80,8 @@ def with_score(
         chosen = {"score": "taylor" if causal else "flap"}
         if surgery and recipe.rounds == 1:
             # A fit to the dense model is one to the calibration data: other texts lose by it.
-            usual = "none" if causal else "reconstruct"
-            repair = usual if recipe.repair == "auto" else recipe.repair
-            chosen = {"score": "obs", "repair": repair}
+            usual = {"repair": "none" if causal else "reconstruct"}
+            chosen = {"score": "obs", **(usual if recipe.repair.name == "auto" else {})}
     return Recipe.parse({**recipe.model_dump(exclude_unset=True), **chosen}), notes
 
 

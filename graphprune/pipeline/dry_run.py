@@ -20,7 +20,6 @@ from graphprune.calibration.text.read import BUILTIN, SELF
 from graphprune.calibration.tokens import window_length
 from graphprune.emit.target import Target
 from graphprune.passes.repair.structured import read_by
-from graphprune.pipeline.repairing import biased_for
 from graphprune.plan.plan import Plan
 from graphprune.recipe.recipe import Recipe
 from graphprune.report.forecast import Forecast, Size
@@ -94,8 +93,9 @@ def check_repair(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
     Raises:
         GraphPruneError: it can't.
     """
-    if recipe.repair == "bias" and recipe.repairs and plan.kept_units:
-        biased_for(program, plan)
+    check = getattr(recipe.repair.built(), "check", None) if recipe.repairs else None
+    if check is not None and plan.kept_units:
+        check(program, plan)
 
 
 def sizes_are_known(program: BaseProgram, recipe: Recipe, plan: Plan) -> bool:
@@ -132,8 +132,8 @@ def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
 def _amounts(recipe: Recipe) -> dict[str, Amount]:
     """What needs data, to how much it takes where the recipe doesn't say."""
     found: dict[str, Amount] = {}
-    if recipe.operates or recipe.repairs:
-        found["obs" if recipe.operates else recipe.repair] = REPAIRS
+    if recipe.operates or recipe.repairs_on_data:
+        found["obs" if recipe.operates else recipe.repair.name] = REPAIRS
     if recipe.score_needs_data and not recipe.operates:
         found[recipe.score.name] = SCORES
     if recipe.sparsify is not None and recipe.sparsify.needs_data:
@@ -181,7 +181,7 @@ def _passes(recipe: Recipe, program: BaseProgram, plan: Plan) -> tuple[str, ...]
         found.append(f"rank units by {recipe.score.name}{rounds}")
     if recipe.repairs and plan.kept_units:
         layers = len(read_by(program, plan))
-        found.append(f"repair {layers} layers by {recipe.repair}")
+        found.append(f"repair {layers} layers by {recipe.repair.name}")
     if recipe.removes:
         found.append("cut")
     if recipe.sparsify is not None:
@@ -223,12 +223,17 @@ def _written_share(wanted: Calibration) -> float:
     return 1.0 if wanted.data == SELF else (wanted.general or 0.0) / 2
 
 
+def _runs(recipe: Recipe) -> int:
+    """How often a repair takes the data through the model."""
+    return int(getattr(recipe.repair.built(), "passes", 1))
+
+
 def _times(name: str, recipe: Recipe) -> int:
     """How often the data goes through the model for one pass; a gradient counts as two more."""
     if name == "obs":
-        return 1 + (2 if recipe.repair == "reconstruct" else int(recipe.repair == "bias"))
-    if name in ("reconstruct", "bias"):
-        return 1 + int(name == "reconstruct")
+        return 1 + (_runs(recipe) if recipe.repairs_on_data else 0)
+    if recipe.repairs and name == recipe.repair.name:
+        return _runs(recipe)
     section = recipe.sparsify
     if section is not None and name == section.method:
         return 1 + int(section.reference) + int(section.budget.name in ("owl", "sensitivity"))

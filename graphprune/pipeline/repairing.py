@@ -16,7 +16,7 @@ from graphprune.analysis.structure import Structure
 from graphprune.emit.written import check_written
 from graphprune.errors import RecipeError
 from graphprune.ir.torch.program import Program
-from graphprune.passes.repair.structured import Repaired, compensate, obs, read_by, reconstruct
+from graphprune.passes.repair.structured import Repaired, obs, read_by
 from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.shared.judging import unjudged
@@ -197,23 +197,7 @@ def repaired(
         GraphPruneError: see `graphprune.passes.repair.structured`.
     """
     told = _told(progress, "repairing weights")
-    if recipe.repair == "reconstruct":
-        return reconstruct(program, samples, plan, progress=told, state=state)
-    biased, moved = biased_for(program, plan)
-    return compensate(biased, samples, moved, progress=told, state=state)
-
-
-def biased_for(program: BaseProgram, plan: Plan) -> tuple[BaseProgram, Plan]:
-    """The program with biases, zero as yet, beside what a plan's structures are read by.
-
-    Raises:
-        PlanError: its configuration can't hold them.
-    """
-    if isinstance(program, Program):
-        from graphprune.frontends.hf.biases import with_biases
-
-        program = with_biases(program, read_by(program, plan))
-    return program, replace(plan, fingerprint=program.fingerprint)
+    return recipe.repair.built().repair(program, samples, plan, progress=told, state=state)
 
 
 def with_places(report: Report, path: Path, form: str, slim: Slim | SlimOnnx) -> Report:

@@ -160,7 +160,7 @@ def _calibrated_on(recipe: Recipe) -> Amount:
     if recipe.sparsify is not None and recipe.sparsify.needs_data and not recipe.removes:
         return WEIGHTS
     surgery = recipe.score.name in ("auto", "obs") and recipe.rounds == 1 and recipe.plan is None
-    return REPAIRS if recipe.repairs or surgery else SCORES
+    return REPAIRS if recipe.repairs_on_data or surgery else SCORES
 
 
 def _check_length(recipe: Recipe, source: str, windows: int, amount: Amount, known: Known) -> None:

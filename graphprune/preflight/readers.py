@@ -9,7 +9,8 @@ from __future__ import annotations
 from graphprune.calibration.sources.kinds import OPTIONS
 from graphprune.calibration.text.read import OWN_TEXTS
 from graphprune.errors import RecipeError
-from graphprune.recipe.recipe import AUTO, Recipe
+from graphprune.recipe.named import AUTO
+from graphprune.recipe.recipe import Recipe
 
 _SIZES = ("windows", "length", "draw")
 """Options of calibration data and of the text that a perplexity is measured on."""
@@ -33,7 +34,7 @@ def calibrates(recipe: Recipe) -> bool:
         PlanError: see `scores_on_data`.
     """
     masks = recipe.sparsify is not None and recipe.sparsify.needs_data
-    return masks or recipe.repairs or scores_on_data(recipe)
+    return masks or recipe.repairs_on_data or scores_on_data(recipe)
 
 
 def check_read(recipe: Recipe, causal: bool | None) -> None:

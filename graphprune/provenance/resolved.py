@@ -17,6 +17,7 @@ from graphprune.passes.scores import get_score
 from graphprune.passes.shared.judging import unjudged
 from graphprune.plan.plan import Plan
 from graphprune.provenance.making import Making, located
+from graphprune.recipe.named import AUTO
 from graphprune.recipe.recipe import Recipe
 
 _LAST = ("calibration", "seed", "formats", "verify", "native")
@@ -44,7 +45,8 @@ def resolved(
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     shared = auto and recipe.operates and _is_shared(plan, program)
     if recipe.removes:
-        data["repair"] = "none" if recipe.repair == "auto" else recipe.repair
+        named = recipe.repair.name != AUTO
+        data["repair"] = recipe.repair.model_dump(mode="json") if named else "none"
         if recipe.plan is not None:
             data.pop("score", None)
             data["plan"] = located(recipe.plan)

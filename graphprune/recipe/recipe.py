@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -27,10 +26,10 @@ from graphprune.calibration.sources.section import FORMS, Calibration, Part
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
 from graphprune.options import Data, listed, nearest, one_of, parse_number, removed_fraction
-from graphprune.passes.scores import SCORES
 from graphprune.passes.selection.alignment import alignment_words, parse_alignment
 from graphprune.plan.selector import Selector
 from graphprune.quality.conditions import Condition
+from graphprune.recipe.named import AUTO, UNREPAIRED, Repairing, Score, named
 from graphprune.recipe.rules import check_together
 from graphprune.recipe.sparsify import Sparsify
 
@@ -55,8 +54,6 @@ ROLES = (
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 BUDGETS = ("params", "macs", "bytes")
 GOALS = ("remove", "target", "shape", "plan")
-AUTO = "auto"
-"""The score that a run chooses itself."""
 
 _TOLD = 10
 """Mistakes of a recipe that are told at once."""
@@ -82,10 +79,6 @@ def _minimum(value: object) -> int | float:
     if not 1 <= number < float("inf") or number != int(number):
         raise ValueError(f"{value!r} is neither a number of units (>= 1) nor a fraction below 1")
     return int(number)
-
-
-def _score_name(word: str) -> str:
-    return word if word == AUTO else SCORES.known(word)
 
 
 def _for_all_roles(value: object) -> object:
@@ -138,31 +131,6 @@ Budget = Annotated[int | float, BeforeValidator(_budget)]
 Aligned = Annotated[int, BeforeValidator(parse_alignment)]
 Units = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 Selectors = Annotated[tuple[SelectorText, ...], BeforeValidator(listed)]
-
-
-class Score(Data):
-    """How a unit's importance is computed.
-
-    Attributes:
-        name: ``magnitude``, ``random``, a score of gradients (``taylor``, ``element1``,
-            ``element2``, ``element-mix``, ``vector``) or of activations (``minitron``, ``flap``,
-            ``wanda-sp``), which need calibration data, the score of another package, or ``auto``:
-            obs wherever there is data, which language models have, and magnitude where there is
-            none. Its options are further keys: ``norm: l1`` for magnitude.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Annotated[str, AfterValidator(_score_name)]
-
-    @model_validator(mode="after")
-    def _known_options(self) -> Self:
-        options = {k: v for k, v in (self.model_extra or {}).items() if v is not None}
-        if options and self.name == AUTO:
-            raise ValueError(f"score '{AUTO}' has no option '{next(iter(options))}'")
-        if options:  # imports torch
-            SCORES.build(self.name, options)
-        return self
 
 
 class Verification(Data):
@@ -223,9 +191,7 @@ class Recipe(Data):
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
     sparsify: Annotated[Sparsify, BeforeValidator(_as_method)] | None = None
-    score: Annotated[Score, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = (
-        Score(name="auto")
-    )
+    score: Annotated[Score, BeforeValidator(named)] = Score(name="auto")
     aggregate: Literal["sum", "mean", "max", "prod", "last"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
     uniform: bool = True
@@ -243,7 +209,7 @@ class Recipe(Data):
     )
     verify: Verification = Verification()
     native: Literal["require", "prefer"] = "prefer"
-    repair: Literal["auto", "none", "bias", "reconstruct"] = "auto"
+    repair: Annotated[Repairing, BeforeValidator(named)] = Repairing(name=AUTO)
     fail_if: Annotated[tuple[ConditionText, ...], BeforeValidator(listed)] = ()
 
     @model_validator(mode="after")
@@ -285,7 +251,12 @@ class Recipe(Data):
     @property
     def repairs(self) -> bool:
         """Whether weights are changed to make up for structures that go."""
-        return self.removes and self.repair in ("bias", "reconstruct")
+        return self.removes and self.repair.name not in UNREPAIRED
+
+    @property
+    def repairs_on_data(self) -> bool:
+        """Whether a repair looks at calibration data."""
+        return self.repairs and self.repair.needs_data
 
     @property
     def operates(self) -> bool:
@@ -296,7 +267,7 @@ class Recipe(Data):
     def needs_data(self) -> bool:
         """Whether the score, the repair or the masks may want calibration data."""
         masks = self.sparsify is not None and self.sparsify.needs_data
-        return self.score_needs_data or self.repairs or masks
+        return self.score_needs_data or self.repairs_on_data or masks
 
     @classmethod
     def parse(cls, data: object, where: str = "the recipe") -> Recipe:

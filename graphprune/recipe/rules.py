@@ -21,7 +21,8 @@ def check_together(given: Mapping[str, object], *, removes: bool, score: str) ->
     """
     if not removes:
         names = ("include", "exclude", *_CHOOSING, "align", "names")
-        repairs = ("repair",) if given.get("repair", "auto") != "none" else ()
+        repaired = getattr(given.get("repair"), "name", "none") != "none"
+        repairs = ("repair",) if repaired else ()
         name = _first(given, (*names, *repairs))
         if name is not None:
             under = "; put it under sparsify" if name in ("include", "exclude") else ""

@@ -1,4 +1,4 @@
-"""docs/writing-a-pass.md: its mask method and its allocation are installed, and run."""
+"""docs/writing-a-pass.md: its mask method, allocation and repair are installed, and run."""
 
 import re
 import sys
@@ -47,7 +47,9 @@ def source(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "masks.py").write_text(blocks("python")[2])
     (package / "allocations.py").write_text(blocks("python")[3])
-    groups = tomllib.loads(blocks("toml")[1])["project"]["entry-points"]
+    (package / "repairs.py").write_text(blocks("python")[4])
+    points = "".join(blocks("toml")[1:])
+    groups = tomllib.loads(points)["project"]["entry-points"]
     info = tmp_path / "mylib-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 1.0\n")
@@ -57,7 +59,7 @@ def source(tmp_path, monkeypatch):
     ]
     (info / "entry_points.txt").write_text("\n".join(points) + "\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mylib", "mylib.masks", "mylib.allocations"):
+    for name in ("mylib", "mylib.masks", "mylib.allocations", "mylib.repairs"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "net.py").write_text(MODEL)
     scales = np.array([3, 0.1, 2, 0.2, 1], dtype=np.float32)
@@ -113,8 +115,8 @@ def test_on_the_command_line(source, tmp_path, monkeypatch):
 
 
 def test_from_python(source, tmp_path):
-    from mylib.allocations import Later
-    from mylib.masks import Columns
+    from mylib.allocations import Later  # type: ignore[import-not-found]
+    from mylib.masks import Columns  # type: ignore[import-not-found]
 
     data = {"x": torch.from_numpy(np.load(tmp_path / "data.npz")["x"])}
     found = gp.sparsify(
@@ -144,3 +146,28 @@ def test_data_is_read_for_nothing_that_needs_none(source, tmp_path):
     recipe = {"sparsify": {"method": "magnitude", "sparsity": 0.5, "budget": "later"}}
     report = gp.compile(source, recipe, tmp_path / "sparse.pt2")
     assert report.masks.samples is None
+
+
+def test_the_repair(source, tmp_path):
+    recipe = yaml.safe_load(blocks("yaml")[2])
+    report = gp.compile(source, recipe, tmp_path / "slim.pt2")
+    assert report.refits.parameters == ("down.weight",)
+    dense, slim = gp.load(source).weights, gp.load(tmp_path / "slim.pt2").weights
+    units = gp.Plan.load(tmp_path / "slim.pt2.graphprune_plan.json").kept_units["up.weight:0"]
+    assert torch.equal(slim["up.weight"], dense["up.weight"][list(units)])
+    assert torch.equal(slim["down.weight"], dense["down.weight"][:, list(units)] * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("repair", "message"),
+    [
+        ("lauder", "unknown repair 'lauder'; did you mean 'louder'?"),
+        ({"name": "louder", "loud": 2}, "repair 'louder' has no option 'loud'"),
+        ({"name": "louder", "factor": "x"}, "option 'factor' of repair 'louder'"),
+        ({"name": "none", "factor": 2}, "repair 'none' has no options"),
+    ],
+)
+@pytest.mark.usefixtures("source")
+def test_mistakes_of_repairs(repair, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        gp.Recipe.parse({"remove": {"ffn": 0.5}, "score": "magnitude", "repair": repair})
