@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -153,3 +154,46 @@ def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
     slim = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert slim["intermediate_size"] == size * 3 // 4
     assert (output / "model.safetensors").is_file()
+
+
+def test_passes_of_another_package_work_together(installed, tmp_path):
+    """Every kind of pass of docs/writing-a-pass.md, from a package beside the installed wheel."""
+    guide = (ROOT / "docs" / "writing-a-pass.md").read_text(encoding="utf-8")
+    python, toml = (
+        re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL) for language in ("python", "toml")
+    )
+    base = {"base": str(installed.parent), "platbase": str(installed.parent)}
+    purelib = Path(sysconfig.get_path("purelib", "venv", base))
+    package, info = purelib / "mylib", purelib / "mylib-1.0.dist-info"
+    for folder in (package, info):
+        folder.mkdir()
+    (package / "__init__.py").touch()
+    for name, code in zip(
+        ("scores", "masks", "allocations", "repairs"), (python[0], *python[2:5]), strict=True
+    ):
+        (package / f"{name}.py").write_text(code)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 1.0\n")
+    groups = tomllib.loads("".join(toml))["project"]["entry-points"]
+    assert {"passes", "masks", "allocations", "repairs"} == {g.split(".")[1] for g in groups}
+    points = (f"[{g}]\n" + "".join(f"{n} = {v}\n" for n, v in e.items()) for g, e in groups.items())
+    (info / "entry_points.txt").write_text("".join(points))
+    source, output = tmp_path / "dense", tmp_path / "slim"
+    size = tiny_llama(source)
+    (tmp_path / "recipe.yaml").write_text(
+        "remove: {ffn: 0.25}\n"
+        "score: {name: power, p: 2}\n"
+        "repair: louder\n"
+        "sparsify: {method: columns, sparsity: 50%, budget: later}\n"
+        "calibration: {data: ids.npy}\n"
+    )
+    save = "import numpy as np; np.save('ids.npy', np.arange(4 * 32).reshape(4, 32) % 128)"
+    run(installed / "python", "-c", save, cwd=tmp_path)
+    run(
+        installed / "graphprune", "compile", source, "recipe.yaml", "-o", output, cwd=tmp_path
+    )  # fmt: skip
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report["score"] == "power"
+    assert report["kept"] == {"ffn": [2 * size * 3 // 4, 2 * size]}
+    assert report["refits"]["method"] == "louder"
+    assert report["masks"]["method"].startswith("columns")
+    assert "later" in report["masks"]["asked"]
