@@ -177,23 +177,29 @@ def test_passes_of_another_package_work_together(installed, tmp_path):
     assert {"passes", "masks", "allocations", "repairs"} == {g.split(".")[1] for g in groups}
     points = (f"[{g}]\n" + "".join(f"{n} = {v}\n" for n, v in e.items()) for g, e in groups.items())
     (info / "entry_points.txt").write_text("".join(points))
-    source, output = tmp_path / "dense", tmp_path / "slim"
-    size = tiny_llama(source)
+    (tmp_path / "net.py").write_text(
+        "import numpy, torch\n"
+        "from torch import nn\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)\n"
+        "    return nn.Sequential(*layers).eval(), (torch.randn(2, 5),)\n"
+        "drawn = numpy.random.default_rng(0).random((16, 5), numpy.float32)\n"
+        "numpy.savez('data.npz', input=drawn)\n"
+    )
+    run(installed / "python", "net.py", cwd=tmp_path)
     (tmp_path / "recipe.yaml").write_text(
         "remove: {ffn: 0.25}\n"
         "score: {name: power, p: 2}\n"
         "repair: louder\n"
         "sparsify: {method: columns, sparsity: 50%, budget: later}\n"
-        "calibration: {data: ids.npy}\n"
+        "calibration: {data: data.npz}\n"
     )
-    save = "import numpy as np; np.save('ids.npy', np.arange(4 * 32).reshape(4, 32) % 128)"
-    run(installed / "python", "-c", save, cwd=tmp_path)
-    run(
-        installed / "graphprune", "compile", source, "recipe.yaml", "-o", output, cwd=tmp_path
-    )  # fmt: skip
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    command = ["compile", "net.py:build", "recipe.yaml", "-o", "slim.pt2"]
+    run(installed / "graphprune", *command, cwd=tmp_path)
+    report = json.loads((tmp_path / "slim.pt2.report.json").read_text(encoding="utf-8"))
     assert report["score"] == "power"
-    assert report["kept"] == {"ffn": [2 * size * 3 // 4, 2 * size]}
+    assert report["kept"] == {"ffn": [9, 12]}
     assert report["refits"]["method"] == "louder"
     assert report["masks"]["method"].startswith("columns")
     assert "later" in report["masks"]["asked"]
