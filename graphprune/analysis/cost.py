@@ -67,7 +67,7 @@ class CostModel:
         """Collect the terms of `program`.
 
         Args:
-            program: it.
+            program: the program.
             sizes: of the axes that have others in the call than in the program's example.
         """
         self._sizes = dict(sizes or {})

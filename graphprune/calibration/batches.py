@@ -45,7 +45,7 @@ def batches(program: Program, data: Any, batch: int = 1) -> list[Batch]:
     """Samples in the form that a program takes.
 
     Args:
-        program: it.
+        program: the program.
         data: one of
 
             * int ``[samples, length]``: token windows, of one length and without padding; other

@@ -48,7 +48,7 @@ def with_all_inputs(
     start token and the second half.
 
     Args:
-        program: it.
+        program: the program.
         inputs: its inputs.
         windows: int64 ``[windows, length]``.
 

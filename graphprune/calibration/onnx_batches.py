@@ -26,7 +26,7 @@ def onnx_batches(program: OnnxProgram, data: Any, batch: int = 1) -> list[Batch]
     """Samples in the form that an ONNX model takes; see `graphprune.streaming.batches`.
 
     Args:
-        program: it.
+        program: the program.
         data: one of
 
             * int ``[samples, length]``: token windows, of one length and without padding, for a

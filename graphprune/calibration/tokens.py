@@ -181,7 +181,7 @@ def text_windows(
     """Token windows of a text, by the tokenizer of the program's checkpoint.
 
     Args:
-        program: it.
+        program: the program.
         source: see `graphprune.calibration.text.read.read_text`.
         count: number of windows.
         length: tokens in each; None for `BaseProgram.default_window`.

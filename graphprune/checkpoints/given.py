@@ -20,7 +20,7 @@ def check_source(source: str | Path, weights: str | Path | None = None) -> None:
 
     Args:
         source: see `graphprune.load`.
-        weights: likewise.
+        weights: a safetensors file for the module of a factory.
 
     Raises:
         LoadError: it is missing, of an unknown kind, or a directory without a configuration; or

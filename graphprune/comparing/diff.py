@@ -73,8 +73,8 @@ class StructureDiff:
         role: as one of the plans notes it; "" where neither does.
         sizes: units in either model.
         only_first: for each outer unit, the units that only the first plan keeps.
-        only_second: likewise.
-        both: likewise.
+        only_second: for each outer unit, the units that only the second plan keeps.
+        both: for each outer unit, the units that both plans keep.
     """
 
     role: str
@@ -112,7 +112,7 @@ class Diff:
         structures: by name, those that both plans can have something to say of.
         unmatched: names that only one of the models may have, or of another form in the other.
         recipe: dotted key to the values, where the recipes differ.
-        provenance: likewise, of versions, seed and hashes.
+        provenance: name of a version, the seed or a hash to the values, where they differ.
         numbers: what was measured of either slim model, also where it is the same.
     """
 

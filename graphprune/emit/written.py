@@ -71,7 +71,7 @@ def read_weights(
     """Weights of a checkpoint directory or a ``.pt2`` file; those of a directory are mapped.
 
     Args:
-        path: it.
+        path: the file's path.
         names: name to the names that the weight may be stored under.
         trust: whether a ``.pt2`` file may run code.
 

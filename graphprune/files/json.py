@@ -12,7 +12,7 @@ def read_limited(path: Path, most: int) -> bytes:
     """The bytes of a file, which may also be a pipe or a device without an end.
 
     Args:
-        path: it.
+        path: the file's path.
         most: bytes that are read.
 
     Raises:

@@ -18,7 +18,7 @@ def usable(path: str | Path, error: type[GraphPruneError] = LoadError) -> Path:
     directories that may not be searched.
 
     Args:
-        path: it.
+        path: the file's path.
         error: what to raise.
 
     Raises:

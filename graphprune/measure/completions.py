@@ -22,7 +22,7 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> Tensor:
 
     Args:
         tokenizer: of transformers.
-        prompt: it.
+        prompt: what the model is asked to continue.
 
     Returns:
         int64 ``[1, length]``.

@@ -29,7 +29,7 @@ def check_measurable(program: BaseProgram, recipe: Recipe, tell: Callable[[str],
 
     Args:
         program: the dense program, with the recipe's names.
-        recipe: it.
+        recipe: the recipe.
         tell: told what may be known by now.
 
     Raises:

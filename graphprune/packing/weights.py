@@ -26,7 +26,7 @@ def packed_weight(
         weight: [outputs, inputs].
         format: a name, or ``auto`` for what is the fastest.
         tokens: for ``auto``.
-        table: likewise.
+        table: for ``auto``, times that were measured before.
 
     Returns:
         What became of it, and the packed weight; None where it stays dense.

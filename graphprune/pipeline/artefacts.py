@@ -202,11 +202,11 @@ def _with_written(
     """The dense model with those weights of a written one that were given new values.
 
     Args:
-        dense: it.
+        dense: the dense program.
         plan: what stays.
         path: of the written model.
         refits: of the report; empty where nothing was refitted.
-        masks: likewise.
+        masks: of the report; empty where no weight was masked.
         trust: whether the written model may run code of its own.
 
     Raises:

@@ -29,7 +29,7 @@ def check_structures(program: BaseProgram, recipe: Recipe) -> None:
 
     Args:
         program: the dense program, with the recipe's names.
-        recipe: it.
+        recipe: the recipe.
 
     Raises:
         PlanError: a selector means nothing, the model has no such role, a goal is out of reach, a
@@ -57,7 +57,7 @@ def with_score(
     would leave a model that guesses. Other models have what the recipe gives.
 
     Args:
-        recipe: it.
+        recipe: the recipe.
         program: the dense program.
         surgery: whether weights may be changed.
 

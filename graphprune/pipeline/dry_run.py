@@ -70,7 +70,7 @@ def with_output(
     """A recipe with the formats that an output can hold.
 
     Args:
-        recipe: it.
+        recipe: the recipe.
         output: as the user gave it.
         overwrite: whether what is there may be replaced.
         reads: see `graphprune.emit.target.Target.of`.

@@ -44,9 +44,9 @@ def open_source(
     """The program of a source.
 
     Args:
-        source: see `graphprune.compile`.
-        example: likewise.
-        weights: likewise.
+        source: what is to be pruned; see `graphprune.compile`.
+        example: example inputs of a module, ``(args, kwargs)``.
+        weights: a safetensors file for the module of a factory.
         opening: options of `graphprune.load`.
 
     Raises:

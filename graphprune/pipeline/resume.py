@@ -33,7 +33,7 @@ class Journal:
     """The state directory of one run.
 
     Attributes:
-        directory: it.
+        directory: the directory.
         resume: whether the run goes on from what it holds.
     """
 

@@ -63,7 +63,7 @@ def parse_plan(raw: bytes | str, where: str) -> Entries:
     """What the JSON text of a plan says.
 
     Args:
-        raw: it.
+        raw: the text, or its bytes.
         where: where it is from, for errors.
 
     Raises:

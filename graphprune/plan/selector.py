@@ -84,7 +84,7 @@ class Selector:
         """The selector for one program.
 
         Args:
-            program: it.
+            program: the program.
             where: what the selector is for, for errors.
 
         Raises:
@@ -130,7 +130,7 @@ class Bound:
     """A selector for one program.
 
     Attributes:
-        selector: it.
+        selector: the selector.
         dims: canonical names of the parameters it matches, with the dimension it means.
     """
 

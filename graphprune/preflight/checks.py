@@ -54,11 +54,11 @@ def check_request(
         output: see `graphprune.compile`.
         given: the recipe as it was given, which may be a file.
         example: see `graphprune.compile`.
-        weights: likewise.
-        dry_run: likewise.
-        overwrite: likewise.
-        resume: likewise.
-        trust: likewise.
+        weights: a safetensors file for the module of a factory.
+        dry_run: whether nothing is to be written.
+        overwrite: whether an output that exists is replaced.
+        resume: whether an interrupted run goes on.
+        trust: whether a checkpoint or a ``.pt2`` file may run code of its own.
         progress: told where a checkpoint has to be fetched first.
 
     Raises:

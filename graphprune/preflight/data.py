@@ -42,7 +42,7 @@ def check_data(recipe: Recipe, known: Known) -> None:
     """See that the data and the text of a recipe are there, of a kind that suits, and long enough.
 
     Args:
-        recipe: it; something reads whatever it gives.
+        recipe: the recipe; something reads whatever it gives.
         known: what is known of the model.
 
     Raises:

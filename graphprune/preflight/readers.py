@@ -41,7 +41,7 @@ def check_read(recipe: Recipe, causal: bool | None) -> None:
     """See that something reads whatever a recipe's section ``calibration`` gives.
 
     Args:
-        recipe: it.
+        recipe: the recipe.
         causal: whether the model is a causal language model, whose perplexity is measured; None
             where that isn't known yet, so that a text may be read.
 

@@ -37,7 +37,7 @@ def compare(dense: Callable[..., Any], slim: Callable[..., Any], windows: Tensor
     Args:
         dense: called with ``input_ids=[batch, length]``; see
             `graphprune.quality.perplexity.perplexity`.
-        slim: likewise.
+        slim: called in the same way.
         windows: int64 ``[count, length]``, of two tokens or more. The first of each is context
             only, here as in agreement and divergence.
 

@@ -134,7 +134,7 @@ def check_conditions(
     """See that no condition holds.
 
     Args:
-        conditions: they.
+        conditions: the conditions.
         before: of the dense model; None where there is none.
         after: of the slim model.
         quality: of both, where it was measured.

@@ -11,7 +11,7 @@ class Estimate:
     """A mean over windows of text.
 
     Attributes:
-        value: it.
+        value: the estimate.
         low: where its 95 % interval begins; None for a single window, which has none.
         high: where it ends.
     """
@@ -48,7 +48,7 @@ class Completion:
     """A prompt, continued with the most likely tokens.
 
     Attributes:
-        prompt: it.
+        prompt: what the model is asked to continue.
         dense: what the dense model adds.
         slim: what the slim model adds; None where there is one model.
     """

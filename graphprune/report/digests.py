@@ -50,7 +50,7 @@ def file_digest(path: Path, tell: Tell = lambda stage: None) -> Digest:
     """The content of a file.
 
     Args:
-        path: it.
+        path: the file's path.
         tell: told how far it is.
 
     Raises:

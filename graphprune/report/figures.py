@@ -25,7 +25,7 @@ def with_files(report: Report, dense: BaseProgram, written: Path) -> Report:
     """The report with the sizes of the dense model's files, if it has any, and of the slim one's.
 
     Args:
-        report: it.
+        report: the report so far.
         dense: what was read.
         written: the checkpoint or file that was written; of several formats the first.
     """

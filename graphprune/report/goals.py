@@ -16,7 +16,7 @@ def rounding_notes(program: BaseProgram, recipe: Recipe, plan: Plan) -> tuple[st
 
     Args:
         program: the dense program, with the recipe's names.
-        recipe: it.
+        recipe: the recipe.
         plan: what was made of it; it may be for the same model with biases.
     """
     if recipe.plan is not None or not recipe.removes:

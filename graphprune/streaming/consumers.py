@@ -43,7 +43,7 @@ def consumers(
     """Find the consumers of structures among the sites of a program.
 
     Args:
-        program: it.
+        program: the program.
         structures: those with an atom; layers have no consumers.
         sites: where weights are applied.
 

@@ -97,11 +97,11 @@ def sparsify(
             `graphprune.solvers.gap`. It costs another pass.
         errors: tell the errors of methods, too, that can do without second moments. No mask
             depends on it.
-        include: globs of parameters; see `graphprune.streaming.find_sites`.
-        exclude: likewise.
-        held: see `graphprune.streaming.stream`.
-        progress: likewise; a budget's pass calls it too.
-        state: likewise. A resumed run computes its budget anew.
+        include: globs of parameter names to choose from; None for all.
+        exclude: globs of parameter names to leave out.
+        held: how activations wait; see `graphprune.streaming.stream`.
+        progress: called after each group of weights, of a budget's pass too.
+        state: where progress is saved, and goes on from. A resumed run computes its budget anew.
 
     Raises:
         RecipeError: the mapping has no pattern for a parameter; the pattern has no sparsity that a

@@ -87,9 +87,9 @@ def obs(
         given: a plan for other structures, which is settled already; the result holds it too.
         surgeon: how units are chosen.
         damping: see `graphprune.solvers.Reconstruct`.
-        held: see `graphprune.streaming.stream`.
-        progress: likewise.
-        state: likewise.
+        held: how activations wait; see `graphprune.streaming.stream`.
+        progress: called after each group of weights.
+        state: where progress is saved, and goes on from; None saves nothing.
 
     Raises:
         PlanError: a structure has no consumer that a statistic could see.
@@ -152,9 +152,9 @@ def reconstruct(
         damping: see `graphprune.solvers.Reconstruct`.
         reference: run the dense model along. It costs another pass. Experts, of which a token may
             choose others in the dense model, are fitted without.
-        held: see `graphprune.streaming.stream`.
-        progress: likewise.
-        state: likewise.
+        held: how activations wait; see `graphprune.streaming.stream`.
+        progress: called after each group of weights.
+        state: where progress is saved, and goes on from; None saves nothing.
 
     Raises:
         PlanError: the plan doesn't belong to the program, or no consumer can be refitted.
@@ -203,9 +203,9 @@ def compensate(
         program: a program with weights; it isn't changed.
         samples: see `graphprune.streaming.batches`.
         plan: what stays.
-        held: see `graphprune.streaming.stream`.
-        progress: likewise.
-        state: likewise.
+        held: how activations wait; see `graphprune.streaming.stream`.
+        progress: called after each group of weights.
+        state: where progress is saved, and goes on from; None saves nothing.
 
     Raises:
         PlanError: the plan doesn't belong to the program, or a consumer has no bias.
@@ -268,8 +268,8 @@ def _consumers(
     """The consumers of some structures, and the sites of no other weight.
 
     Args:
-        program: it.
-        structures: they.
+        program: the program.
+        structures: what is pruned.
         plan: what leaves with the layers that it removes is no consumer.
 
     Raises:

@@ -46,7 +46,7 @@ class Ranked:
     """A structure's units, the least important first.
 
     Attributes:
-        structure: it.
+        structure: the structure whose units are ranked.
         order: ``[size]``, or ``[outer size, size]`` where every outer unit has its own order.
         price: ``[size]``, ascending: the score of the k-th unit to go, summed over outer units.
     """
@@ -77,7 +77,7 @@ def rank(
     Of units with equal scores the later goes first.
 
     Args:
-        structure: it.
+        structure: the structure whose units are ranked.
         scores: ``[members, (outer size,) size]``.
         aggregate: how members are joined: sum, mean, max, prod (their geometric mean), or last:
             the one that the graph reads last alone, what multiplies by the units of an ffn or a

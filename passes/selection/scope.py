@@ -33,7 +33,7 @@ class Candidate:
     """A structure that may lose units.
 
     Attributes:
-        structure: it.
+        structure: the structure that may lose units.
         removable: the units that may go, ascending.
         ladder: kept counts that are allowed, descending from all units to the floor.
         meant: how many of its units a selector means, those that have to stay among them; None

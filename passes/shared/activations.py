@@ -46,7 +46,7 @@ class Reading:
     """What one consumer has for the units of a structure.
 
     Attributes:
-        consumer: it.
+        consumer: the weight that reads the units.
         values: float64 ``[parts, columns]``.
         structure: the structure.
     """

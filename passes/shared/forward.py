@@ -181,7 +181,7 @@ class Tokens:
 
         Args:
             name: of the value.
-            x: it.
+            x: the tensor.
             features: the dimension that a token has, counted from the end: -1 for the last.
             valid: see `graphprune.streaming.Batch`.
 

@@ -25,7 +25,7 @@ def unread(program: BaseProgram, structures: Sequence[Structure], score: str) ->
     """Those whose units no weight multiplies by, which scores of consumers can't judge.
 
     Args:
-        program: it.
+        program: the program.
         structures: some of its own.
         score: the name of the score that asks.
     """

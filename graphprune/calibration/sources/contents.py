@@ -16,7 +16,7 @@ class Text:
     """Text, joined by blank lines where it was several.
 
     Attributes:
-        text: it.
+        text: all of the text, in one piece.
         split: the part of a data set that it is from.
     """
 

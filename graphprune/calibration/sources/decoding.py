@@ -22,7 +22,7 @@ def decoded(file: File, mode: str) -> Image:
     """An image, upright; of several in a file the first.
 
     Args:
-        file: it.
+        file: an open image file.
         mode: what Pillow calls its channels: L, RGB or RGBA.
 
     Raises:
@@ -62,7 +62,7 @@ def check_pixels(width: int, height: int, name: str, scaled: str = "", most: int
 
     Args:
         width: of the image, as it is or will be.
-        height: likewise.
+        height: of the image, as it is or will be.
         name: of the file.
         scaled: how it came by this size.
         most: pixels.

@@ -188,7 +188,7 @@ def _check_sizes(graph: fx.Graph, doubled: fx.Graph) -> None:
 
     Args:
         graph: the definition, traced on the operands' sizes.
-        doubled: likewise, on twice those sizes.
+        doubled: the definition, traced on twice those sizes.
     """
     pairs = list(zip(graph.nodes, doubled.nodes, strict=False))
     if len(graph.nodes) != len(doubled.nodes) or any(a.target != b.target for a, b in pairs):

@@ -40,7 +40,7 @@ class Emitter:
         Args:
             target: what is called.
             args: operands, nodes of the new graph among them.
-            kwargs: likewise.
+            kwargs: operands by keyword, nodes of the new graph among them.
             val: what the result looks like; None works it out from what the operands look like.
             name: of a node of the old graph that isn't copied; "" makes up a new one.
         """

@@ -29,7 +29,7 @@ class View:
     Attributes:
         target: the operator.
         args: operands, nodes of the new graph among them.
-        kwargs: likewise.
+        kwargs: operands by keyword, nodes of the new graph among them.
         source: the operand that is viewed.
         index: which of several results this one is; None where there is only one.
         whole: what all results look like (`val` of fx).

@@ -31,7 +31,7 @@ def inputs_of_model(model: ir.Model, values: Mapping[str, Known]) -> Iterator[In
     """The inputs of a graph, in order; only what is no tensor is missing.
 
     Args:
-        model: it.
+        model: the model.
         values: what is known about its values.
     """
     for value in model.graph.inputs:

@@ -16,7 +16,7 @@ def workload_of_model(model: ir.Model, values: Mapping[str, Known], length: int)
     """One sample, if the model takes it, else its first example.
 
     Args:
-        model: it.
+        model: the model.
         values: what is known about its values.
         length: of what it leaves open, but for the batch.
     """

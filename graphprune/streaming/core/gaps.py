@@ -43,7 +43,7 @@ def tell_gap(
     """Tell an observer what the output of a dense weight lacks.
 
     Args:
-        observer: it.
+        observer: who is told.
         parameter: the weight's name.
         weight: ``[out, in]``, dense.
         rows: ``[tokens, in]`` that it reads in the treated and in the dense model.

@@ -36,7 +36,7 @@ class Padding:
         """Which rows of the value of a site are no padding.
 
         Args:
-            site: it.
+            site: where the weight is applied.
             x: its value.
             valid: name of an input of token ids to bool ``[batch, length]``.
 

@@ -96,13 +96,13 @@ def selected(
     """The sites that globs leave, in groups.
 
     Args:
-        program: it.
+        program: the program.
         found: parameter to its sites.
         skipped: parameters that can't be treated, to the reason.
         reasons: those that aren't unless they are asked for by their full name, to the reason.
         places: value name to its place in the order of the graph.
-        include: see `find_sites`.
-        exclude: likewise.
+        include: globs of parameter names to choose from; None for all.
+        exclude: globs of parameter names to leave out.
 
     Raises:
         PlanError: see `find_sites`.

@@ -125,7 +125,7 @@ def apply_weights(program: Program, new: Mapping[str, Tensor]) -> Program:
     writes in every format.
 
     Args:
-        program: it; not changed.
+        program: the program; not changed.
         new: canonical parameter name to tensor of the same shape.
 
     Raises:

@@ -17,7 +17,7 @@ def onnx_biases(program: OnnxProgram, sites: Iterable[Site]) -> dict[str, str]:
     """The biases of products and convolutions that nothing else reads.
 
     Args:
-        program: it.
+        program: the program.
         sites: where weights are applied.
 
     Returns:

@@ -79,7 +79,7 @@ class _Lane:
     """One model on the way of all samples through the graph.
 
     Attributes:
-        model: it.
+        model: the model.
         schedule: when everything happens in it.
         weight: an initialiser as it is now.
         held: what waits for the next segment, by sample.

@@ -71,7 +71,7 @@ class OnnxSchedule:
         """The schedule of a graph for some groups.
 
         Args:
-            graph: it.
+            graph: the graph.
             groups: what is treated.
             shared: inputs of the model that are equal in all samples of the same sizes.
             others: name of a product to that of the value that it is added to; None where no probe

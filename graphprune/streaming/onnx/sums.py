@@ -25,7 +25,7 @@ def summands(program: OnnxProgram, sites: Iterable[Site]) -> dict[str, Slot]:
     """Where each product meets the value that it is added to, if that is computed before it.
 
     Args:
-        program: it.
+        program: the program.
         sites: the products.
 
     Returns:

@@ -60,7 +60,7 @@ class Treatment(Protocol):
         """Change the weights of a group.
 
         Args:
-            group: it; `Group.layout` says how a weight is a stack of matrices ``[out, in]``.
+            group: the group; `Group.layout` says how a weight is a stack of matrices ``[out, in]``.
             observers: one per part, which have seen all samples. One that has seen no token has
                 never been called.
             weights: parameter name to tensor, as stored; each is read when it is asked for. It has

@@ -67,7 +67,7 @@ class Runner(GraphRunner):
         """The value of `node`, from those of its operands.
 
         Args:
-            node: it.
+            node: the node.
             values: of its operands.
             sizes: equal for samples whose dynamic dimensions are equal.
         """

@@ -60,7 +60,7 @@ class Schedule:
         """The schedule of a program for the groups of `sites`.
 
         Args:
-            program: it.
+            program: the program.
             sites: what is treated.
             sums: whether probes look at what the products are added to.
             stand_ins: value name to the name of an earlier value that is needed there too.

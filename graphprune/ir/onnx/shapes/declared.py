@@ -32,7 +32,7 @@ def check_outputs(model: ir.Model, known: Mapping[str, Known]) -> None:
     Runtimes pass over another size, but nothing that is made of the model would be valid.
 
     Args:
-        model: it.
+        model: the model.
         known: what is known of its values.
 
     Raises:
