@@ -109,6 +109,6 @@ class MaskedInterpreter(Masking):
         self.begin(program, selection)
 
     def outputs(self, inputs: Inputs) -> list[Any]:
-        """See `GraphRunner.outputs`."""
+        """Run on (args, kwargs); the flat user outputs."""
         self.masks = Masks(self.keep)  # dynamic dimensions may have other sizes now
         return super().outputs(inputs)

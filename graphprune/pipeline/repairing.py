@@ -59,13 +59,13 @@ class ByRole:
     whole: Mapping[str, str] = field(default_factory=dict)
 
     def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
-        """See `graphprune.passes.shared.score.Score`."""
+        """Structures that the score can't judge, to the reason."""
         return dict(self.whole)
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
-        """See `graphprune.passes.shared.score.Score`."""
+        """Score every unit of `structures`."""
         found: dict[str, FloatArray] = {}
         names = dict.fromkeys(self.scores.get(s.name) for s in structures)
         for name in names:

@@ -51,7 +51,7 @@ def open_packed(
     trust: bool = False,
     allow_unused_weights: bool = False,
 ) -> nn.Module:
-    """See `graphprune.runtime.model`."""
+    """Open a checkpoint with zeros, packed or not, as the transformers model that it is."""
     check_format(format, (*FORMATS, AUTO, "file", DENSE))
     check_device(device)
     config, model_class = checkpoint_class(path, trust=trust)

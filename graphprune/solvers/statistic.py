@@ -175,13 +175,13 @@ class Moments(SecondMoment):
         self.sums = torch.zeros(self.features, dtype=torch.float64, device=self.device)
 
     def add(self, x: Tensor, where: str = "") -> None:
-        """See `SecondMoment.add`."""
+        """Count the vectors of x; see `Norms.add`."""
         super().add(x, where)
         rows = _rows(x, self.features, self.dtype, where)
         self.sums += rows.sum(0).to(self.device)
 
     def merge(self, other: Self) -> None:
-        """See `SecondMoment.merge`."""
+        """Count what `other` has counted, of another process for instance."""
         super().merge(other)
         self.sums += other.sums.to(self.device)
 

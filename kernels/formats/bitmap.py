@@ -44,7 +44,7 @@ class Bitmap:
 
     @classmethod
     def pack(cls, weight: Tensor) -> Self:
-        """See `Packed.pack`."""
+        """Pack a dense matrix; zeros of either sign are left out."""
         weight = check_matrix(cls.format, weight)
         counts, masks, values = [], [], []
         for part in torch.split(weight, ROWS):
@@ -59,7 +59,7 @@ class Bitmap:
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
-        """See `Packed.of_tensors`."""
+        """Put together what `tensors` returned; `validate` has yet to be called."""
         return cls(shape, tensors["compressed"], tensors["bitmask"], tensors["row_offsets"])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ class Bitmap:
         }
 
     def unpack(self) -> Tensor:
-        """See `Packed.unpack`."""
+        """The dense matrix, [rows, columns], with positive zeros."""
         rows, columns = self.shape
         dense = self.values.new_zeros(rows, columns)
         begin = 0
@@ -85,7 +85,7 @@ class Bitmap:
         return dense
 
     def validate(self) -> None:
-        """See `Packed.validate`."""
+        """Check every index, count and padding."""
         rows, columns = check_shape(self.format, self.shape)
         width = -(-columns // 8)
         check_tensor(self.format, "bitmask", self.bitmask, (rows, width), torch.uint8)

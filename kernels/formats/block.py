@@ -69,11 +69,11 @@ class Block:
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
-        """See `Packed.of_tensors`."""
+        """Put together what `tensors` returned; `validate` has yet to be called."""
         return cls(shape, tensors["values"], tensors["block_columns"], tensors["row_offsets"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Packed.tensors`."""
+        """The parts that a file has to hold beside the shape."""
         return {
             "values": self.values,
             "block_columns": self.block_columns,
@@ -81,7 +81,7 @@ class Block:
         }
 
     def unpack(self) -> Tensor:
-        """See `Packed.unpack`."""
+        """The dense matrix, [rows, columns], with positive zeros."""
         rows, columns = self.shape
         side = self.side
         dense = self.values.new_zeros(rows // side, columns // side, side, side)
@@ -94,7 +94,7 @@ class Block:
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
     def validate(self) -> None:
-        """See `Packed.validate`."""
+        """Check every index, count and padding."""
         rows, columns = check_shape(self.format, self.shape)
         if self.values.dim() != 3 or not self.side or rows % self.side or columns % self.side:
             why = f"{list(self.values.shape)} are no blocks of a {rows} x {columns} matrix"

@@ -34,7 +34,7 @@ class CSR:
 
     @classmethod
     def pack(cls, weight: Tensor) -> Self:
-        """See `Packed.pack`."""
+        """Pack a dense matrix; zeros of either sign are left out."""
         weight = check_matrix(cls.format, weight)
         rows, columns = weight.shape
         kept = weight != 0
@@ -46,15 +46,15 @@ class CSR:
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
-        """See `Packed.of_tensors`."""
+        """Put together what `tensors` returned; `validate` has yet to be called."""
         return cls(shape, tensors["values"], tensors["columns"], tensors["row_offsets"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Packed.tensors`."""
+        """The parts that a file has to hold beside the shape."""
         return {"values": self.values, "columns": self.columns, "row_offsets": self.row_offsets}
 
     def unpack(self) -> Tensor:
-        """See `Packed.unpack`."""
+        """The dense matrix, [rows, columns], with positive zeros."""
         dense = self.values.new_zeros(self.shape)
         dense[self._rows(), self.columns.long()] = self.values
         return dense
@@ -64,7 +64,7 @@ class CSR:
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
     def validate(self) -> None:
-        """See `Packed.validate`."""
+        """Check every index, count and padding."""
         rows, columns = check_shape(self.format, self.shape)
         check_tensor(self.format, "row_offsets", self.row_offsets, (rows + 1,), torch.int32)
         count = self.values.numel()

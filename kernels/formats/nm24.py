@@ -42,7 +42,7 @@ class NM24:
 
     @classmethod
     def pack(cls, weight: Tensor) -> Self:
-        """See `Packed.pack`."""
+        """Pack a dense matrix; zeros of either sign are left out."""
         weight = check_matrix(cls.format, weight)
         rows, columns = weight.shape
         groups = torch.nn.functional.pad(weight, (0, -columns % 8)).view(rows, -1, GROUP)
@@ -61,7 +61,7 @@ class NM24:
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
-        """See `Packed.of_tensors`."""
+        """Put together what `tensors` returned; `validate` has yet to be called."""
         return cls(shape, tensors["compressed"], tensors["bitmask"])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class NM24:
         return Bitmap(self.shape, self.values.flatten(), self.bitmask, offsets)
 
     def unpack(self) -> Tensor:
-        """See `Packed.unpack`."""
+        """The dense matrix, [rows, columns], with positive zeros."""
         columns = self.shape[1]
         mask = bits_of(self.bitmask, self.bitmask.shape[1] * 8)
         dense = self.values.new_zeros(mask.shape)
@@ -89,7 +89,7 @@ class NM24:
         return dense[:, :columns].contiguous()
 
     def validate(self) -> None:
-        """See `Packed.validate`."""
+        """Check every index, count and padding."""
         rows, columns = check_shape(self.format, self.shape)
         width = -(-columns // 8)
         check_tensor(self.format, "bitmask", self.bitmask, (rows, width), torch.uint8)

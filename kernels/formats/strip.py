@@ -103,22 +103,22 @@ class Strip:
 
     @classmethod
     def of_tensors(cls, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> Self:
-        """See `Packed.of_tensors`."""
+        """Put together what `tensors` returned; `validate` has yet to be called."""
         return cls(shape, tensors["values"], tensors["places"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Packed.tensors`."""
+        """The parts that a file has to hold beside the shape."""
         return {"values": self.values, "places": self.places}
 
     def unpack(self) -> Tensor:
-        """See `Packed.unpack`."""
+        """The dense matrix, [rows, columns], with positive zeros."""
         values, at = _slots(self.values), _turned(_slots(self.places).long())
         tiles = values.new_zeros(*values.shape[:3], COLUMNS).scatter_(3, at, values)
         rows, columns = self.shape
         return tiles.transpose(1, 2).flatten(0, 1).flatten(1)[:rows, :columns].contiguous()
 
     def validate(self) -> None:
-        """See `Packed.validate`."""
+        """Check every index, count and padding."""
         rows, columns = check_shape(self.format, self.shape)
         down, across = -(-rows // ROWS), -(-columns // COLUMNS)
         chunks = self.values.shape[2] if self.values.dim() == 5 else 1

@@ -63,7 +63,7 @@ class Uniform:
     needs_data: ClassVar[bool] = False
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
-        """See `Budget`."""
+        """The sparsity of every part of every treated weight."""
         return _of_parts(sites, dict.fromkeys(sites.parameters, sparsity))
 
 
@@ -94,7 +94,7 @@ class OWL:
             )
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
-        """See `Budget`."""
+        """The sparsity of every part of every treated weight."""
         norms: dict[str, list[Statistic | None]] = {}
 
         def look(group: Group, seen: list[Statistic | None], _: Mapping[str, Tensor]) -> None:
@@ -146,7 +146,7 @@ class Sensitivity:
             )
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
-        """See `Budget`."""
+        """The sparsity of every part of every treated weight."""
         low, high = max(sparsity - self.bound, 0.0), sparsity + self.bound
         high = max(min(high, 1 - FLOOR), sparsity)
         steps = self.levels - 1
@@ -202,7 +202,7 @@ class Global:
     needs_data: ClassVar[bool] = False
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
-        """See `Budget`."""
+        """The sparsity of every part of every treated weight."""
         names = [(g.layout(n), n) for g in sites.groups for n in g.parameters]
 
         def read() -> Iterator[Tensor]:
@@ -267,14 +267,14 @@ class Watching:
     even: bool = False
 
     def observer(self, group: Group, part: int) -> Collector:
-        """See `graphprune.streaming.Treatment`."""
+        """A new observer for one part of a group: a layer, an expert or a group of channels."""
         made = _Even if self.even else Collector
         return made(self.kind, f"{group.name}, part {part}")
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """See `graphprune.streaming.Treatment`."""
+        """Change the weights of a group."""
         self.look(group, collected(observers), weights)
         return ()
 

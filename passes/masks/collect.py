@@ -34,7 +34,7 @@ class Collector:
     moment: SecondMoment | None = None
 
     def add(self, x: Tensor) -> None:
-        """See `graphprune.streaming.Observer`."""
+        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
         if self.statistic is None:
             self.statistic = self.kind(x.shape[-1], x.device)
             if self.errors and isinstance(self.statistic, Norms):

@@ -35,7 +35,7 @@ class Reordered:
     """A program whose channels have other places.
 
     Attributes:
-        program: the program; equal to what it was made from but for rounding, which has been checked.
+        program: equal to what it was made from but for rounding, which has been checked.
         changed: the parameters and buffers in a new order, by their canonical names.
         notes: for each weight that reads channels in a better order: what it gains.
     """

@@ -46,13 +46,13 @@ class Refit:
     layers: list[Refitted] = field(default_factory=list)
 
     def observer(self, group: Group, part: int) -> Gathered:
-        """See `graphprune.streaming.Treatment`."""
+        """A new observer for one part of a group: a layer, an expert or a group of channels."""
         return gathered(group, part, 1 if self.refit is None else 2)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """See `graphprune.streaming.Treatment`."""
+        """Change the weights of a group."""
         statistics = [cast("Gathered", one) for one in observers]
         for name, users in self.consumers.items():
             here = [c for c in users if c.group == group.index]
@@ -68,7 +68,7 @@ class Refit:
             yield from self._refitted(group, name, statistics, weights)
 
     def record(self, group: Group) -> Any:
-        """See `graphprune.streaming.torch.run.Recording`."""
+        """What was decided for a group, as JSON data."""
         here = {n for n, cs in self.consumers.items() if any(c.group == group.index for c in cs)}
         return {
             "units": {n: u for n, u in self.units.items() if n in here},
@@ -76,7 +76,7 @@ class Refit:
         }
 
     def recall(self, group: Group, record: Any) -> None:
-        """See `graphprune.streaming.torch.run.Recording`."""
+        """Take up a decision of an interrupted run."""
         for name, units in record["units"].items():
             ragged = bool(units) and isinstance(units[0], list)
             self.units[name] = tuple(map(tuple, units)) if ragged else tuple(units)
@@ -196,7 +196,7 @@ class Compensation(Refit):
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """See `graphprune.streaming.Treatment`."""
+        """Change the weights of a group."""
         added = set(self.biases.values())
         self.found.update(
             (n, new) for n, new in super().treat(group, observers, weights) if n in added
@@ -204,13 +204,13 @@ class Compensation(Refit):
         return ()
 
     def record(self, group: Group) -> Any:
-        """See `graphprune.streaming.torch.run.Recording`."""
+        """What was decided for a group, as JSON data."""
         own = {self.biases.get(name) for name in group.parameters}
         biases = {n: new.tolist() for n, new in self.found.items() if n in own}
         return {**super().record(group), "biases": biases}
 
     def recall(self, group: Group, record: Any) -> None:
-        """See `graphprune.streaming.torch.run.Recording`."""
+        """Take up a decision of an interrupted run."""
         super().recall(group, record)
         for name, values in record["biases"].items():
             self.found[name] = torch.tensor(values, dtype=self.program.weights[name].dtype)
@@ -236,13 +236,13 @@ class Survey:
     waiting: dict[str, list[Problem]] = field(default_factory=dict)
 
     def observer(self, group: Group, part: int) -> Gathered:
-        """See `graphprune.streaming.Treatment`."""
+        """A new observer for one part of a group: a layer, an expert or a group of channels."""
         return gathered(group, part, 1)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """See `graphprune.streaming.Treatment`."""
+        """Change the weights of a group."""
         statistics = [cast("Gathered", one) for one in observers]
         for name, users in self.consumers.items():
             found = self.waiting.setdefault(name, [])

@@ -45,7 +45,7 @@ class Obs:
             )
 
     def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
-        """See `graphprune.passes.shared.score.Score`."""
+        """Structures that the score can't judge, to the reason."""
         return unread(program, structures, "obs")
 
     def score(

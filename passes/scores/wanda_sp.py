@@ -31,7 +31,7 @@ class WandaSP:
     needs_data: ClassVar[bool] = True
 
     def unjudged(self, program: BaseProgram, structures: Sequence[Structure]) -> dict[str, str]:
-        """See `graphprune.passes.shared.score.Score`."""
+        """Structures that the score can't judge, to the reason."""
         return unread(program, structures, "wanda-sp")
 
     def score(

@@ -155,7 +155,7 @@ class _Watch(Generic[S]):
     statistic: S | None = None
 
     def add(self, x: Tensor) -> None:
-        """See `graphprune.streaming.Observer`."""
+        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
         if self.statistic is None:
             self.statistic = self.make(x.shape[-1])
         self.statistic.add(x, self.where)
@@ -175,13 +175,13 @@ class _Reader(Generic[S]):
     found: dict[str, list[Reading]] = field(default_factory=dict)
 
     def observer(self, group: Group, part: int) -> _Watch[S]:
-        """See `graphprune.streaming.Treatment`."""
+        """A new observer for one part of a group: a layer, an expert or a group of channels."""
         return _Watch(self.statistic, f"{group.name}, part {part}")
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """See `graphprune.streaming.Treatment`."""
+        """Change the weights of a group."""
         seen = self._seen(group, [cast("_Watch[S]", one).statistic for one in observers])
         for name, users in self.consumers.items():
             here = [c for c in users if c.group == group.index]

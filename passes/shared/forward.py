@@ -44,7 +44,7 @@ class Route(Schedule):
         super().__init__(program, Sites((), {}, sites.all))
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
-        """See `Schedule.reads`."""
+        """The values that must be there when `node` runs; no weights."""
         if node in self.stand_ins:
             return [self.stand_ins[node]]
         return super().reads(node)

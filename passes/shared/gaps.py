@@ -136,16 +136,16 @@ class Gathered:
     turn: int = 0
 
     def add(self, x: Tensor) -> None:
-        """See `graphprune.streaming.Observer`."""
+        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
         self.turn += 1
         self.halves[self.turn % len(self.halves)].add(x, self.where)
 
     def wants_gap(self, parameter: str, in_stream: bool) -> bool:
-        """See `graphprune.streaming.core.gaps.GapObserver`."""
+        """Whether `gap` is to be called for a weight: two products for each of its inputs."""
         return len(self.halves) > 1 and (in_stream or not self.streams)
 
     def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
-        """See `graphprune.streaming.core.gaps.GapObserver`."""
+        """See what a weight's output lacks."""
         self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing, stream)
 
     @property

@@ -212,7 +212,7 @@ _UNBUILT = "the model can't be built from its configuration"
 
 
 def _outline(model_class: Any, config: Any, path: Path, parts: int) -> torch.nn.Module | None:
-    """See `graphprune.frontends.hf.bounded.outline`."""
+    """A model without memory, to look at before it is built."""
     try:
         return outline(lambda: _constructed(model_class, config), parts)
     except TooLargeError as error:

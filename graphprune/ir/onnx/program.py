@@ -65,7 +65,7 @@ class OnnxProgram(BaseProgram):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See `BaseProgram.inputs`."""
+        """Names of the values that the model is given, in order."""
         return tuple(value.name or "" for value in self.model.graph.inputs)
 
     def code(self) -> str:
@@ -109,7 +109,7 @@ class OnnxProgram(BaseProgram):
         return {n: rank - packed.get(n, 0) for n, rank in super().ranks.items()}
 
     def stored(self) -> Iterable[Stored]:
-        """See `BaseProgram.stored`."""
+        """The tensors that the model's size is made of."""
         for name in self.trainable:
             encoding = self.encodings.get(name)
             shared = 8 // encoding.bits if encoding is not None and encoding.bits else 1
@@ -120,11 +120,11 @@ class OnnxProgram(BaseProgram):
             yield Stored(name, False, self.known[name].dtype.bitwidth)
 
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
-        """See `BaseProgram.stacks`."""
+        """Path of every stack of layers to its length and the layers that can be removed."""
         return find_blocks(self._flow, self.typing)
 
     def fixed_layers(self) -> dict[str, str]:
-        """See `BaseProgram.fixed_layers`."""
+        """Path of every layer of a stack that can't be removed, to the reason."""
         return fixed_blocks(self._flow)
 
     def gone_with(self, blocks: Collection[Block]) -> frozenset[str]:
@@ -133,7 +133,7 @@ class OnnxProgram(BaseProgram):
         return frozenset(leaving(self._flow, nodes, [b.entry for b in blocks]) if blocks else ())
 
     def flow(self) -> Flow:
-        """See `BaseProgram.flow`."""
+        """What of the graph matters to its layers."""
         return self._flow
 
     @cached_property
@@ -141,7 +141,7 @@ class OnnxProgram(BaseProgram):
         return flow_of(self.model, self.known, self.typing)
 
     def operator_of(self, value: str) -> tuple[str, str] | None:
-        """See `BaseProgram.operator_of`."""
+        """Name of the operator that computes a value, and its module, as far as it is known."""
         node = self._producers.get(value)
         if node is None:
             return None
@@ -153,26 +153,26 @@ class OnnxProgram(BaseProgram):
         return {v.name or "": node for node in self.model.graph for v in node.outputs}
 
     def signature(self) -> list[Input]:
-        """See `BaseProgram.signature`."""
+        """The inputs, in order; only what is no tensor is missing."""
         return list(inputs_of_model(self.model, self.known))
 
     def workload_of(self, length: int) -> Workload:
-        """See `BaseProgram.workload_of`."""
+        """One sample as an input to count multiply-accumulates for."""
         return workload_of_model(self.model, self.known, length)
 
     def traced_workload(self) -> Workload:
-        """See `BaseProgram.traced_workload`."""
+        """The input that a program was traced with, or the first example of an ONNX file."""
         shapes = {name: self.known[name].shapes[0] for name in self.workload.shapes}
         return Workload(shapes, self.workload.tokens)
 
     def sizes_at(self, workload: Workload) -> dict[Atom, int]:
-        """See `BaseProgram.sizes_at`."""
+        """Sizes of the axes that have others in a call than in the program's example."""
         known = known_at(self.model, self.known, workload)
         shapes = {name: (k.shapes[0],) for name, k in known.items()}
         return dict(resized(self.typing.values, shapes))
 
     def residual_sums(self) -> list[str]:
-        """See `BaseProgram.residual_sums`."""
+        """Names of the values ``x + f(x)``."""
         products = {name for name, _ in self.typing.contractions}
         graph = self.model.graph
 

@@ -62,7 +62,7 @@ class Program(BaseProgram):
     source: Source | None = None
 
     def stored(self) -> Iterable[Stored]:
-        """See `BaseProgram.stored`."""
+        """The tensors that the model's size is made of."""
         nodes = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
         seen = set()
         for spec in self.exported.graph_signature.input_specs:
@@ -79,25 +79,25 @@ class Program(BaseProgram):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """See `BaseProgram.inputs`."""
+        """Names of the values that the model is given, in order."""
         specs = self.exported.graph_signature.input_specs
         return tuple(s.arg.name for s in specs if s.target is None)
 
     def code(self) -> str:
-        """See `BaseProgram.code`."""
+        """The graph in words: equal for two programs that compute the same with equal weights."""
         nodes = self.exported.graph.nodes
         return "\n".join(f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in nodes)
 
     def stacks(self) -> dict[str, tuple[int, list[Block]]]:
-        """See `BaseProgram.stacks`."""
+        """Path of every stack of layers to its length and the layers that can be removed."""
         return find_layers(self.exported, self.typing, self.aliases)
 
     def flow(self) -> Flow:
-        """See `BaseProgram.flow`."""
+        """What of the graph matters to its layers."""
         return flow_of(self.exported, self.typing, self.aliases)
 
     def operator_of(self, value: str) -> tuple[str, str] | None:
-        """See `BaseProgram.operator_of`."""
+        """Name of the operator that computes a value, and its module, as far as it is known."""
         node = self._nodes.get(value)
         if node is None or node.op != "call_function":
             return None
@@ -111,11 +111,11 @@ class Program(BaseProgram):
         return {node.name: node for node in self.exported.graph.nodes}
 
     def fixed_layers(self) -> dict[str, str]:
-        """See `BaseProgram.fixed_layers`."""
+        """Path of every layer of a stack that can't be removed, to the reason."""
         return fixed_blocks(self.flow())
 
     def residual_sums(self) -> list[str]:
-        """See `BaseProgram.residual_sums`."""
+        """Names of the values ``x + f(x)``."""
         return sums_of(self.exported.graph, self.typing)
 
     @property
@@ -125,7 +125,7 @@ class Program(BaseProgram):
         return not args and set(kwargs) == {"input_ids"}
 
     def declared_windows(self) -> list[int]:
-        """See `BaseProgram.declared_windows`."""
+        """How many tokens a configuration says that the model takes."""
         if self.source is None or self.source.config is None:
             return []
         text = self.source.config.get_text_config()
@@ -133,19 +133,19 @@ class Program(BaseProgram):
         return [v for v in known if isinstance(v, int) and v > 0]
 
     def signature(self) -> list[Input]:
-        """See `BaseProgram.signature`."""
+        """The inputs, in order; only what is no tensor is missing."""
         return inputs_of_graph(self.exported)
 
     def workload_of(self, length: int) -> Workload:
-        """See `BaseProgram.workload_of`."""
+        """One sample as an input to count multiply-accumulates for."""
         return self._calls(length).workload()
 
     def traced_workload(self) -> Workload:
-        """See `BaseProgram.traced_workload`."""
+        """The input that a program was traced with, or the first example of an ONNX file."""
         return self._calls(LENGTH).traced()
 
     def sizes_at(self, workload: Workload) -> dict[Atom, int]:
-        """See `BaseProgram.sizes_at`."""
+        """Sizes of the axes that have others in a call than in the program's example."""
         return dict(resized(self.typing.values, value_shapes(self.exported, workload)))
 
     def _calls(self, length: int) -> OpenSizes:

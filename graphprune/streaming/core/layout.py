@@ -59,24 +59,24 @@ class Matrix:
 
     @property
     def parts(self) -> int:
-        """See `Layout`."""
+        """Number of matrices in the weight."""
         return 1
 
     @property
     def gathering(self) -> Hashable:
-        """See `Layout`."""
+        """Equal for two layouts that make the same rows of the same activation."""
         return ("rows", self.features)
 
     def rows(self, x: Tensor, chosen: Tensor | None, valid: Tensor | None) -> Rows:
-        """See `Layout`."""
+        """The rows of an activation."""
         yield 0, _valid(x.movedim(self.features, -1).reshape(-1, x.shape[self.features]), valid)
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """The weight as ``[parts, out, in]``; a view where that is possible."""
         return (weight.T if self.transposed else weight).unsqueeze(0)
 
     def restored(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """See `Layout`."""
+        """The inverse of `matrices`; `shape` is that of the weight."""
         return (matrices[0].T if self.transposed else matrices[0]).reshape(shape).contiguous()
 
 
@@ -100,12 +100,12 @@ class Convolution:
 
     @property
     def parts(self) -> int:
-        """See `Layout`."""
+        """Number of matrices in the weight."""
         return self.groups
 
     @property
     def gathering(self) -> Hashable:
-        """See `Layout`."""
+        """Equal for two layouts that make the same rows of the same activation."""
         return self
 
     def rows(self, x: Tensor, chosen: Tensor | None, valid: Tensor | None) -> Rows:
@@ -128,11 +128,11 @@ class Convolution:
             yield part, _valid(patches.reshape(-1, width * math.prod(self.kernel)), valid)
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """The weight as ``[parts, out, in]``; a view where that is possible."""
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def restored(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """See `Layout`."""
+        """The inverse of `matrices`; `shape` is that of the weight."""
         return matrices.reshape(shape).contiguous()
 
 
@@ -152,16 +152,16 @@ class Experts:
 
     @property
     def parts(self) -> int:
-        """See `Layout`."""
+        """Number of matrices in the weight."""
         return self.experts
 
     @property
     def gathering(self) -> Hashable:
-        """See `Layout`."""
+        """Equal for two layouts that make the same rows of the same activation."""
         return ("experts", self.experts)
 
     def rows(self, x: Tensor, chosen: Tensor | None, valid: Tensor | None) -> Rows:
-        """See `Layout`."""
+        """The rows of an activation."""
         assert chosen is not None
         flat = x.reshape(chosen.shape[0], -1)
         for expert in range(self.experts):
@@ -169,11 +169,11 @@ class Experts:
             yield expert, flat[own if valid is None else own & valid]
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """The weight as ``[parts, out, in]``; a view where that is possible."""
         return weight.transpose(1, 2) if self.transposed else weight
 
     def restored(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """See `Layout`."""
+        """The inverse of `matrices`; `shape` is that of the weight."""
         return self.matrices(matrices).reshape(shape).contiguous()
 
     def product(self, weight: Tensor, chosen: Tensor, x: Tensor) -> Tensor:
@@ -212,24 +212,24 @@ class Bank:
 
     @property
     def parts(self) -> int:
-        """See `Layout`."""
+        """Number of matrices in the weight."""
         return self.size
 
     @property
     def gathering(self) -> Hashable:
-        """See `Layout`."""
+        """Equal for two layouts that make the same rows of the same activation."""
         return ("bank", self.size, self.features)
 
     def rows(self, x: Tensor, chosen: Tensor | None, valid: Tensor | None) -> Rows:
-        """See `Layout`."""
+        """The rows of an activation."""
         yield from enumerate(x.movedim(self.features, -1))
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """The weight as ``[parts, out, in]``; a view where that is possible."""
         return weight.transpose(1, 2) if self.transposed else weight
 
     def restored(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """See `Layout`."""
+        """The inverse of `matrices`; `shape` is that of the weight."""
         return self.matrices(matrices).reshape(shape).contiguous()
 
 

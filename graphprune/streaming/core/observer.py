@@ -28,7 +28,7 @@ class Checking(Protocol):
     checks: ClassVar[bool]
 
     def add(self, x: Tensor) -> None:
-        """See `Observer`."""
+        """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
 
 
 def show(observer: Observer, rows: Tensor) -> bool:

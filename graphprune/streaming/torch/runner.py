@@ -76,7 +76,7 @@ class Runner(GraphRunner):
         return self.run_node(node)
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        """See `GraphRunner`."""
+        """`args` with values in place of nodes; weights are read now."""
 
         def load(node: fx.Node) -> Any:
             name = self.schedule.weights.get(node)
@@ -148,7 +148,7 @@ class MaskedRunner(Masking, Runner):
         self._masks: dict[Hashable, Masks] = {}
 
     def execute(self, node: fx.Node, values: Values, sizes: Hashable = None) -> Any:
-        """See `Runner`."""
+        """The value of `node`, from those of its operands."""
         self.masks = self._masks.setdefault(sizes, Masks(self.keep))
         return super().execute(node, values)
 
