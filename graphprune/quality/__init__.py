@@ -1,6 +1,5 @@
-"""How good a slim language model is: what it is measured on, against the dense one, and by whom.
+"""How good a model is: perplexity and latency, and the slim language model against the dense one.
 
-`graphprune.calibration.measured` chooses the texts; here are the numbers (`compare`), continued
-prompts (`completions`), what there is to say of them (`remarks`), and conditions that end a run
-(`conditions`).
+Here are the numbers (`perplexity`, `timing`, `compare`), their table, and conditions that end a
+run. `graphprune.measure` takes them of whole models.
 """

@@ -72,7 +72,8 @@ def stream(
 ) -> TreatedWeights:
     """Treat the weights of a program, each with statistics of the samples.
 
-    See `graphprune.streaming.torch.run.stream`, and for what differs `onnx_run.stream_onnx`.
+    See `graphprune.streaming.torch.run.stream`, and for what differs
+    `graphprune.streaming.onnx.run.stream_onnx`.
     """
     options: dict[str, Any] = {
         "dtype": dtype,

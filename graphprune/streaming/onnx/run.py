@@ -1,7 +1,7 @@
 """The streamed run over an ONNX graph, which does what `graphprune.streaming.torch.run` does.
 
-A segment is a model of its own (`onnx_pieces`), which every sample goes through before the next
-barrier's weights are treated.
+A segment is a model of its own (`graphprune.streaming.onnx.pieces`), which every sample goes
+through before the next barrier's weights are treated.
 """
 
 from __future__ import annotations
