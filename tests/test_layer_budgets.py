@@ -233,7 +233,7 @@ def test_what_a_budget_cannot_deal_is_refused():
             with pytest.raises(RecipeError, match="a layer budget can't deal") as caught:
                 sparsify(program, tokens(), Wanda(), pattern, budget=budget)
             assert "uniform" in str(caught.value)
-    with pytest.raises(RecipeError, match="budgets are uniform, owl, sensitivity, global"):
+    with pytest.raises(RecipeError, match="unknown layer budget 'olw'; did you mean 'owl'"):
         sparsify(program, tokens(), Wanda(), SEVENTY, budget="olw")
     for options in ({"spread": 1.0}, {"threshold": 0.0}, {"per": "row"}):
         with pytest.raises(RecipeError):

@@ -241,12 +241,9 @@ class Recipe(Data):
         Raises:
             PlanError: the score doesn't take its options, or can't be loaded.
         """
-        if not self.removes or self.plan is not None or self.score.name == "auto":
+        if not self.removes or self.plan is not None or self.score.name == AUTO:
             return False
-        from graphprune.passes.scores import get_score  # imports torch
-        from graphprune.passes.shared.score import needs_data  # imports torch
-
-        return needs_data(get_score(self.score.model_dump()))
+        return self.score.needs_data
 
     @property
     def repairs(self) -> bool:
