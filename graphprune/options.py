@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _HUGE = re.compile(r"e[-+]?[0-9_]{4,}", re.IGNORECASE)
@@ -79,3 +79,8 @@ def one_of(kind: str, valid: tuple[str, ...]) -> AfterValidator:
 def listed(value: object) -> object:
     """A word alone as a list of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def bare(key: str) -> BeforeValidator:
+    """Takes a bare word as a mapping of it alone: ``obs`` for ``{name: obs}``."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)

@@ -6,8 +6,7 @@ torch is imported. Options are the fields of a pass's dataclass, of their types.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -29,12 +28,14 @@ class Registry(Generic[T]):
         group: of entry points, whose names are those of the passes and whose values their classes.
         own: the name of each of ours to its class, as in an entry point: ``module:Class``.
         blind: those of ours that need no data.
+        assumed: whether a pass that doesn't say so needs data.
     """
 
     kind: str
     group: str
     own: Mapping[str, str]
     blind: frozenset[str] = frozenset()
+    assumed: bool = True
 
     def names(self) -> tuple[str, ...]:
         """All names, in order.
@@ -61,16 +62,20 @@ class Registry(Generic[T]):
             ValueError: there is no such pass.
             PlanError: it can't be loaded, or two packages define it.
         """
-        self.known(name)
-        plugins = self._plugins()
+        points = self._plugins()
+        if name in self.own:
+            point = EntryPoint(name, self.own[name], self.group)
+        else:
+            point = points[self.known(name)]
         try:
-            if name in plugins:
-                found: type[T] = plugins[name].load()
-                return found
-            module, _, word = self.own[name].partition(":")
-            found = getattr(importlib.import_module(module), word)
-        except (ImportError, AttributeError) as error:
-            raise PlanError(f"{self.kind} {name!r} can't be loaded", why=str(error)) from error
+            found: type[T] = point.load()
+        except Exception as error:  # whatever importing somebody's package raises
+            raise PlanError(
+                f"{self.kind} {name!r} can't be loaded",
+                where=f"entry point {point.value} of {self.group}",
+                why=f"{type(error).__name__}: {error}",
+                hint="mend or remove the package that registers it",
+            ) from error
         return found
 
     def options(self, name: str) -> tuple[str, ...]:
@@ -93,21 +98,24 @@ class Registry(Generic[T]):
             ready: further ones, which are of their types.
 
         Raises:
-            ValueError: there is no such pass or option, or a value is of another type.
-            PlanError: the pass refuses the values; see also `find`.
+            ValueError: there is no such pass or option, a value is of another type, or the pass
+                refuses it.
+            PlanError: see `find`.
         """
         made = self.find(name)
         what = f"{self.kind} '{name}'"
         values = dict(options)
         if is_dataclass(made):
-            hints = get_type_hints(made)
-            values = {
-                option: _value(hints[option], f"option '{option}' of {what}", value)
-                for option, value in _known(made, what, options)
-            }
+            hints, valid = get_type_hints(made), self.options(name)
+            for option, value in options.items():
+                if not valid:
+                    raise ValueError(f"{what} has no options")
+                if option not in valid:
+                    raise ValueError(f"{what} has no option '{option}'; {nearest(option, valid)}")
+                values[option] = _value(hints[option], f"option '{option}' of {what}", value)
         try:
             return made(**values, **(ready or {}))
-        except RecipeError as error:
+        except (PlanError, RecipeError) as error:
             raise ValueError(f"{what}: {error.what}") from error
         except TypeError as error:
             raise ValueError(f"{what} doesn't take these options: {error}") from error
@@ -120,7 +128,7 @@ class Registry(Generic[T]):
         """
         if name in self.own:
             return name not in self.blind
-        return bool(getattr(self.find(name), "needs_data", False))
+        return bool(getattr(self.find(name), "needs_data", self.assumed))
 
     def _plugins(self) -> Mapping[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
@@ -134,17 +142,6 @@ class Registry(Generic[T]):
                 )
             found[point.name] = point
         return found
-
-
-def _known(made: type[Any], what: str, options: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """The options, all of which are fields."""
-    valid = [f.name for f in fields(made)]
-    for option, value in options.items():
-        if option not in valid:
-            if not valid:
-                raise ValueError(f"{what} has no options")
-            raise ValueError(f"{what} has no option '{option}'; {nearest(option, valid)}")
-        yield option, value
 
 
 def _value(hint: Any, what: str, value: Any) -> Any:

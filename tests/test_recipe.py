@@ -6,21 +6,16 @@ from typing import Any
 import pytest
 import yaml
 
-from graphprune.analysis.roles import ROLES
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
 from graphprune.options import parse_number
-from graphprune.passes.masks import ALLOCATIONS, METHODS
 from graphprune.passes.masks.allocations import OWL, Sensitivity
 from graphprune.passes.masks.alps import ALPS
 from graphprune.passes.masks.dsnot import DSnoT
 from graphprune.passes.masks.ria import RIA
 from graphprune.passes.masks.sparsegpt import SparseGPT
 from graphprune.passes.masks.wanda import Wanda
-from graphprune.passes.scores import SCORES
-from graphprune.recipe.recipe import ROLES as recipe_roles
 from graphprune.recipe.recipe import Recipe
-from graphprune.registry import Registry
 from graphprune.solvers import NM, Unstructured
 
 FULL = """
@@ -95,18 +90,6 @@ def test_defaults() -> None:
     assert (recipe.score.name, recipe.uniform, recipe.align) == ("auto", True, {"*": 1})
     assert (recipe.formats, recipe.native, recipe.rounds) == (("hf",), "prefer", 1)
     assert yaml.safe_load(recipe.to_yaml()) == {"remove": {"ffn": 0.25, "*": 0.0}}
-
-
-@pytest.mark.parametrize("registry", [SCORES, METHODS, ALLOCATIONS], ids=lambda r: r.kind)
-def test_what_needs_no_data_says_so(registry: Registry[Any]) -> None:
-    """A registry knows of its own passes without importing them; the classes have the last word."""
-    found = {n for n in registry.own if not getattr(registry.find(n), "needs_data", False)}
-    assert found == registry.blind
-    assert set(registry.names()) >= set(registry.own)
-
-
-def test_the_roles_are_those_of_the_analysis() -> None:
-    assert set(recipe_roles) == {*ROLES, "heads"}
 
 
 def test_shorthands() -> None:

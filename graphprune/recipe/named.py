@@ -33,11 +33,6 @@ def _repair_name(word: str) -> str:
     return word
 
 
-def named(value: object) -> object:
-    """A bare name as a mapping of it alone."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 class Score(Data):
     """How a unit's importance is computed.
 

@@ -22,33 +22,20 @@ from pydantic import (
     model_validator,
 )
 
+from graphprune.analysis.roles import ROLES as OWN_ROLES
 from graphprune.calibration.sources.section import FORMS, Calibration, Part
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
-from graphprune.options import Data, listed, nearest, one_of, parse_number, removed_fraction
+from graphprune.options import Data, bare, listed, nearest, one_of, parse_number, removed_fraction
 from graphprune.passes.selection.alignment import alignment_words, parse_alignment
-from graphprune.plan.selector import Selector
+from graphprune.plan.selector import HEADS, Selector
 from graphprune.quality.conditions import Condition
-from graphprune.recipe.named import AUTO, UNREPAIRED, Repairing, Score, named
+from graphprune.recipe.named import AUTO, UNREPAIRED, Repairing, Score
 from graphprune.recipe.rules import check_together
 from graphprune.recipe.sparsify import Sparsify
 
-ROLES = (
-    "ffn",
-    "hidden",
-    "heads",
-    "kv_heads",
-    "query_heads",
-    "qk_dim",
-    "v_dim",
-    "channels",
-    "latent",
-    "expert_groups",
-    "experts",
-    "layers",
-    "attention_blocks",
-    "mlp_blocks",
-)
+_BEFORE = OWN_ROLES.index("kv_heads")
+ROLES = (*OWN_ROLES[:_BEFORE], HEADS, *OWN_ROLES[_BEFORE:])
 """The roles that a recipe may name beside its own; for ``heads`` see `graphprune.plan.selector`."""
 
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
@@ -83,10 +70,6 @@ def _minimum(value: object) -> int | float:
 
 def _for_all_roles(value: object) -> object:
     return value if isinstance(value, Mapping) else {"*": value}
-
-
-def _as_method(value: object) -> object:
-    return {"method": value} if isinstance(value, str) else value
 
 
 def _role(word: str, info: ValidationInfo) -> str:
@@ -190,8 +173,8 @@ class Recipe(Data):
     target: Annotated[dict[BudgetName, Budget], Field(min_length=1, max_length=1)] | None = None
     shape: Annotated[dict[RoleName, Units], Field(min_length=1)] | None = None
     plan: Annotated[str, Field(min_length=1)] | None = None
-    sparsify: Annotated[Sparsify, BeforeValidator(_as_method)] | None = None
-    score: Annotated[Score, BeforeValidator(named)] = Score(name="auto")
+    sparsify: Annotated[Sparsify, bare("method")] | None = None
+    score: Annotated[Score, bare("name")] = Score(name=AUTO)
     aggregate: Literal["sum", "mean", "max", "prod", "last"] = "sum"
     normalize: Literal["mean", "max", "sum", "none"] = "mean"
     uniform: bool = True
@@ -209,7 +192,7 @@ class Recipe(Data):
     )
     verify: Verification = Verification()
     native: Literal["require", "prefer"] = "prefer"
-    repair: Annotated[Repairing, BeforeValidator(named)] = Repairing(name=AUTO)
+    repair: Annotated[Repairing, bare("name")] = Repairing(name=AUTO)
     fail_if: Annotated[tuple[ConditionText, ...], BeforeValidator(listed)] = ()
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from graphprune.errors import RecipeError
-from graphprune.options import Data, listed, nearest, removed_fraction
+from graphprune.options import Data, bare, listed, nearest, removed_fraction
 from graphprune.passes.masks import ALLOCATIONS, METHODS, allocation, method
 
 if TYPE_CHECKING:
@@ -68,14 +68,6 @@ class LayerBudget(Data):
         return allocation(self.name, self.model_extra or {})
 
 
-def _method(value: object) -> object:
-    return {"method": value} if isinstance(value, str) else value
-
-
-def _budget_name(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class Sparsify(Data):
     """Which single weights become zero. One of sparsity and pattern is given.
 
@@ -106,7 +98,7 @@ class Sparsify(Data):
     sparsity: Annotated[float, BeforeValidator(removed_fraction)] | None = None
     pattern: Annotated[str, BeforeValidator(_pattern)] | None = None
     balance: Literal["none", "strip"] = "none"
-    budget: Annotated[LayerBudget, BeforeValidator(_budget_name)] = LayerBudget(name="uniform")
+    budget: Annotated[LayerBudget, bare("name")] = LayerBudget(name="uniform")
     include: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     keep_zeros: bool = False

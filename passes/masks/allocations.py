@@ -42,7 +42,8 @@ Watch: TypeAlias = Callable[[Treatment], object]
 class Budget(Protocol):
     """Deals the sparsity of a model to its weights.
 
-    One that runs samples has an attribute ``needs_data`` that is true; data is read for no other.
+    One that runs no samples says so by an attribute ``needs_data`` that is false: no data is read
+    for it.
     """
 
     def shares(self, program: BaseProgram, sites: Sites, sparsity: float, watch: Watch) -> Shares:
@@ -274,7 +275,7 @@ class Watching:
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """Change the weights of a group."""
+        """Show the weights of a group to `look`; none changes."""
         self.look(group, collected(observers), weights)
         return ()
 
@@ -283,7 +284,7 @@ class _Even(Collector):
     """A collector of rows that are scaled to a root mean square of 1."""
 
     def add(self, x: Tensor) -> None:
-        """See `Collector`."""
+        """Scale the rows, and count them."""
         size = x.square().mean(1, keepdim=True).sqrt()
         super().add(x / torch.where(size > 0, size, 1))
 

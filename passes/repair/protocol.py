@@ -14,8 +14,8 @@ from graphprune.streaming import State, Step
 class Repair(Protocol):
     """Makes up for what a plan removes.
 
-    A repair is a frozen dataclass whose fields are its options. One that looks at calibration data
-    has an attribute ``needs_data`` that is true; `samples` is None for the others. One that takes
+    A repair is a frozen dataclass whose fields are its options. One that looks at no calibration
+    data says so by an attribute ``needs_data`` that is false, and gets no samples. One that takes
     the data through the model more than once has an attribute ``passes``, how often; one that may
     refuse a plan has a method ``check(program, plan)``, which is called before data is read.
     """

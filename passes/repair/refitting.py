@@ -196,7 +196,7 @@ class Compensation(Refit):
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """Change the weights of a group."""
+        """Keep the new biases; no weight changes on the way."""
         added = set(self.biases.values())
         self.found.update(
             (n, new) for n, new in super().treat(group, observers, weights) if n in added
@@ -242,7 +242,7 @@ class Survey:
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """Change the weights of a group."""
+        """Gather the layers of each structure; no weight changes."""
         statistics = [cast("Gathered", one) for one in observers]
         for name, users in self.consumers.items():
             found = self.waiting.setdefault(name, [])

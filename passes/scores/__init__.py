@@ -15,7 +15,7 @@ from graphprune.registry import Registry
 if TYPE_CHECKING:
     from graphprune.passes.shared.score import Score
 
-__all__ = ["SCORES", "get_score", "score_names"]
+__all__ = ["SCORES", "get_score"]
 
 _HERE = "graphprune.passes.scores"
 
@@ -40,12 +40,8 @@ SCORES: Registry[Score] = Registry(
         "wanda-sp": f"{_HERE}.wanda_sp:WandaSP",
     },
     blind=frozenset({"magnitude", "random"}),
+    assumed=False,
 )
-
-
-def score_names() -> tuple[str, ...]:
-    """The names of all scores, those of other packages included."""
-    return SCORES.names()
 
 
 def get_score(spec: str | Mapping[str, Any] | Score) -> Score:

@@ -181,7 +181,7 @@ class _Reader(Generic[S]):
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
     ) -> Iterable[tuple[str, Tensor]]:
-        """Change the weights of a group."""
+        """Keep what is asked of the consumers; no weight changes."""
         seen = self._seen(group, [cast("_Watch[S]", one).statistic for one in observers])
         for name, users in self.consumers.items():
             here = [c for c in users if c.group == group.index]

@@ -63,11 +63,6 @@ class Score(Protocol):
         """
 
 
-def needs_data(score: Score) -> bool:
-    """Whether a score wants calibration data; only those do that say so."""
-    return bool(getattr(score, "needs_data", False))
-
-
 def member_sums(
     program: BaseProgram,
     structures: Sequence[Structure],

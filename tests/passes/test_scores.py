@@ -18,7 +18,7 @@ from graphprune.axes import Atom
 from graphprune.errors import PlanError
 from graphprune.frontends.tracing.trace import trace
 from graphprune.ir.torch.program import Program
-from graphprune.passes.scores import get_score, score_names
+from graphprune.passes.scores import SCORES, get_score
 from graphprune.passes.scores.llm_pruner import Element1, ElementMix
 from graphprune.passes.scores.magnitude import Magnitude
 from graphprune.passes.scores.random_score import Random
@@ -329,8 +329,8 @@ def test_the_last_member_is_the_one_that_the_graph_reads_last() -> None:
 def test_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = ("element-mix", "element1", "element2", "flap", "magnitude", "minitron", "random",
             "taylor", "vector", "wanda-sp")  # fmt: skip
-    assert set(ours) <= set(score_names())
-    assert list(score_names()) == sorted(score_names())
+    assert set(ours) <= set(SCORES.names())
+    assert list(SCORES.names()) == sorted(SCORES.names())
     assert [type(get_score(name)).__name__.lower() for name in ours] == [
         name.replace("-", "") for name in ours
     ]
@@ -366,7 +366,7 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     assert get_score({"name": "mine", "power": 3}) == Mine(3)
-    assert "mine" in score_names()
+    assert "mine" in SCORES.names()
     with pytest.raises(PlanError, match="can't be loaded"):
         get_score("broken")
     points.append(SimpleNamespace(name="taylor", value="c:C", load=lambda: Mine))
