@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from graphprune.calibration.text.builtin import builtin_text
+from pass_guide import install, modules, points
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("graphprune", "kernels", "passes")
@@ -156,27 +156,21 @@ def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
     assert (output / "model.safetensors").is_file()
 
 
-def test_passes_of_another_package_work_together(installed, tmp_path):
-    """Every kind of pass of docs/writing-a-pass.md, from a package beside the installed wheel."""
-    guide = (ROOT / "docs" / "writing-a-pass.md").read_text(encoding="utf-8")
-    python, toml = (
-        re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL) for language in ("python", "toml")
-    )
+@pytest.fixture
+def beside(installed):
+    """The guide's package, beside the installed wheel."""
     base = {"base": str(installed.parent), "platbase": str(installed.parent)}
-    purelib = Path(sysconfig.get_path("purelib", "venv", base))
-    package, info = purelib / "mylib", purelib / "mylib-1.0.dist-info"
-    for folder in (package, info):
-        folder.mkdir()
-    (package / "__init__.py").touch()
-    for name, code in zip(
-        ("scores", "masks", "allocations", "repairs"), (python[0], *python[2:5]), strict=True
-    ):
-        (package / f"{name}.py").write_text(code)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 1.0\n")
-    groups = tomllib.loads("".join(toml))["project"]["entry-points"]
-    assert {"passes", "masks", "allocations", "repairs"} == {g.split(".")[1] for g in groups}
-    points = (f"[{g}]\n" + "".join(f"{n} = {v}\n" for n, v in e.items()) for g, e in groups.items())
-    (info / "entry_points.txt").write_text("".join(points))
+    made = install(Path(sysconfig.get_path("purelib", "venv", base)), modules(), points())
+    yield
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("beside")
+def test_passes_of_another_package_work_together(installed, tmp_path):
+    """Every kind of pass of docs/writing-a-pass.md, in an environment of its own."""
+    kinds = ("passes", "masks", "allocations", "repairs")
+    assert points().keys() == {f"graphprune.{kind}" for kind in kinds}
     (tmp_path / "net.py").write_text(
         "import numpy, torch\n"
         "from torch import nn\n"

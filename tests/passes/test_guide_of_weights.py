@@ -2,7 +2,6 @@
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ import graphprune as gp
 from graphprune.cli.app import app
 from graphprune.errors import RecipeError
 from graphprune.solvers import Unstructured
+from pass_guide import blocks, install, modules, points
 
-GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-pass.md"
 MODEL = """
 import torch
 
@@ -35,31 +34,12 @@ def build():
 """
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
-
-
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A model with the guide's package installed beside it, and data of its own."""
-    package = tmp_path / "mylib"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "masks.py").write_text(blocks("python")[2])
-    (package / "allocations.py").write_text(blocks("python")[3])
-    (package / "repairs.py").write_text(blocks("python")[4])
-    points = "".join(blocks("toml")[1:])
-    groups = tomllib.loads(points)["project"]["entry-points"]
-    info = tmp_path / "mylib-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 1.0\n")
-    points = [
-        f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in entries.items())
-        for group, entries in groups.items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(points) + "\n")
+    install(tmp_path, modules(), points())
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mylib", "mylib.masks", "mylib.allocations", "mylib.repairs"):
+    for name in ("mylib", *(f"mylib.{name}" for name in modules())):
         monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "net.py").write_text(MODEL)
     scales = np.array([3, 0.1, 2, 0.2, 1], dtype=np.float32)

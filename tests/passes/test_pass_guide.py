@@ -1,9 +1,7 @@
 """docs/writing-a-pass.md does what it says: its score is installed, and its code is run."""
 
-import re
 import sys
 import textwrap
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,12 @@ import yaml
 from typer.testing import CliRunner
 
 import graphprune as gp
+import pass_guide
 from graphprune.cli.app import app
 from graphprune.errors import RecipeError
 from graphprune.pipeline import compiler
+from pass_guide import blocks, modules, points
 
-GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-pass.md"
 MODEL = """
 import torch
 
@@ -34,30 +33,18 @@ def build():
 """
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
-
-
-def install(folder, monkeypatch, code, points):
-    """A package on the path, as pip would leave it there."""
-    (folder / "mylib").mkdir()
-    (folder / "mylib" / "__init__.py").touch()
-    (folder / "mylib" / "scores.py").write_text(code)
-    info = folder / "mylib-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 1.0\n")
-    lines = [f"{name} = {value}" for name, value in points.items()]
-    (info / "entry_points.txt").write_text("[graphprune.passes]\n" + "\n".join(lines) + "\n")
+def install(folder, monkeypatch, modules, groups):
+    """Install a package for the time of a test."""
+    pass_guide.install(folder, modules, groups)
     monkeypatch.syspath_prepend(folder)
-    for name in ("mylib", "mylib.scores"):
+    for name in ("mylib", *(f"mylib.{name}" for name in modules)):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A model that reads no tokens, with the guide's package installed."""
-    (points,) = tomllib.loads(blocks("toml")[0])["project"]["entry-points"].values()
-    install(tmp_path, monkeypatch, blocks("python")[0], points)
+    install(tmp_path, monkeypatch, modules(), points())
     (tmp_path / "net.py").write_text(MODEL)
     return f"{tmp_path}/net.py:build"
 
@@ -128,7 +115,8 @@ def test_a_score_that_says_so_is_given_data(tmp_path, monkeypatch):
                 assert inputs.calibration is not None
                 return {s.name: np.arange(s.size, dtype=float)[None] for s in structures}
     """
-    install(tmp_path, monkeypatch, textwrap.dedent(code), {"seen": "mylib.scores:Seen"})
+    groups = {"graphprune.passes": {"seen": "mylib.scores:Seen"}}
+    install(tmp_path, monkeypatch, {"scores": textwrap.dedent(code)}, groups)
     (tmp_path / "net.py").write_text(MODEL)
     np.savez(tmp_path / "data.npz", x=np.ones((4, 5), dtype=np.float32))
     calibration = {"data": f"{tmp_path}/data.npz", "windows": 4}
