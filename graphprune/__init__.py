@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PlanError,
         RecipeError,
         TraceError,
+        TrainingError,
         VerifyError,
     )
     from graphprune.frontends import load
@@ -72,6 +73,7 @@ _HOMES = {
             "EmitError",
             "CalibrationError",
             "EvaluationError",
+            "TrainingError",
         ),
         "graphprune.errors",
     ),
@@ -110,6 +112,7 @@ __all__ = [
     "Slim",
     "Structure",
     "TraceError",
+    "TrainingError",
     "VerifyError",
     "__version__",
     "apply",
