@@ -10,6 +10,22 @@ found.program, found.losses, found.zeros
 from graphprune.training.core.options import Training
 from graphprune.training.loop import Progress
 from graphprune.training.model.held import Handle, hold
-from graphprune.training.recover import Recovered, recover, recover_module
+from graphprune.training.recover import (
+    Recovered,
+    RecoveredProgram,
+    Saving,
+    recover,
+    recover_module,
+)
 
-__all__ = ["Handle", "Progress", "Recovered", "Training", "hold", "recover", "recover_module"]
+__all__ = [
+    "Handle",
+    "Progress",
+    "Recovered",
+    "RecoveredProgram",
+    "Saving",
+    "Training",
+    "hold",
+    "recover",
+    "recover_module",
+]

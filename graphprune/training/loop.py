@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -125,11 +125,13 @@ def _step(
     """One step of the optimiser."""
     everyone, training = run.everyone, run.training
     total, count = 0.0, 0.0
-    parts = run.order.share(step, everyone.rank, everyone.world, training.micro_batch)
+    size = run.samples.together or training.micro_batch
+    parts = run.order.share(step, everyone.rank, everyone.world, size)
     for number, chosen in enumerate(parts):
         run.trainable.draw.key = (training.seed, step, number, everyone.rank)
         # FSDP gathers weights in each pass, so that every process has one, with samples or without.
         micro = run.feed(run.samples.take(chosen or [0])).to(everyone.device)
+        micro = replace(micro, count=len(chosen))
         with autocast(training.precision, everyone.device):
             loss, tokens = run.objective(micro)
         if not chosen:

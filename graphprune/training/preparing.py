@@ -15,7 +15,6 @@ from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
 from graphprune.training.loop import Run
-from graphprune.training.model.calls import outputs
 from graphprune.training.model.held import HeldMasks, removed_of
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
 from graphprune.training.model.student import Student, recompute_blocks
@@ -55,18 +54,17 @@ def prepare(job: Job) -> Run:
             f"loss {training.loss} needs a teacher", hint="give the dense model as teacher="
         )
     first = job.first()
-    student, teacher = (
-        None if model is None else _placed(model, first, everyone)
-        for model in (job.student, job.teacher)
-    )
-    assert student is not None
+    student, teacher = _placed(job, job.student, first), None
+    if job.teacher is not None:
+        teacher = _placed(job, job.teacher, first)
     held = HeldMasks(student.module, removed_of(student.module, job.masks))
     held.fill()
-    before = outputs(student, first)
+    plain = Objective(student, Setting(training, own=job.loss))
+    before = plain.outputs(first)
     trainable = make_trainable(student, training, held, job.layouts)
     check_same(
         before,
-        outputs(student, first),
+        plain.outputs(first),
         "with adapters that add nothing",
         "train: full changes the weights themselves",
     )
@@ -116,10 +114,11 @@ def finish(job: Job, run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
     return weights, zeros
 
 
-def _placed(model: Student, first: Micro, everyone: Processes) -> Student:
+def _placed(job: Job, model: Student, first: Micro) -> Student:
     """A model on the device, whose head is known to be one."""
-    placed = replace(model, module=model.module.to(everyone.device))
-    return placed if keeps_head(placed, first) else replace(placed, head=None)
+    placed = replace(model, module=model.module.to(job.everyone.device))
+    known = job.loss is None and keeps_head(placed, first)
+    return placed if known else replace(placed, head=None)
 
 
 def _order(job: Job, first: Micro) -> Order:

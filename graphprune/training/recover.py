@@ -18,7 +18,7 @@ from graphprune.streaming.core.weights import apply_weights
 from graphprune.streaming.programs import find_sites
 from graphprune.training.core.options import Training
 from graphprune.training.core.processes import processes
-from graphprune.training.core.samples import ModuleFeed, ProgramFeed, samples_of
+from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of
 from graphprune.training.core.watch import stopping
 from graphprune.training.identity import identity
 from graphprune.training.loop import Progress, train
@@ -131,11 +131,12 @@ def recover(
         training_of_sites = replace(training, include=None, exclude=())
     else:
         training_of_sites = training
+    feed = ProgramFeed(program) if loss is None else OwnFeed()
     right = None
     if teacher is not None:
         right = student_of(teacher, shared=everyone.device.type == "cpu")
     job = Job(
-        student_of(program), right, samples_of(data), ProgramFeed(program), training_of_sites,
+        student_of(program), right, samples_of(data), feed, training_of_sites,
         masks or {}, layouts, everyone, loss, vocabulary, layers,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
@@ -164,9 +165,10 @@ def recover_module(
     training = training or Training()
     student = student_of_module(module)
     layouts = {name: Flat() for name in _matrices(module) if name in student.names}
+    feed = ModuleFeed() if loss is None else OwnFeed()
     right = None if teacher is None else student_of_module(teacher)
     job = Job(
-        student, right, samples_of(data), ModuleFeed(), training, masks or {}, layouts,
+        student, right, samples_of(data), feed, training, masks or {}, layouts,
         processes(), loss, vocabulary, layers,
     )  # fmt: skip
     found = _run(job, module, teacher, state, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,7 +49,13 @@ class Micro:
 
 
 class Samples(Protocol):
-    """Data by number: a tensor, a mapping of tensors, a sequence, or a file of tokens."""
+    """Data by number: a tensor, a mapping of tensors, a sequence, or a file of tokens.
+
+    Attributes:
+        together: how many samples can go through a model together; None for any number.
+    """
+
+    together: ClassVar[int | None]
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -66,6 +72,7 @@ class Tensors:
     """Samples in memory: a tensor ``[samples, ...]``, or a mapping of such."""
 
     data: Tensor | Mapping[str, Tensor]
+    together: ClassVar[int | None] = None
 
     def __len__(self) -> int:
         counts = {len(t) for t in self._tensors()}
@@ -93,6 +100,7 @@ class Listed:
     """Samples that may be of different shapes; each goes through a model alone."""
 
     data: Sequence[Any]
+    together: ClassVar[int | None] = 1
 
     def __len__(self) -> int:
         return len(self.data)
@@ -103,12 +111,8 @@ class Listed:
 
     def take(self, numbers: Sequence[int]) -> Any:
         """The sample with a number."""
-        if len(numbers) != 1:
-            raise TrainingError(
-                "samples in a list go through the model one at a time",
-                hint="set micro_batch to 1, or give one tensor with a dimension of samples",
-            )
-        return self.data[numbers[0]]
+        (number,) = numbers
+        return self.data[number]
 
 
 def samples_of(data: Any) -> Samples:
@@ -161,7 +165,16 @@ class ProgramFeed:
             (made,) = batches(self.program, [part])
         tokens = next((v for v in made.leaves() if _is_tokens(v)), None)
         valid = next(iter(made.valid.values()), None)
-        return Micro(given, made.args, dict(made.kwargs), tokens, valid, labels, made.count)
+        return Micro(given, made.args, dict(made.kwargs), tokens, valid, labels)
+
+
+@dataclass(frozen=True)
+class OwnFeed:
+    """Samples as a loss of the user's takes them: only that knows how the model is called."""
+
+    def __call__(self, given: Any) -> Micro:
+        """The samples as they are."""
+        return Micro(given, (), {})
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,11 @@ class ModuleFeed:
         else:
             args = tuple(given) if isinstance(given, tuple | list) else (given,)
         labels = given.get(LABELS) if isinstance(given, Mapping) else None
-        leaves = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        leaves = (*args, *kwargs.values())
         tokens = next((v for v in leaves if _is_tokens(v)), None)
         mask = kwargs.get("attention_mask")
-        count = len(leaves[0]) if leaves and leaves[0].dim() else 1
-        return Micro(
-            given, args, kwargs, tokens, None if mask is None else mask.bool(), labels, count
-        )
+        valid = None if mask is None else mask.bool()
+        return Micro(given, args, kwargs, tokens, valid, labels)
 
 
 def _is_tokens(value: Any) -> bool:

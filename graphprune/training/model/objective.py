@@ -69,7 +69,10 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def outputs(self, micro: Micro) -> Tensor | None:
-        """The model's first output as it trains; None where that is no tensor."""
+        """The model's first output as it trains, or the value of a loss of the user's.
+
+        None where the output is no tensor.
+        """
         found: Tensor | None = self(micro, compared=False)
         return found
 
@@ -83,10 +86,11 @@ class Objective(nn.Module):
             TrainingError: the loss needs what the model or the data doesn't have.
         """
         setting = self._setting
+        if setting.own is not None:
+            found = _own(setting.own, self.model, micro)
+            return found if compared else found[0].clone()
         if not compared:
             return outputs(self._student, micro)
-        if setting.own is not None:
-            return _own(setting.own, self.model, micro)
         kind = setting.training.loss
         if kind == "hidden":
             return self._hidden(micro)
