@@ -76,7 +76,8 @@ def processes() -> Processes:
             why=str(error),
             hint="pip install 'graphprune[train]'",
         ) from error
-    state = PartialState()
+    # It looks for a GPU's backend unless it is told that there is none.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return Processes(state.device, state.process_index, state.num_processes)
 
 
