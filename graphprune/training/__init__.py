@@ -17,6 +17,7 @@ from graphprune.training.recover import (
     recover,
     recover_module,
 )
+from graphprune.training.text.token_file import TokenFile, token_file
 
 __all__ = [
     "Handle",
@@ -24,8 +25,10 @@ __all__ = [
     "Recovered",
     "RecoveredProgram",
     "Saving",
+    "TokenFile",
     "Training",
     "hold",
     "recover",
     "recover_module",
+    "token_file",
 ]

@@ -36,7 +36,7 @@ def same(a, b):
 
 
 def killed(folder, options, number, at, where):
-    """Train in a process of its own, which a signal ends in a step, after it or while it is saved."""
+    """Train in a process of its own, which a signal ends in a step, after it or in its saving."""
 
     def run():
         def strike(step, place):

@@ -159,6 +159,8 @@ class ProgramFeed:
         if isinstance(part, Mapping) and LABELS in part and LABELS not in self.program.inputs:
             part = dict(part)
             labels = part.pop(LABELS)
+        if isinstance(part, Mapping) and set(part) == {"input_ids"}:
+            part = part["input_ids"]  # other inputs follow from the example
         if isinstance(part, Batch):
             made = part
         else:
