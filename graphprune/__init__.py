@@ -18,7 +18,7 @@ from graphprune._version import __version__
 from graphprune.exclusive import alone
 
 if TYPE_CHECKING:
-    from graphprune import runtime
+    from graphprune import runtime, training
     from graphprune.analysis.structure import Structure
     from graphprune.errors import (
         CalibrationError,
@@ -80,9 +80,12 @@ _HOMES = {
 }
 
 
+_PACKAGES = ("runtime", "training")
+
+
 def __getattr__(name: str) -> Any:
-    if name == "runtime":
-        return importlib.import_module("graphprune.runtime")
+    if name in _PACKAGES:
+        return importlib.import_module(f"graphprune.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
@@ -93,7 +96,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__", "runtime"])
+    return sorted([*_HOMES, "__version__", *_PACKAGES])
 
 
 __all__ = [
@@ -122,5 +125,6 @@ __all__ = [
     "select",
     "sparsify",
     "trace",
+    "training",
     "verify",
 ]
