@@ -197,7 +197,7 @@ class Objective(nn.Module):
 
 def _own(own: OwnLoss, model: nn.Module, micro: Micro) -> tuple[Tensor, Tensor]:
     """A loss of the user's."""
-    value = own(model, micro.given)
+    value: Any = own(model, micro.given)
     if isinstance(value, tuple):
         total, count = value
         return total, torch.as_tensor(count, dtype=torch.float64)
