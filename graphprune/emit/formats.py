@@ -44,14 +44,14 @@ def with_formats(
     if onnx and asked and recipe.formats != ("onnx",):
         raise _only_onnx(source)
     if onnx:
-        return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": ("onnx",)})
+        return recipe.replaced(formats=("onnx",))
     if asked and "hf" in recipe.formats and Path(str(source)).suffix == ".pt2":
         raise _no_checkpoint(source)
     if asked or checkpoint:
         return recipe
     suffix = Path(output or "").suffix.removeprefix(".")
     form = suffix if suffix in FORMATS else "pt2"
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": (form,)})
+    return recipe.replaced(formats=(form,))
 
 
 def check_formats(

@@ -97,7 +97,7 @@ def read_by(
         SOURCE: source,
         "the weights": weights,
         "the recipe": recipe,
-        "the plan": settled.plan,
+        **dict.fromkeys(["the plan"][: len(settled.plans)], *settled.plans[-1:]),
         **{f"the calibration data {source}": source for source in wanted.sources},
         **{f"the text {text}": text for text in wanted.text or ()},
         "the tokenizer": wanted.tokenizer,

@@ -76,17 +76,20 @@ def _deep_cuts(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
 
     How many units of a width stay doesn't depend on which do, where every layer loses as many.
     """
-    if recipe.target is None or not recipe.uniform or recipe.rounds > 1:
+    if len(recipe.selections) != 1 or recipe.plans:
+        return ()
+    (wanted,) = recipe.selections
+    if wanted.target is None or not wanted.uniform:
         return ()
     try:
         plan = select(
             program,
-            target=recipe.target,
+            target=wanted.target,
             score=Random(),
-            exclude=recipe.exclude,
-            include=recipe.include,
-            align=recipe.align,
-            minimum=recipe.minimum,
+            exclude=wanted.exclude,
+            include=wanted.include,
+            align=wanted.align,
+            minimum=wanted.minimum,
             notes=[],  # told where the plan is made
         )
     except PlanError:  # said where the plan is made

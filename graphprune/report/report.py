@@ -43,6 +43,8 @@ class Report:
         quality: How near the slim model is to the dense one; None where it isn't measured.
         provenance: How the output was made; None after a dry run.
         forecast: What the real run would do; None after one.
+        passes: What was done, pass by pass: ``name``, ``options`` that aren't as by default,
+            ``round`` where there are several, and ``notes``.
     """
 
     source: str
@@ -62,6 +64,7 @@ class Report:
     quality: Quality | None = None
     provenance: Provenance | None = None
     forecast: Forecast | None = None
+    passes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Renders everything as JSON; what varies from run to run is under ``run``."""
