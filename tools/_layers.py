@@ -32,7 +32,7 @@ LAYERS = (
     "passes.shared", "passes.repair", "passes.scores", "passes.selection", "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline", "pipeline.steps", "integrations", "cli", "__main__",
+    "pipeline.steps", "pipeline", "integrations", "cli", "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""
 

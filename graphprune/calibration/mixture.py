@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -200,7 +201,7 @@ def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:
     order = alternate([s.count for s in found], seed)
     return Samples(
         data=torch.cat([s.data for s in found])[order],
-        source=" + ".join(f"{s.count} of {s.source}" for s in found),
+        source=" + ".join(f"{s.count} of {_found_again(s.source)}" for s in found),
         kind="token ids",
         count=len(order),
         length=length,
@@ -246,3 +247,8 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
     for i in by_rest[: total - sum(counts)]:
         counts[i] += 1
     return counts
+
+
+def _found_again(source: str) -> str:
+    """A file's name from any directory; other sources as they are."""
+    return os.path.abspath(source) if os.path.exists(source) else source

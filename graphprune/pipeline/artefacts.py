@@ -29,7 +29,7 @@ from graphprune.oracle.masked import run_masked
 from graphprune.oracle.verification import compare
 from graphprune.oracle.verify import verify
 from graphprune.passes.repair.bias import biased_for
-from graphprune.pipeline.numbering import slim_names, written_back
+from graphprune.pipeline.steps.numbering import slim_names, written_back
 from graphprune.plan.plan import Plan
 from graphprune.provenance.source import source_change
 from graphprune.report.names import beside

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from graphprune.emit.written import Found, check_written
-from graphprune.pipeline.numbering import kept_part
+from graphprune.pipeline.steps.numbering import kept_part
 from graphprune.report.report import Report
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx

@@ -188,7 +188,7 @@ class Plan:
         """This plan, then `later`, made for the slim model; the result is for the original.
 
         Structures are matched by name. Where the slim model has them elsewhere,
-        `graphprune.pipeline.rounds.composed` matches what is left of the parameters.
+        `graphprune.pipeline.steps.rounds.composed` matches what is left of the parameters.
 
         Raises:
             PlanError: `later` refers to units that this plan doesn't leave.

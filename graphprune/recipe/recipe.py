@@ -80,7 +80,7 @@ class Recipe(Goal):
 
     plan: Annotated[str, Field(min_length=1)] | None = None
     sparsify: Annotated[Sparsify, bare("method")] | None = None
-    steps: Steps = None
+    steps: Steps | None = None
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
@@ -95,6 +95,8 @@ class Recipe(Goal):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if self.steps is not None:
+            if not self.steps:
+                raise ValueError("'steps' is empty: name a pass, such as select")
             check_alone(changed(self))
             check_order(self.passes)
             return self

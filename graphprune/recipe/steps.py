@@ -222,5 +222,5 @@ def _is_number(value: object) -> bool:
     )
 
 
-Steps = Annotated[tuple[Annotated[Step, BeforeValidator(_entry)], ...] | None, Field(min_length=1)]
+Steps = tuple[Annotated[Step, BeforeValidator(_entry)], ...]
 """The entries of ``steps``."""

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 import graphprune as gp
 from graphprune.errors import PlanError, TraceError
-from graphprune.pipeline.rounds import composed
+from graphprune.pipeline.steps.rounds import composed
 from graphprune.rewrite.retrace import retrace
 from zoo import plain, recurrent, sharing
 from zoo.case import check, check_module, prunable_sizes, randomise

@@ -16,7 +16,7 @@ from graphprune.frontends.hf.load import trace_model
 from graphprune.passes.scores import get_score
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared.score import Inputs
-from graphprune.pipeline.rounds import composed
+from graphprune.pipeline.steps.rounds import composed
 from graphprune.plan.plan import Plan
 from graphprune.report.inspection import as_data, as_text
 from graphprune.rewrite.retrace import retrace

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from graphprune.calibration.sources.amounts import REPAIRS, Amount
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.passes.repair.structured import read_by
-from graphprune.pipeline.told import each_group
+from graphprune.pipeline.steps.told import each_group
 from graphprune.plan.plan import Plan
 from graphprune.recipe.named import UNREPAIRED, Repairing
 from graphprune.report.masks import Refits

@@ -15,8 +15,8 @@ from graphprune.passes.selection.scope import Scope
 from graphprune.passes.selection.select import check_goal, select
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Score
-from graphprune.pipeline.rounds import composed, interim_goal
-from graphprune.pipeline.surgery import ByRole, chosen_by_surgery, stood_in
+from graphprune.pipeline.steps.rounds import composed, interim_goal
+from graphprune.pipeline.steps.surgery import ByRole, chosen_by_surgery, stood_in
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.recipe.named import AUTO

@@ -16,10 +16,10 @@ from graphprune.calibration.sources.amounts import WEIGHTS, Amount
 from graphprune.ir.torch.program import Program
 from graphprune.passes.masks.oneshot import sparsify
 from graphprune.passes.protocol import Context, Record, State
-from graphprune.pipeline.mask_report import plan_masks, report_masks
-from graphprune.pipeline.numbering import written_back
-from graphprune.pipeline.samples import example_samples, together
-from graphprune.pipeline.told import EachMaskedGroup
+from graphprune.pipeline.steps.mask_report import plan_masks, report_masks
+from graphprune.pipeline.steps.numbering import written_back
+from graphprune.pipeline.steps.samples import example_samples, together
+from graphprune.pipeline.steps.told import EachMaskedGroup
 from graphprune.recipe.sparsify import Sparsify
 from graphprune.rewrite.apply import apply, uncut
 from graphprune.rewrite.retrace import retrace

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.result import Samples
 from graphprune.passes.masks.oneshot import Sparse
-from graphprune.pipeline.numbering import slim_names
+from graphprune.pipeline.steps.numbering import slim_names
 from graphprune.recipe.sparsify import Sparsify
 from graphprune.report.masks import MaskedLayer, Masks
 from graphprune.rewrite.slim import Slim

@@ -14,7 +14,7 @@ from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Inputs, Score
-from graphprune.pipeline.told import each_group
+from graphprune.pipeline.steps.told import each_group
 from graphprune.plan.kept import is_ragged
 from graphprune.plan.plan import Plan
 from graphprune.plan.units import FloatArray
