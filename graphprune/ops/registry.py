@@ -97,7 +97,8 @@ class Operators:
         if first is not None:
             given = str(first) if isinstance(first, OpDef) else _name_of(first)
             raise _twice(name, given, _name_of(rule))
-        self._known[name] = replace(known, **{kind: rule})
+        added: dict[str, Any] = {kind: rule}
+        self._known[name] = replace(known, **added)
 
     def find(self, name: str) -> OpDef:
         """What is known about an operator: nothing but None if it isn't registered.
