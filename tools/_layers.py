@@ -19,7 +19,7 @@ FOLDERS = {
 """Folders of the checkout, to the package that each of them is."""
 
 LAYERS = (
-    "errors", "_version", "plugins", "options", "registry", "exclusive", "progress",
+    "errors", "_version", "options", "registry", "exclusive", "progress",
     "kernels.formats", "kernels.gpu", "kernels",
     "files", "checkpoints",
     "axes", "ops", "ops.families", "ops.torch", "ops.onnx", "analysis", "plan",

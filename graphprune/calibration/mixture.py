@@ -11,7 +11,7 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.signature import token_input
 from graphprune.calibration.dense import check_dense
-from graphprune.calibration.fit import check_ids, checked, for_graph, with_all_inputs
+from graphprune.calibration.fit import check_ids, checked, with_all_inputs
 from graphprune.calibration.general import general_parts
 from graphprune.calibration.generated import generate_windows
 from graphprune.calibration.measured import Measured, left_to_calibrate, measured_texts
@@ -79,7 +79,7 @@ def token_samples(
     data = with_all_inputs(program, inputs, found.tokens)
     data = checked(inputs, data, source) if isinstance(data, Mapping) else data.to(given.dtype)
     return Samples(
-        data=for_graph(program, data),
+        data=program.as_inputs(data),
         source=source,
         kind="text" if isinstance(content, Text) else "token ids",
         count=len(found.tokens),

@@ -36,11 +36,11 @@ def with_formats(
         onnx = suffix == ".onnx"
         checkpoint = not is_factory(source) and suffix not in (".pt2", ".onnx")
     else:
-        from graphprune.ir.onnx.program import OnnxProgram
-        from graphprune.ir.torch.program import Program
+        from graphprune.analysis.program import BaseProgram
 
-        onnx = isinstance(source, OnnxProgram)
-        checkpoint = isinstance(source, Program) and source.source is not None
+        program = source if isinstance(source, BaseProgram) else None  # or a module
+        onnx = program is not None and program.format == "onnx"
+        checkpoint = program is not None and program.source is not None
     if onnx and asked and recipe.formats != ("onnx",):
         raise _only_onnx(source)
     if onnx:
@@ -64,9 +64,7 @@ def check_formats(
     Raises:
         EmitError: it can't.
     """
-    from graphprune.ir.torch.program import Program
-
-    if not isinstance(program, Program):
+    if program.format == "onnx":
         if tuple(formats) != ("onnx",):
             raise _only_onnx(source)
         return

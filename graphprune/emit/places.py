@@ -116,10 +116,4 @@ def mapped_from(source: object, weights: str | Path | None) -> list[Path]:
 
 def mapped_by(program: BaseProgram) -> Iterable[Path]:
     """The same, of a program."""
-    from graphprune.ir.onnx.program import OnnxProgram
-    from graphprune.ir.torch.program import Program
-
-    if isinstance(program, OnnxProgram):
-        return program.files
-    found = program.source.path if isinstance(program, Program) and program.source else None
-    return () if found is None else (Path(found),)
+    return program.files

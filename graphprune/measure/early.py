@@ -9,7 +9,6 @@ import torch
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import EvaluationError, PlanError, RecipeError
-from graphprune.ir.torch.program import Program
 from graphprune.measure.measuring import unmeasurable
 from graphprune.measure.remarks import deep_cuts
 from graphprune.passes.scores.random_score import Random
@@ -61,8 +60,7 @@ def with_sizes(report: Report, recipe: Recipe, slim: Slim | SlimOnnx) -> Report:
 
 def _looks_ahead(program: BaseProgram) -> str | None:
     """Why a model of token ids is no causal language model, by what it makes of a few tokens."""
-    assert isinstance(program, Program)
-    model = program.module if program.module is not None else program.exported.module()
+    model = program.as_module()
     try:
         with torch.inference_mode():
             check_causal(model, torch.zeros(1, 8, dtype=torch.long))
