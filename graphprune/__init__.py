@@ -18,7 +18,7 @@ from graphprune._version import __version__
 from graphprune.exclusive import alone
 
 if TYPE_CHECKING:
-    from graphprune import runtime
+    from graphprune import runtime, training
     from graphprune.analysis.structure import Structure
     from graphprune.errors import (
         CalibrationError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PlanError,
         RecipeError,
         TraceError,
+        TrainingError,
         VerifyError,
     )
     from graphprune.frontends import load
@@ -72,15 +73,19 @@ _HOMES = {
             "EmitError",
             "CalibrationError",
             "EvaluationError",
+            "TrainingError",
         ),
         "graphprune.errors",
     ),
 }
 
 
+_PACKAGES = ("runtime", "training")
+
+
 def __getattr__(name: str) -> Any:
-    if name == "runtime":
-        return importlib.import_module("graphprune.runtime")
+    if name in _PACKAGES:
+        return importlib.import_module(f"graphprune.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
@@ -91,7 +96,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__", "runtime"])
+    return sorted([*_HOMES, "__version__", *_PACKAGES])
 
 
 __all__ = [
@@ -110,6 +115,7 @@ __all__ = [
     "Slim",
     "Structure",
     "TraceError",
+    "TrainingError",
     "VerifyError",
     "__version__",
     "apply",
@@ -119,5 +125,6 @@ __all__ = [
     "select",
     "sparsify",
     "trace",
+    "training",
     "verify",
 ]

@@ -75,6 +75,10 @@ class CalibrationError(GraphPruneError):
     """Calibration data, or a statistic of it, can't be used."""
 
 
+class TrainingError(GraphPruneError):
+    """Training can't begin, or it stopped before its end; what was saved is still good."""
+
+
 class EmitError(GraphPruneError):
     """A format cannot hold the slim model, or an output path cannot be written."""
 

@@ -29,6 +29,7 @@ LAYERS = (
     "solvers",
     "calibration.text.builtin", "calibration.text", "calibration.sources", "quality", "calibration",
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
+    "training.text", "training.core", "training.model", "training",
     "passes.shared", "passes.repair", "passes.scores", "passes.selection", "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",

@@ -1,0 +1,127 @@
+"""How a model is trained: options, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from graphprune.errors import RecipeError
+
+Kind = Literal["full", "norms", "lora"]
+LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3}
+"""Learning rates that do well over a few hundred steps, by what is trained."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of a training run.
+
+    Attributes:
+        train: "full" trains all weights; "norms" vectors only, that is norms and biases; "lora" a
+            product of two thin matrices that is added to each weight, which itself stays.
+        loss: "ce" is the cross-entropy of the labels, or of the next token; "kd" the divergence
+            from the teacher's distribution; "kd+ce" the mean of both; "hidden" the distance from
+            the teacher's values between layers; "values" that from outputs that are no logits,
+            such as embeddings.
+        tokens: how many to train on; without it and without `steps`, the data once.
+        steps: optimiser steps.
+        batch: samples (windows of text) in an optimiser step, over all processes.
+        micro_batch: samples that go through the model together; None for all of a step's.
+        lr: the highest learning rate; None for that of `RATES`.
+        warmup: share of the steps in which the learning rate rises.
+        final: share of the learning rate that is left in the end.
+        clip: largest norm of all gradients together; 0 for no limit.
+        rank: columns of an adapter.
+        alpha: an adapter's product counts ``alpha / rank`` times.
+        dropout: share of the inputs that an adapter doesn't see in a forward pass.
+        temperature: of both distributions in "kd".
+        include: globs of the parameters to train; None for all that `train` means.
+        exclude: globs of parameters that stay.
+        also: what trains beside adapters: "biases", "norms".
+        precision: of the products: "auto" is bfloat16 where the processor has it. Weights,
+            gradients and the optimiser's state are float32 in any case.
+        checkpointing: compute the activations of layers twice rather than keep them.
+        fsdp: share weights, gradients and the optimiser's state among processes.
+        seed: of the order of samples, adapters and dropout.
+    """
+
+    train: Kind = "full"
+    loss: LossName = "ce"
+    tokens: Count | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
+    batch: Count = 8
+    micro_batch: Count | None = None
+    lr: NotNegative | None = None
+    warmup: Share = 0.1
+    final: Share = 0.1
+    clip: NotNegative = 1.0
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    temperature: Positive = 1.0
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    also: tuple[Literal["biases", "norms"], ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    fsdp: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            RecipeError: one is of another type or out of its range, or two contradict each other.
+        """
+        for field, adapter in _adapters().items():
+            value = getattr(self, field)
+            try:
+                object.__setattr__(self, field, adapter.validate_python(value))
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                message = f"{message[:1].lower()}{message[1:]}, not {value!r}"
+                raise RecipeError(f"training option '{field}': {message}") from None
+        if self.tokens is not None and self.steps is not None:
+            raise RecipeError("training takes tokens or steps, not both")
+        if self.also and self.train != "lora":
+            raise RecipeError(
+                f"training option 'also' says what trains beside adapters, not with {self.train}",
+                hint="leave it out, or train: lora",
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss compares with another model."""
+        return self.loss != "ce"
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step: it rises linearly, and falls as a cosine does.
+
+        Args:
+            step: from 0.
+            steps: of the whole run.
+        """
+        peak = RATES[self.train] if self.lr is None else self.lr
+        rising = max(1, int(self.warmup * steps))
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        return peak * min(1.0, (step + 1) / rising) * (self.final + (1 - self.final) * cosine)
+
+
+def _adapters() -> dict[str, TypeAdapter[object]]:
+    """What checks each option."""
+    if not _known:
+        hints = get_type_hints(Training, include_extras=True)
+        _known.update((f.name, TypeAdapter(hints[f.name])) for f in fields(Training))
+    return _known
+
+
+_known: dict[str, TypeAdapter[object]] = {}

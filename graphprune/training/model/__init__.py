@@ -1,0 +1,1 @@
+"""Models as training sees them: trainable copies, adapters, masks, and what is minimised."""

@@ -1,0 +1,188 @@
+"""Zeros that stay zeros while the other weights train.
+
+A mask is data: which weights stay. A weight that stays and happens to be 0 is no part of it, and
+neither hooks on gradients nor products with a mask hold it: a gradient of before, a moment of the
+optimiser, or a wrapper that exchanges the parameters would bring pruned weights back. Zeros are
+filled in after each step, into whatever the parameter is by then: a shard of it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from graphprune.errors import TrainingError
+from graphprune.training.core.processes import cut, local
+
+
+@dataclass
+class HeldMasks:
+    """Masks of the parameters of a module.
+
+    Attributes:
+        module: the module; what wraps it later may replace its parameters.
+        removed: parameter name, as the module has it, to bool of its shape: True where a zero is.
+    """
+
+    module: nn.Module
+    removed: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Zeros into the weights: +0.0, which a product with a mask would not always be."""
+        for name, parameter in self._parameters():
+            self._fill(name, parameter, parameter)
+
+    @torch.no_grad()
+    def fill_gradients(self) -> None:
+        """Zeros into the gradients, so that they count in no norm and in no moment."""
+        for name, parameter in self._parameters():
+            if parameter.grad is not None:
+                self._fill(name, parameter, parameter.grad)
+
+    @torch.no_grad()
+    def fill_state(self, optimizer: Optimizer) -> None:
+        """Zeros into what an optimiser remembers of the weights, as a new mask needs."""
+        for name, parameter in self._parameters():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    self._fill(name, parameter, value)
+
+    @torch.no_grad()
+    def zeros(self) -> dict[str, int]:
+        """Zeros of every weight on this process, those of a mask and others."""
+        return {
+            name: part.numel() - int(part.count_nonzero())
+            for name, part in ((n, local(p)) for n, p in self._parameters())
+        }
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Make sure that every zero of every mask is one.
+
+        Raises:
+            TrainingError: one isn't.
+        """
+        for name, parameter in self._parameters():
+            left = int(local(parameter)[self._removed(name, parameter)].count_nonzero())
+            if left:
+                raise TrainingError(
+                    f"{left:,} weights that were pruned are not 0",
+                    where=name,
+                    why="something changed them after the last step of the optimiser",
+                    hint="call fill() after what changes weights outside of the optimiser",
+                )
+
+    def _fill(self, name: str, parameter: Tensor, value: Tensor) -> None:
+        part = local(value)
+        part.masked_fill_(self._removed(name, parameter).to(part.device), 0.0)
+
+    def _removed(self, name: str, parameter: Tensor) -> Tensor:
+        """The mask of this process's part of a parameter."""
+        mask = self.removed[name]
+        if hasattr(parameter, "device_mesh"):
+            key = name, str(getattr(parameter, "placements", ""))
+            if key not in self._shards:
+                self._shards[key] = cut(mask, parameter)
+            return self._shards[key]
+        if mask.shape != parameter.shape:
+            raise TrainingError(
+                "a parameter no longer has the shape of its mask",
+                where=name,
+                why=f"{tuple(parameter.shape)}, and the mask has {tuple(mask.shape)}",
+                hint="FSDP1 flattens parameters: shard with FSDP2 (fully_shard)",
+            )
+        return mask
+
+    def __post_init__(self) -> None:
+        """No mask is cut into shards yet."""
+        self._shards: dict[Any, Tensor] = {}
+
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        """The parameters as they are now."""
+        return [(name, self.module.get_parameter(name)) for name in self.removed]
+
+
+@dataclass
+class Handle(HeldMasks):
+    """What keeps zeros in a module while any optimiser trains it; see `hold`."""
+
+    def __post_init__(self) -> None:
+        """Nothing is hooked yet."""
+        super().__post_init__()
+        self._hooks: list[Any] = []
+
+    def remove(self) -> None:
+        """Let the weights go."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def hold(
+    module: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None
+) -> Handle:
+    """Keep the zeros of pruned weights while a training loop of one's own changes the others.
+
+    Works with every optimiser of torch, gradient accumulation, DDP and FSDP2, whether they wrap the
+    module before or after. Gradients and moments of pruned weights are 0 too, so that a mask may
+    change in the middle of training: `remove` the old one and hold the new one.
+
+    Args:
+        module: the model.
+        masks: parameter name to bool of its shape, True where a weight stays.
+        optimizer: the optimiser of the module's weights; None for whichever takes a step.
+
+    Returns:
+        A handle: ``check()`` makes sure that every zero is one, ``zeros()`` counts, ``remove()``
+        ends it. It does so too as a context manager.
+
+    Raises:
+        TrainingError: a mask belongs to no parameter, or has another shape.
+    """
+    handle = Handle(module, removed_of(module, masks))
+    handle.fill()
+    if optimizer is None:
+        before = register_optimizer_step_pre_hook(lambda *_: handle.fill_gradients())
+        after = register_optimizer_step_post_hook(lambda *_: handle.fill())
+        handle._hooks += [before, after]
+        return handle
+    handle.fill_gradients()
+    handle.fill_state(optimizer)
+    handle._hooks.append(optimizer.register_step_pre_hook(lambda *_: handle.fill_gradients()))
+    handle._hooks.append(optimizer.register_step_post_hook(lambda *_: handle.fill()))
+    return handle
+
+
+def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as what `HeldMasks` takes.
+
+    Raises:
+        TrainingError: see `hold`.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise TrainingError("a mask belongs to no parameter", where=name)
+        shape = parameters[name].shape
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise TrainingError(
+                "a mask doesn't fit its parameter",
+                where=name,
+                why=f"{mask.dtype} {tuple(mask.shape)}, where torch.bool {tuple(shape)} is needed",
+            )
+    return {name: ~mask for name, mask in masks.items()}

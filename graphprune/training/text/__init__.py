@@ -1,0 +1,1 @@
+"""Text to train on: documents of several kinds, as windows in memory-mapped files of tokens."""

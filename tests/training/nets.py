@@ -1,0 +1,44 @@
+"""A small net to train, with its data and masks."""
+
+import torch
+from torch import nn
+
+import graphprune as gp
+
+
+class Net(nn.Module):
+    """A residual stack with tied ends."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(40, 16)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 33), nn.SiLU(), nn.Linear(33, 16)) for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 40, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.norm(x))
+
+
+def program():
+    return gp.trace(Net().eval(), (torch.randint(0, 40, (2, 6)),))
+
+
+def data():
+    return torch.randint(0, 40, (14, 6), generator=torch.Generator().manual_seed(1))
+
+
+def masks():
+    generator = torch.Generator().manual_seed(2)
+    return {
+        f"blocks.{i}.{j}.weight": torch.rand(shape, generator=generator) > 0.5
+        for i in range(2)
+        for j, shape in ((0, (33, 16)), (2, (16, 33)))
+    }

@@ -1,0 +1,67 @@
+"""Options, learning rates and the order of samples."""
+
+import pytest
+
+from graphprune.errors import RecipeError
+from graphprune.training import Training
+from graphprune.training.core.order import Order, permutation
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    # min(1, (s + 1)/3) * (.1 + .9 (1 + cos(pi s/32))/2)
+    [(0, 0.333333), (1, 0.665222), (2, 0.991353), (3, 0.980623), (16, 0.55), (31, 0.102167)],
+)
+def test_learning_rate(step, factor):
+    assert Training(lr=2.0).rate(step, 32) == pytest.approx(2 * factor, abs=2e-6)
+
+
+def test_default_learning_rates():
+    assert Training().rate(3, 32) == pytest.approx(5e-5 * 0.980623, rel=1e-5)
+    assert Training(train="lora").rate(3, 32) == pytest.approx(1e-3 * 0.980623, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": "ful"}, "training option 'train': input should be 'full', 'norms' or 'lora'"),
+        ({"batch": 0}, "training option 'batch': input should be greater than or equal to 1"),
+        ({"lr": float("nan")}, "training option 'lr'"),
+        ({"steps": 1, "tokens": 5}, "tokens or steps, not both"),
+        ({"also": ("biases",)}, "beside adapters, not with full"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(RecipeError, match=message):
+        Training(**options)
+
+
+def test_options_from_a_recipe():
+    assert Training(include=["*.weight"], lr=1).include == ("*.weight",)
+
+
+def test_a_last_group_that_is_not_full_is_a_step_too():
+    """100 samples, 16 a step: 7 steps, of 16, ..., 16 and 4, and none is left over."""
+    order = Order(count=100, total=100, batch=16, seed=0)
+    groups = [order.samples(step) for step in range(order.steps)]
+    assert [len(g) for g in groups] == [16] * 6 + [4]
+    assert sorted(n for g in groups for n in g) == list(range(100))
+
+
+def test_every_pass_has_an_order_of_its_own():
+    order = Order(count=10, total=30, batch=4, seed=3)
+    seen = [n for step in range(order.steps) for n in order.samples(step)]
+    passes = [seen[:10], seen[10:20], seen[20:]]
+    assert all(sorted(p) == list(range(10)) for p in passes)
+    assert passes[0] != passes[1] != passes[2]
+    assert permutation(10, 3, 0) != permutation(10, 4, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_processes_share_the_samples_of_a_step(world, size):
+    order = Order(count=20, total=20, batch=8, seed=0)
+    for step in range(order.steps):
+        shares = [order.share(step, rank, world, size) for rank in range(world)]
+        assert len({len(s) for s in shares}) == 1  # as many micro-batches each
+        assert [n for s in shares for m in s for n in m] == order.samples(step)
