@@ -29,7 +29,7 @@ LAYERS = (
     "solvers",
     "calibration.text.builtin", "calibration.text", "calibration.sources", "quality", "calibration",
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
-    "passes.shared", "passes.repair", "passes.scores", "passes.selection", "passes.masks", "passes",
+    "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection", "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
     "pipeline", "integrations", "cli", "__main__",
