@@ -7,6 +7,7 @@ up for what those before it still lack.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,12 @@ def match(
             hint="give the dense program, and the same one with other weights",
         )
     plan = plan or Plan(student.fingerprint, {})
+    if any(student.weights[n].is_meta for n in list(student.trainable)[:1]):
+        raise PlanError(
+            "there are no weights to train",
+            why="the program was traced without them",
+            hint="load the checkpoint with its weights",
+        )
     data = batches(student, samples)
     if len(data) < 2:
         raise PlanError(
@@ -202,17 +209,17 @@ class _Run:
         judges = [one for one in lessons if one.sample in judging]
         before = after = training.judged(judges, {})
         new: dict[str, Tensor] = {}
-        if before > 0:  # a block without an error has nothing to learn
-            rest = [one for one in lessons if one.sample not in judging]
-            seed = self.options.seed + index
-            new = training.learn(part.parameters, rest, self.options, seed)
-            after = training.judged(judges, new)
-        elif before != 0:
+        if not math.isfinite(before):
             raise PlanError(
                 "the error of a block is not a finite number",
                 where=part.pair.path,
                 hint="look for NaN and infinity in the weights and samples",
             )
+        if before > 0:  # a block without an error has nothing to learn
+            rest = [one for one in lessons if one.sample not in judging]
+            seed = self.options.seed + index
+            new = training.learn(part.parameters, rest, self.options, seed)
+            after = training.judged(judges, new)
         stays = after < before
         block = MatchedBlock(part.pair.path, self._dense(part), before, after, stays)
         self._keep(new if stays else {})
@@ -222,8 +229,10 @@ class _Run:
         return block
 
     def _lesson(self, sample: int, pair: Pair) -> Lesson:
-        wanted = self.errors.wanted(pair, self.teacher.value(sample, pair.target))
-        weights = self.errors.weights(pair, wanted, self.data[sample].valid)
+        def wanted() -> Tensor:  # as it is held: all together would be a third stream
+            return self.errors.wanted(pair, self.teacher.value(sample, pair.target))
+
+        weights = self.errors.weights(pair, wanted(), self.data[sample].valid)
         return Lesson(sample, wanted, weights)
 
     def _dense(self, part: _Part) -> tuple[str, ...]:
@@ -231,7 +240,8 @@ class _Run:
 
     def _keep(self, new: Mapping[str, Tensor]) -> None:
         """Take new weights into the model, and bring them to full size."""
-        self.student.pieces.new |= new
+        check_zeros(new, {n: self.masks[n] for n in new if n in self.masks})
+        self.student.pieces.new = dict(new)  # nothing reads those of the blocks before any more
         self.student.pieces.forget()
         for name, weight in new.items():
             old = self.model.names[name]
@@ -255,9 +265,8 @@ class _Run:
         """Take up saved activations; the first block that has still to be reached."""
         if self.state is None:
             return 0
-        if self.done == len(self.parts):
-            saved, index = None, self.done - 1
-        else:
+        index, saved = self.done - 1, None
+        if self.done < len(self.parts):
             loaded = self.state.load_values()
             if loaded is None:
                 return 0
@@ -265,7 +274,7 @@ class _Run:
         for group, part in zip(self.groups[: index + 1], self.parts, strict=False):
             found.append(self._take(group, part))
         if saved is not None:
-            half = len(saved) // 2
+            half = len(saved) // 2  # both have as many samples and sizes
             self.student.restore(self.parts[index].end, saved[:half])
             self.teacher.restore(self.parts[index].wanted, saved[half:])
         return index + 1
@@ -285,8 +294,6 @@ class _Run:
         )
 
     def _result(self, found: Sequence[MatchedBlock]) -> Matched:
-        trained = {n: w for n, w in self.student.pieces.new.items() if n in self.masks}
-        check_zeros(trained, {n: self.masks[n] for n in trained})
         program = apply_weights(self.program, self.new)
         return Matched(program, tuple(found), self.skipped)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,12 @@ class Lesson:
 
     Attributes:
         sample: its number.
-        wanted: the dense model's values, as the block has them.
+        wanted: gives the dense model's value, as the block has it.
         weights: what the squared error of each token counts.
     """
 
     sample: int
-    wanted: Tensor
+    wanted: Callable[[], Tensor]
     weights: Tensor
 
 
@@ -68,7 +68,7 @@ class Training:
         held = {n: ~self.masks[n] for n in names if n in self.masks}
         stored = {n: pieces.stored(n) for n in names}
         leaves = {n: w.to(pieces.dtype, copy=True).requires_grad_() for n, w in stored.items()}
-        optimiser = torch.optim.Adam(leaves.values(), lr=options.lr)
+        optimiser = torch.optim.Adam(leaves.values(), lr=options.lr, fused=True)
         steps, step = options.epochs * len(lessons), 0
         pieces.trained = leaves
         try:
@@ -116,7 +116,7 @@ class Training:
         values = self.side.run(lesson.sample, self.end)
         found = values[pieces.nodes[pieces.places[self.pair.exit]]]
         tokens = int(lesson.weights.count_nonzero())
-        return error(found, lesson.wanted, self.pair.features, lesson.weights), tokens
+        return error(found, lesson.wanted(), self.pair.features, lesson.weights), tokens
 
     def _backward(self, loss: Tensor) -> None:
         try:
