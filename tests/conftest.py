@@ -1,4 +1,4 @@
-"""What all tests share: processes that open checkpoints don't wait for transformers."""
+"""What all tests share: what would take most of their time if each did it again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+import torch
 
+import exports
 import fresh
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fresh_processes() -> Iterator[None]:
+def _shared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", fresh.instead_of(subprocess.run))
+        patch.setattr(torch.export, "export", exports.shared(torch.export.export))
         yield
     fresh.WAITING.close()
