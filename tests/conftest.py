@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Iterator
 
@@ -19,3 +20,9 @@ def _shared() -> Iterator[None]:
         patch.setattr(torch.export, "export", exports.shared(torch.export.export))
         yield
     fresh.WAITING.close()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what stays until the end: libraries, and the tests."""
+    gc.collect()
+    gc.freeze()

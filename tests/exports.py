@@ -1,7 +1,8 @@
 """Exports of the same tiny model, done once: torch.export takes nearly all the time of a trace.
 
 The graph doesn't depend on the weights, which each program gets from its own module. Tests of what
-becomes of a model share these; those of tracing, rules and models (see `SHARED`) don't.
+becomes of a model share these; those of tracing itself, of rules and of kinds of models (`ALONE`)
+have each its own.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-SHARED = ("cli", "emit", "quality", "passes")
-"""Folders of tests."""
+ALONE = tuple(f"tests/{name}/" for name in ("frontends", "ops", "properties", "regressions", "zoo"))
+"""Folders of tests whose exports nobody shares."""
+
+MOST = 100
+"""Exports that are kept."""
 
 PATHS = ("_name_or_path", "name_or_path")
 SCALARS = (bool, int, float, str, type(None), torch.dtype)
 
 
 def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
-    """`torch.export.export` that knows what it has exported for the tests of `SHARED`."""
+    """`torch.export.export` that knows what it has exported, but for the tests of `ALONE`."""
     made: dict[Hashable, ExportedProgram] = {}
 
     def exports(module: nn.Module, args: Any, kwargs: Any = None, **options: Any) -> Any:
-        test = os.environ.get("PYTEST_CURRENT_TEST", "")
-        if not test.startswith(tuple(f"tests/{folder}/" for folder in SHARED)):
+        if os.environ.get("PYTEST_CURRENT_TEST", "").startswith(ALONE):
             return export(module, args, kwargs, **options)
         key = _key(module, args, kwargs, options)
         if key is not None and key in made:
@@ -37,6 +40,8 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
         exported = export(module, args, kwargs, **options)
         if key is not None and exported.constants.keys() <= dict(module.named_buffers()).keys():
             made[key] = _without_tensors(exported)
+            if len(made) > MOST:
+                del made[next(iter(made))]
         return exported
 
     return exports
