@@ -124,9 +124,10 @@ def _errors(
     """The largest difference of each model."""
     errors = {}
     refits, masks = report.get("refits") or {}, report.get("masks") or {}
+    trained = report.get("trained") or []
     for path in models:
         progress(f"checking {path.name}")
-        program = _with_written(dense, plan, path, refits, masks, trust)
+        program = _with_written(dense, plan, path, refits, masks, trained, trust)
         if not isinstance(program, Program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
@@ -197,6 +198,7 @@ def _with_written(
     path: Path,
     refits: Mapping[str, Any],
     masks: Mapping[str, Any],
+    trained: Sequence[Mapping[str, Any]],
     trust: bool,
 ) -> BaseProgram:
     """The dense model with those weights of a written one that were given new values.
@@ -207,6 +209,7 @@ def _with_written(
         path: of the written model.
         refits: of the report; empty where nothing was refitted.
         masks: of the report; empty where no weight was masked.
+        trained: of the report; empty where none was trained.
         trust: whether the written model may run code of its own.
 
     Raises:
@@ -218,13 +221,14 @@ def _with_written(
         zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks.get("layers", ())}
         moved = [str(name) for name in masks.get("reordered", ())]
         refitted = [(e["parameter"], e["bias"]) for e in refits.get("layers", ())]
-        tables = [dict(part["places"]) for part in (refits, masks) if part]
+        tables = [dict(part["places"]) for part in (refits, masks, *trained) if part]
+        learnt = [str(name) for part in trained for name in part["parameters"]]
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(
             "the report doesn't say which weights were changed", where=path.name, why=str(error)
         ) from None
     names = slim_names(slim)
-    changed = [name for pair in refitted for name in pair if name in names]
+    changed = [name for pair in (*refitted, learnt) for name in pair if name in names]
     wanted = dict.fromkeys([*(names[name] for name in changed), *zeros, *moved])
     if not wanted:
         return dense

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -52,7 +52,7 @@ def build_passes(recipe: Recipe) -> tuple[Placed, ...]:
 
 
 def _built(one: Planned) -> Pass:
-    if one.name in PASSES.own:
+    if not isinstance(one.options, Mapping):
         return PASSES.find(one.name)(one.options)  # type: ignore[call-arg]
     return PASSES.build(one.name, one.options)
 

@@ -47,7 +47,12 @@ def check_weights_written(report: Report, path: Path, form: str, slim: Slim | Sl
         found, _ = _read_back(slim, path, form, refits.parameters)
         places = {**refits.places, **({form: found.places} if found.places else {})}
         report = replace(report, refits=replace(refits, places=places))
-    return report
+    trained = []
+    for one in report.trained:
+        found, _ = _read_back(slim, path, form, one.parameters)
+        places = {**one.places, **({form: found.places} if found.places else {})}
+        trained.append(replace(one, places=places))
+    return replace(report, trained=tuple(trained))
 
 
 def _read_back(

@@ -34,7 +34,9 @@ def finish(run: Run, state: State, report: Report, target: Target) -> Report:
         slim = apply(state.program, state.plan)
     certificate = run.prove(state.program, state.plan, slim)
     # Refitted weights read nothing of what goes, so that its going shows no effect by itself.
-    shows = report.refits is None and (state.plan.kept_units or report.masks is not None)
+    shows = not (report.refits or report.trained) and (
+        state.plan.kept_units or report.masks is not None
+    )
     report = replace(
         report,
         max_abs_error=certificate.max_abs_error,

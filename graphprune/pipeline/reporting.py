@@ -18,6 +18,7 @@ from graphprune.report.goals import rounding_notes
 from graphprune.report.kept import kept_units
 from graphprune.report.masks import Masks, Refits
 from graphprune.report.report import Report
+from graphprune.report.trained import Trained
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 
@@ -56,6 +57,7 @@ def first_report(run: Run, state: State, slim: Slim | SlimOnnx, source: object) 
         seconds=run.seconds,
         masks=_last(state.records, Masks),
         refits=_last(state.records, Refits),
+        trained=tuple(r.details for r in state.records if isinstance(r.details, Trained)),
         passes=tuple(map(_told, run.recipe.passes, state.records)),
     )
     return with_sizes(report, run.recipe, slim)

@@ -11,7 +11,7 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.calibrate import calibration_samples
 from graphprune.calibration.dense import check_dense
 from graphprune.calibration.result import Samples
-from graphprune.calibration.sources.amounts import REPAIRS, SCORES, WEIGHTS, Amount
+from graphprune.calibration.sources.amounts import REPAIRS, SCORES, TRAINING, WEIGHTS, Amount
 from graphprune.errors import CalibrationError
 from graphprune.oracle.verification import Certificate
 from graphprune.passes.turn import Round
@@ -24,7 +24,7 @@ from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 from graphprune.streaming import State as Progress
 
-_PURPOSES = {SCORES: "scores", REPAIRS: "refits", WEIGHTS: "masks"}
+_PURPOSES = {SCORES: "scores", REPAIRS: "refits", WEIGHTS: "masks", TRAINING: "training"}
 """What data is for, as the report and the recipe that is written call it."""
 
 

@@ -33,6 +33,8 @@ PASSES: Registry[Pass] = Registry(
     "pass",
     "graphprune.passes",
     {
+        "match": f"{_HERE}.match:MatchBlocks",
+        "recover": f"{_HERE}.recover:Recover",
         "repair": f"{_HERE}.repair:Repair",
         "replay": f"{_HERE}.replay:Replay",
         "select": f"{_HERE}.select:Select",

@@ -121,8 +121,9 @@ def recover(
             diverges.
         LoadError: the state belongs to another run, or is damaged.
     """
-    training = training or Training()
     program = check_trainable(program)
+    training = training or Training()
+    training = training.settled(teacher=teacher is not None, causal=program.is_causal)
     everyone = processes()
     layouts: dict[str, Any] = {}
     if training.train == "lora":
@@ -162,7 +163,7 @@ def recover_module(
     tensors by position. Adapters go to all weights of linear layers and convolutions. While it
     trains, the module computes as in evaluation mode; its own mode isn't changed.
     """
-    training = training or Training()
+    training = (training or Training()).settled(teacher=teacher is not None, causal=True)
     student = student_of_module(module)
     layouts = {name: Flat() for name in _matrices(module) if name in student.names}
     feed = ModuleFeed() if loss is None else OwnFeed()

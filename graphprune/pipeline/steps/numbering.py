@@ -41,18 +41,22 @@ def written_back(slim: Slim | SlimOnnx, weights: Mapping[str, Tensor]) -> BasePr
     return apply_weights(program, new)
 
 
-def kept_part(slim: Slim | SlimOnnx, parameters: Sequence[str]) -> dict[str, Tensor]:
+def kept_part(
+    slim: Slim | SlimOnnx, parameters: Sequence[str], tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """What a plan leaves of dense weights, by the names that they have in the slim model.
 
     Args:
         slim: the slim model.
         parameters: of the dense program; those of which nothing stays are left out.
+        tensors: of the shapes of parameters, such as masks; None for the weights.
     """
+    tensors = slim.program.weights if tensors is None else tensors
     names, kept = slim_names(slim), slim.plan.kept(slim.program)
     found: dict[str, Tensor] = {}
     for parameter in parameters:
         places = [torch.from_numpy(indices) for indices in kept[parameter]]
         if parameter in names and all(map(len, places)):
-            weight = slim.program.weights[parameter].detach()
+            weight = tensors[parameter].detach()
             found[names[parameter]] = weight[torch.meshgrid(*places, indexing="ij")]
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -31,7 +31,8 @@ class Training:
         loss: "ce" is the cross-entropy of the labels, or of the next token; "kd" the divergence
             from the teacher's distribution; "kd+ce" the mean of both; "hidden" the distance from
             the teacher's values between layers; "values" that from outputs that are no logits,
-            such as embeddings.
+            such as embeddings. None is "ce" without a teacher; with one it is "kd" for a language
+            model, and "values" for any other.
         tokens: how many to train on; without it and without `steps`, the data once.
         steps: optimiser steps.
         batch: samples (windows of text) in an optimiser step, over all processes.
@@ -55,7 +56,7 @@ class Training:
     """
 
     train: Kind = "full"
-    loss: LossName = "ce"
+    loss: LossName | None = None
     tokens: Count | None = None
     steps: Annotated[int, Field(ge=0)] | None = None
     batch: Count = 8
@@ -101,7 +102,18 @@ class Training:
     @property
     def needs_teacher(self) -> bool:
         """Whether the loss compares with another model."""
-        return self.loss != "ce"
+        return self.loss not in (None, "ce")
+
+    def settled(self, *, teacher: bool, causal: bool) -> Training:
+        """The options with a loss.
+
+        Args:
+            teacher: whether there is one.
+            causal: whether the model is a causal language model.
+        """
+        if self.loss is not None:
+            return self
+        return replace(self, loss=("kd" if causal else "values") if teacher else "ce")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: it rises linearly, and falls as a cosine does.
