@@ -7,7 +7,7 @@ found = recover(program, windows, training, masks=masks, teacher=dense)
 found.program, found.losses, found.zeros
 """
 
-from graphprune.training.core.options import Training
+from graphprune.training.core.options import LLM_PRUNER, Training
 from graphprune.training.loop import Progress
 from graphprune.training.model.held import Handle, hold
 from graphprune.training.recover import (
@@ -20,6 +20,7 @@ from graphprune.training.recover import (
 from graphprune.training.text.token_file import TokenFile, token_file
 
 __all__ = [
+    "LLM_PRUNER",
     "Handle",
     "Progress",
     "Recovered",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,7 +131,7 @@ def _order(job: Job, first: Micro) -> Order:
             why=f"{count}, and the batch is {training.batch}",
             hint="give more text, or take a smaller batch",
         )
-    total = count
+    total = math.ceil(count * (training.epochs or 1))
     if training.steps is not None:
         total = training.steps * training.batch
     elif training.tokens is not None:

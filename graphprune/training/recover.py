@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +129,12 @@ def recover(
     if training.train == "lora":
         groups = find_sites(program, training.include, training.exclude).groups
         layouts = {p: g.layout(p) for g in groups for p in g.parameters}
-        training_of_sites = replace(training, include=None, exclude=())
-    else:
-        training_of_sites = training
     feed = ProgramFeed(program) if loss is None else OwnFeed()
     right = None
     if teacher is not None:
-        right = student_of(teacher, shared=everyone.device.type == "cpu")
+        right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
-        student_of(program), right, samples_of(data), feed, training_of_sites,
+        student_of(program), right, samples_of(data), feed, training,
         masks or {}, layouts, everyone, loss, vocabulary, layers,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)

@@ -3,7 +3,7 @@
 import pytest
 
 from graphprune.errors import RecipeError
-from graphprune.training import Training
+from graphprune.training import LLM_PRUNER, Training
 from graphprune.training.core.order import Order, permutation
 
 
@@ -27,13 +27,21 @@ def test_default_learning_rates():
         ({"train": "ful"}, "training option 'train': input should be 'full', 'norms' or 'lora'"),
         ({"batch": 0}, "training option 'batch': input should be greater than or equal to 1"),
         ({"lr": float("nan")}, "training option 'lr'"),
-        ({"steps": 1, "tokens": 5}, "tokens or steps, not both"),
+        ({"steps": 1, "tokens": 5}, "one of them only"),
         ({"also": ("biases",)}, "beside adapters, not with full"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(RecipeError, match=message):
         Training(**options)
+
+
+def test_published_settings():
+    """Adapters of rank 8, alpha 16, dropout .05; 1e-4, 64 samples a step in fours, two passes."""
+    assert (LLM_PRUNER.rank, LLM_PRUNER.alpha, LLM_PRUNER.dropout) == (8, 16.0, 0.05)
+    assert (LLM_PRUNER.batch, LLM_PRUNER.micro_batch, LLM_PRUNER.epochs) == (64, 4, 2)
+    assert LLM_PRUNER.rate(99, 1556) == pytest.approx(1e-4, rel=0.02)
+    assert LLM_PRUNER.rate(49, 1556) == pytest.approx(5e-5, rel=0.01)
 
 
 def test_options_from_a_recipe():

@@ -44,8 +44,9 @@ class Micro:
     def to(self, device: torch.device) -> Micro:
         """The same on a device."""
         leaves = (self.given, self.args, self.kwargs, self.tokens, self.valid, self.labels)
-        moved = pytree.tree_map_only(Tensor, lambda x: x.to(device), leaves)
-        return Micro(*moved, self.count)
+        moved: Any = pytree.tree_map_only(Tensor, lambda x: x.to(device), leaves)
+        given, args, kwargs, tokens, valid, labels = moved
+        return Micro(given, args, kwargs, tokens, valid, labels, self.count)
 
 
 class Samples(Protocol):

@@ -53,7 +53,8 @@ class Adapter(nn.Module):
         self.scale = alpha / thin
         self.name, self.layout, self.dropout, self.draw = name, layout, dropout, draw
         self.removed: Tensor | None
-        self.register_buffer("removed", removed, persistent=False)
+        placed = None if removed is None else removed.to(weight.device)
+        self.register_buffer("removed", placed, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight; float32, whatever the products around it are computed in."""

@@ -83,29 +83,26 @@ class HeldMasks:
                 )
 
     def _fill(self, name: str, parameter: Tensor, value: Tensor) -> None:
-        part = local(value)
-        part.masked_fill_(self._removed(name, parameter).to(part.device), 0.0)
+        local(value).masked_fill_(self._removed(name, parameter), 0.0)
 
     def _removed(self, name: str, parameter: Tensor) -> Tensor:
-        """The mask of this process's part of a parameter."""
-        mask = self.removed[name]
-        if hasattr(parameter, "device_mesh"):
-            key = name, str(getattr(parameter, "placements", ""))
-            if key not in self._shards:
-                self._shards[key] = cut(mask, parameter)
-            return self._shards[key]
-        if mask.shape != parameter.shape:
-            raise TrainingError(
-                "a parameter no longer has the shape of its mask",
-                where=name,
-                why=f"{tuple(parameter.shape)}, and the mask has {tuple(mask.shape)}",
-                hint="FSDP1 flattens parameters: shard with FSDP2 (fully_shard)",
-            )
-        return mask
+        """The mask of this process's part of a parameter, where the parameter is."""
+        key = name, str(parameter.device), str(getattr(parameter, "placements", ""))
+        if key not in self._parts:
+            mask = self.removed[name]
+            if mask.shape != parameter.shape:
+                raise TrainingError(
+                    "a parameter no longer has the shape of its mask",
+                    where=name,
+                    why=f"{tuple(parameter.shape)}, and the mask has {tuple(mask.shape)}",
+                    hint="FSDP1 flattens parameters: shard with FSDP2 (fully_shard)",
+                )
+            self._parts[key] = cut(mask.to(parameter.device), parameter)
+        return self._parts[key]
 
     def __post_init__(self) -> None:
-        """No mask is cut into shards yet."""
-        self._shards: dict[Any, Tensor] = {}
+        """No mask is cut yet."""
+        self._parts: dict[tuple[str, ...], Tensor] = {}
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """The parameters as they are now."""

@@ -96,7 +96,7 @@ class Objective(nn.Module):
             return self._hidden(micro)
         if kind == "values":
             return self._values(micro)
-        return self._logits(micro, kind)
+        return self._logits(micro, kind or "ce")
 
     def _logits(self, micro: Micro, kind: str) -> tuple[Tensor, Tensor]:
         """Losses of the distribution that the model's logits are."""
@@ -197,7 +197,7 @@ class Objective(nn.Module):
 
 def _own(own: OwnLoss, model: nn.Module, micro: Micro) -> tuple[Tensor, Tensor]:
     """A loss of the user's."""
-    value = own(model, micro.given)
+    value: Any = own(model, micro.given)
     if isinstance(value, tuple):
         total, count = value
         return total, torch.as_tensor(count, dtype=torch.float64)

@@ -170,7 +170,7 @@ def recompute_blocks(student: Student) -> None:
         )
     for path in student.blocks:
         block = student.module.get_submodule(path)
-        block.forward = functools.partial(  # type: ignore[method-assign]
+        block.forward = functools.partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
 
@@ -191,7 +191,8 @@ def _copied(
         return _with(module, memo)
     copied = copy.deepcopy(module, memo).eval()
     config: Any = getattr(copied, "config", None)
-    for part in (config, getattr(config, "get_text_config", lambda: None)()):
+    parts: Any = (config, getattr(config, "get_text_config", lambda: None)())
+    for part in parts:
         if getattr(part, "use_cache", False) is True:
             part.use_cache = False  # keys and values of earlier calls, which training has none of
     return copied
@@ -231,7 +232,7 @@ def _divided(
         if node.target is check:
             graph.erase_node(node)
     known = {node.name: node for node in graph.nodes}
-    taps = {}
+    taps: dict[str, str] = {}
     for path, (_, blocks) in program.stacks().items():
         for block in blocks:
             if block.exit not in known:
