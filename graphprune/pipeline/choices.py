@@ -46,8 +46,10 @@ def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Ch
     Raises:
         LoadError: a language model has no tokenizer, and no data that needs none is given.
     """
+    recipe, told = _with_effort(recipe, program, surgery)
     if not any(_is_open(one) for one in recipe.passes):
-        return Choices(recipe)
+        return Choices(recipe, frozenset(), told)
+    surgery = surgery and recipe.effort != "fast"
     open_ = {"score"}
     causal = program.is_causal
     wanted = recipe.calibration
@@ -72,7 +74,26 @@ def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Ch
         if found.operates:
             # A fit to the dense model is one to the calibration data: other texts lose by it.
             found = found.replaced(repair=Repairing(name="none" if causal else "reconstruct"))
-    return Choices(found, frozenset(open_), notes)
+    return Choices(found.replaced(effort=None), frozenset(open_), (*told, *notes))
+
+
+def _with_effort(
+    recipe: Recipe, program: BaseProgram, surgery: bool
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the training that its effort stands for, where the model can be trained."""
+    wanted = {"balanced": ("match",), "best": ("match", "recover")}.get(recipe.effort or "", ())
+    missing = [name for name in wanted if getattr(recipe, name) is None]
+    if not missing or not surgery:
+        return recipe, ()
+    if not isinstance(program, Program) or _without_values(program):
+        kind = "has no weights" if isinstance(program, Program) else "is an ONNX graph"
+        return recipe, (f"effort {recipe.effort}: nothing is trained, since the model {kind}",)
+    notes: tuple[str, ...] = ()
+    if "match" in missing and not program.stacks():
+        missing.remove("match")
+        notes = (f"effort {recipe.effort}: nothing is matched, since the model has no stack of "
+                 "residual blocks",)  # fmt: skip
+    return recipe.replaced(**{name: {} for name in missing}), notes
 
 
 def _is_open(one: Planned) -> bool:

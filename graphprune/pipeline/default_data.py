@@ -27,7 +27,7 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
     wanted = recipe.calibration
     if (
         recipe.masks_on_data
-        or not (recipe.operates or recipe.repairs_on_data)
+        or not any(one.fits_weights and one.needs_data for one in recipe.passes)
         or not _reads_text(recipe, program)
     ):
         return recipe

@@ -25,6 +25,7 @@ from graphprune.recipe.named import Repairing
 from graphprune.recipe.recipe import Recipe
 from graphprune.recipe.selection import Selection
 from graphprune.recipe.sparsify import Sparsify
+from graphprune.recipe.steps import PASSES
 from graphprune.report.forecast import Forecast, Size
 from graphprune.report.inspection import pattern, span
 from graphprune.report.report import Report
@@ -150,6 +151,11 @@ def _workers(recipe: Recipe) -> list[_Worker]:
         elif isinstance(wanted, Sparsify):
             times = 1 + wanted.reference + (wanted.budget.name in ("owl", "sensitivity"))
             found.append(_Worker(wanted.method, WEIGHTS, times, True))
+        else:
+            step = PASSES.build(one.name, wanted)
+            amount = getattr(step, "amount", None)
+            if amount is not None:
+                found.append(_Worker(one.name, amount, int(getattr(step, "passes", 1)), False))
     return found
 
 

@@ -27,7 +27,7 @@ from graphprune.recipe.order import check_order
 from graphprune.recipe.rules import changed, check_alone, check_together
 from graphprune.recipe.selection import NAMES, WHAT, Goal, Selection
 from graphprune.recipe.sparsify import Sparsify
-from graphprune.recipe.steps import Planned, Replayed, Steps
+from graphprune.recipe.steps import PASSES, Planned, Replayed, Steps
 
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 GOALS = (*WHAT, "plan")
@@ -37,6 +37,15 @@ _TOLD = 10
 
 ConditionText = Annotated[str, AfterValidator(lambda text: Condition.parse(text).text)]
 FormatName = Annotated[str, one_of("format", FORMATS)]
+Options = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(
+        lambda value: (
+            {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+        )
+    ),
+]
+"""Options of a pass, true for none of them."""
 
 
 class Verification(Data):
@@ -57,11 +66,19 @@ class Recipe(Goal):
 
     `steps` say it as a list of passes. Without them the other entries do: at most one of remove,
     target, shape and plan is given, and one of them or sparsify. Structures are removed first, then
-    the weights that read them are repaired, and single weights of what is left become zero.
+    the weights that read them are repaired, single weights of what is left become zero, and
+    what is left is trained.
 
     Attributes:
         plan: Path of a saved plan to replay.
         sparsify: Which single weights become zero; a bare word stands for ``{method: ...}``.
+        match: Train each block on what the dense block computes; options of
+            `graphprune.passes.match.Match`, or true.
+        recover: Train what is left; options of `graphprune.pipeline.steps.recover.Recover`, or
+            true.
+        effort: How much time a good result is worth: ``fast`` ranks units by a score and leaves
+            all weights as they are, ``usual`` is as without it, ``balanced`` matches blocks too,
+            ``best`` matches and recovers.
         steps: What to do, pass by pass, instead of all that is about structures and weights here.
         calibration: Data for what needs it, and text to measure the perplexity on.
         rounds: Number of select-and-apply rounds.
@@ -80,6 +97,9 @@ class Recipe(Goal):
 
     plan: Annotated[str, Field(min_length=1)] | None = None
     sparsify: Annotated[Sparsify, bare("method")] | None = None
+    match: Options = None
+    recover: Options = None
+    effort: Literal["fast", "usual", "balanced", "best"] | None = None
     steps: Steps | None = None
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -101,7 +121,10 @@ class Recipe(Goal):
             check_order(self.passes)
             return self
         given = [goal for goal in GOALS if getattr(self, goal) is not None]
-        if len(given) > 1 or not (given or self.sparsify):
+        trains = [name for name in ("match", "recover") if getattr(self, name) is not None]
+        for name in trains:  # imports torch
+            PASSES.build(name, getattr(self, name))
+        if len(given) > 1 or not (given or self.sparsify or trains):
             found = f"this one has {' and '.join(given)}" if given else "this one has none"
             wanted = "at most" if self.sparsify else "exactly"
             also = "" if given or self.sparsify else ", or sparsify, or steps"
@@ -126,6 +149,9 @@ class Recipe(Goal):
             found.append(Planned("repair", self.repair))
         if self.sparsify is not None:
             found.append(Planned("sparsify", self.sparsify))
+        for name in ("match", "recover"):
+            if getattr(self, name) is not None:
+                found.append(Planned(name, getattr(self, name)))
         return tuple(found)
 
     @property

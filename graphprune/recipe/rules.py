@@ -53,7 +53,8 @@ def check_alone(given: Mapping[str, object]) -> None:
     Raises:
         ValueError: something does.
     """
-    goals = ("remove", "target", "shape", "plan", "sparsify", "repair")
+    goals = ("remove", "target", "shape", "plan", "sparsify", "repair", "match", "recover",
+             "effort")  # fmt: skip
     name = _first(given, (*goals, "include", "exclude", *_CHOOSING, "align"))
     if name is not None:
         raise ValueError(f"'{name}' stands beside steps; put it into the step that it is for")

@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from graphprune.calibration.sources.amounts import TRAINING, Amount
+from graphprune.errors import LoadError
+from graphprune.files.paths import usable
+from graphprune.frontends import load_traced
+from graphprune.ir.torch.program import Program
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.pipeline.steps.numbering import kept_part, slim_names, written_back
 from graphprune.pipeline.steps.traced import as_traced
@@ -17,16 +23,28 @@ from graphprune.rewrite.apply import apply
 from graphprune.rewrite.retrace import retrace
 from graphprune.training import Progress, Recovered, Saving, Training, recover
 
+_MANY = 0.05
+"""Share of zeros above which they were put there: checkpoints have 0.03 % by rounding."""
+
 
 @dataclass(frozen=True)
 class Recover(Training):
     """Train what earlier passes have left, with the dense model as the teacher.
 
     Its options are those of `graphprune.training.Training`. Without a loss a language model learns
-    the dense model's distribution, and any other one its outputs.
+    the teacher's distribution, and any other one its outputs.
+
+    Attributes:
+        teacher: a model on disk; None for the dense one, as it was read. Where that is what is
+            trained, and nothing has changed it, there is nothing to learn from it, and the loss is
+            the cross-entropy.
+        hold: whether weights that are zero as they were read stay zero, where a matrix has more
+            than a few of them.
     """
 
     needs_data: ClassVar[bool] = True
+    teacher: str | None = None
+    hold: bool = True
 
     @property
     def amount(self) -> Amount:
@@ -45,6 +63,8 @@ class Recover(Training):
             PlanError: it is an ONNX graph.
         """
         as_traced(state.program, "recover")
+        if self.teacher is not None:
+            usable(self.teacher, LoadError)
 
     def run(self, state: State, context: Context) -> State:
         """Train.
@@ -53,7 +73,8 @@ class Recover(Training):
             GraphPruneError: see `graphprune.training.recover`.
         """
         samples = context.samples(TRAINING)
-        student, masks = as_traced(state.program, "recover"), dict(state.masks)
+        student = as_traced(state.program, "recover")
+        masks = {**(_zeros_of(student) if self.hold else {}), **state.masks}
         slim = None
         if state.plan.kept_units:
             with context.stage("cutting"):
@@ -63,7 +84,10 @@ class Recover(Training):
             student = as_traced(retrace(slim), "recover")
         options = {f.name: getattr(self, f.name) for f in fields(Training)}
         options["seed"] = self.seed or context.seed
-        wanted = Training(**options).settled(teacher=True, causal=context.dense.is_causal)
+        changed = student is not context.dense or bool(state.plan.kept_units)
+        taught = changed or self.teacher is not None
+        wanted = Training(**options).settled(teacher=taught, causal=context.dense.is_causal)
+        teacher = self._teacher(context) if wanted.needs_teacher else None
         journal = context.journal()
         saving = None if journal is None else Saving(Path(journal.directory), journal.resume)
         with context.stage("training"):
@@ -72,7 +96,7 @@ class Recover(Training):
                 samples.data,
                 wanted,
                 masks=masks,
-                teacher=as_traced(context.dense, "recover") if wanted.needs_teacher else None,
+                teacher=teacher,
                 state=saving,
                 progress=_each_step(context.progress),
             )
@@ -85,6 +109,12 @@ class Recover(Training):
         record = Record("recover", found.notes, _details(found, names, samples.described()))
         return replace(state, program=program).recorded(record)
 
+    def _teacher(self, context: Context) -> Program:
+        if self.teacher is None:
+            return as_traced(context.dense, "recover")
+        with context.stage("loading the teacher"):
+            return load_traced(self.teacher)
+
     def preview(self, state: State, context: Context) -> State:
         """Check what the run would do."""
         self.check(state, context)
@@ -93,6 +123,16 @@ class Recover(Training):
     def describe(self, state: State) -> str:
         """One line."""
         return f"train what is left ({self.train})"
+
+
+def _zeros_of(program: Program) -> dict[str, Tensor]:
+    """Masks of the matrices that have more zeros than chance or rounding leaves."""
+    masks = {}
+    for name in sorted(program.trainable - set(program.aliases)):
+        weight = program.weights[name].detach()
+        if weight.ndim > 1 and float((weight == 0).float().mean()) > _MANY:
+            masks[name] = weight != 0
+    return masks
 
 
 def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained | None:
