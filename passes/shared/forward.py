@@ -18,11 +18,11 @@ from graphprune.streaming.core.layout import Matrix
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Site, Sites
 from graphprune.streaming.torch.runner import Runner, Values
-from graphprune.streaming.torch.schedule import Schedule
+from graphprune.streaming.torch.schedule import TorchSchedule
 from graphprune.streaming.torch.sites import find_sites
 
 
-class Route(Schedule):
+class Route(TorchSchedule):
     """What runs, and how long each value lives, when some values are wanted.
 
     Attributes:

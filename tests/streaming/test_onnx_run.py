@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError, PlanError
 from graphprune.streaming import State, apply_weights, find_sites, in_streams
-from graphprune.streaming.onnx import run as onnx_run
+from graphprune.streaming.onnx.adapter import OnnxModel
 from onnx_graphs import graph, initialisers, run, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 from streaming.oracle import Halving
@@ -198,7 +198,7 @@ def test_resuming_gives_the_same_bits(program, tmp_path, every, held):
 def test_a_finished_run_runs_nothing_again(program, tmp_path, monkeypatch):
     data = images(6, 8, 8)
     expected, _ = go(program, data, state=State(tmp_path))
-    monkeypatch.setattr(onnx_run._Run, "_advance", None)
+    monkeypatch.setattr(OnnxModel, "forward", None)
     new, again = go(program, data, state=State(tmp_path, resume=True))
     assert not again.groups
     assert set(new) == set(expected)

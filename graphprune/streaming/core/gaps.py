@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from graphprune.streaming.core.adapter import Sighting
+from graphprune.streaming.core.observer import Observer
 
 
 @runtime_checkable
@@ -32,7 +36,41 @@ class GapObserver(Protocol):
         """
 
 
-def tell_gap(
+def tell_gaps(
+    observers: Sequence[Observer],
+    sightings: Sequence[Sighting],
+    dense_weight: Callable[[str], Tensor],
+    wide: Callable[[Tensor], Tensor],
+    valid: Tensor | None,
+) -> None:
+    """Tell observers what the outputs of a group's weights lack that the dense model has.
+
+    Args:
+        observers: one per part of the group.
+        sightings: of what the weights read, in the treated and in the dense model.
+        dense_weight: gives a weight of the dense model by its name.
+        wide: brings a value into the dtype of statistics.
+        valid: the rows that count; None for all.
+    """
+    here, there = sightings
+    layout = here.probe.site.layout
+    x, wanted = (wide(one.value(one.probe.site.reads)) for one in sightings)
+    for (parameter, other), (_, dense) in zip(here.probe.sums, there.probe.sums, strict=True):
+        matrices = layout.matrices(dense_weight(parameter))
+        pairs = zip(layout.rows(x, None, valid), layout.rows(wanted, None, valid), strict=True)
+        for (part, rows), (_, dense_rows) in pairs:
+            observer = observers[part]
+            if not isinstance(observer, GapObserver) or not observer.wants_gap(
+                parameter, other is not None
+            ):
+                continue
+            beside = None
+            if other is not None and dense is not None:
+                beside = wide(here.value(other)), wide(there.value(dense))
+            _tell(observer, parameter, matrices[part], (rows, dense_rows), beside, valid)
+
+
+def _tell(
     observer: GapObserver,
     parameter: str,
     weight: Tensor,

@@ -1,4 +1,4 @@
-"""What is added to the product of each initialiser; see `graphprune.streaming.biases`."""
+"""What is added to the product of each initialiser; see `graphprune.streaming.find_biases`."""
 
 from __future__ import annotations
 

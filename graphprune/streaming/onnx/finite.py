@@ -14,10 +14,10 @@ from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
 from graphprune.ir.onnx.scopes import module_path
 from graphprune.ir.onnx.shapes.sizes import qualified
+from graphprune.streaming.core.schedule import spans
 from graphprune.streaming.core.sites import Site
 from graphprune.streaming.onnx.pieces import Piece
 from graphprune.streaming.onnx.schedule import OnnxSchedule
-from graphprune.streaming.torch.schedule import spans
 
 Weight = Callable[[str], ir.TensorProtocol]
 
@@ -88,10 +88,9 @@ def _flags(
     bad = {name: kind for name, x in values.items() if (kind := _kind(x))}
     for start, end in spans([*(b for b in schedule.barriers if b < place), place]):
         segment = schedule.segment(start, end, schedule.computed(start, end))
-        if segment.nodes:
-            # Values are in the types of the graph: none has been held.
-            types = {n: from_torch_dtype(values[n].dtype) for n in segment.inputs}
-            values |= Piece(model, segment, types, weight)(values)
+        # Values are in the types of the graph: none has been held.
+        types = {n: from_torch_dtype(values[n].dtype) for n in segment.inputs}
+        values |= Piece(model, segment, types, weight)(values)
         for name in segment.outputs:
             kind = _kind(values[name])
             if kind:

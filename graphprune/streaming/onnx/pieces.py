@@ -57,7 +57,7 @@ class Piece:
             for name, t in self._tensors.items()
             if t.nbytes > _EMBEDDED and int(t.dtype) in _RUNTIME
         }
-        self._run = self._opened()
+        self._run = self._opened() if segment.nodes else lambda feeds: []
 
     def __call__(self, values: Mapping[str, Tensor]) -> Values:
         """The outputs, in memory of torch's own.

@@ -9,8 +9,9 @@ from torch import fx
 
 from graphprune.errors import PlanError
 from graphprune.ir.torch.flow import module_path
+from graphprune.streaming.core.cache import tensors_in
 from graphprune.streaming.torch.products import operator
-from graphprune.streaming.torch.runner import Runner, tensors_in
+from graphprune.streaming.torch.runner import Runner
 
 if TYPE_CHECKING:
     from graphprune.calibration.batches import Batch
