@@ -24,8 +24,7 @@ from graphprune.errors import PlanError
 from graphprune.streaming.core.adapter import GraphAdapter, Options, Sighting
 from graphprune.streaming.core.cache import nbytes
 from graphprune.streaming.core.checkpoint import State
-from graphprune.streaming.core.gaps import tell_gaps
-from graphprune.streaming.core.observer import Observer, show
+from graphprune.streaming.core.observer import Observer, show, tell_gaps
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Group, Sites
 from graphprune.streaming.core.treatment import Recording, Step, Treatment

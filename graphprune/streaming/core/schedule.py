@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graphprune.streaming.core.sites import Group, Site, first_reads
@@ -105,8 +105,3 @@ class Schedule:
                 if name in found:
                     found[name][kind] = max(found[name][kind], place)
         return {name: (node, probe) for name, (node, probe) in found.items()}
-
-
-def spans(barriers: Sequence[int]) -> list[tuple[int, int]]:
-    """The partitions between barriers, (first place, place of the barrier at the end)."""
-    return list(zip((0, *barriers), barriers, strict=False))

@@ -19,7 +19,7 @@ from graphprune.streaming.core.cache import ActivationCache, Held
 from graphprune.streaming.core.sites import Group, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights, fitting
 from graphprune.streaming.onnx.biases import onnx_biases
-from graphprune.streaming.onnx.finite import not_finite
+from graphprune.streaming.onnx.finite import explain
 from graphprune.streaming.onnx.masked import masked_groups, masked_model, others
 from graphprune.streaming.onnx.pieces import Piece
 from graphprune.streaming.onnx.schedule import OnnxSchedule
@@ -179,7 +179,7 @@ class OnnxModel:
     def not_finite(self, site: Site, batch: int, place: int) -> PlanError:
         """The error for an activation with NaN or infinity."""
         own = self.batches[batch]
-        return not_finite(self.model, self.schedule, self._initializer, site, own, place)
+        return explain(self.model, self.schedule, self._initializer, site, own, place)
 
 
 def _sizes(batch: Batch) -> Sizes:

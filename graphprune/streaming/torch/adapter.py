@@ -18,7 +18,7 @@ from graphprune.streaming.core.cache import ActivationCache
 from graphprune.streaming.core.sites import Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights
 from graphprune.streaming.torch.biases import torch_biases
-from graphprune.streaming.torch.finite import not_finite
+from graphprune.streaming.torch.finite import explain
 from graphprune.streaming.torch.runner import MaskedRunner, Runner, Values
 from graphprune.streaming.torch.schedule import TorchSchedule
 from graphprune.streaming.torch.sites import find_sites
@@ -168,7 +168,7 @@ class TorchModel:
 
     def not_finite(self, site: Site, batch: int, place: int) -> PlanError:
         """The error for an activation with NaN or infinity."""
-        return not_finite(self.runner, site, self.batches[batch], self.leaves[batch], place)
+        return explain(self.runner, site, self.batches[batch], self.leaves[batch], place)
 
 
 def _size(leaf: Any) -> Any:

@@ -14,18 +14,7 @@ from graphprune.streaming.core.weights import Lazily, fitting
 
 
 def apply_weights(program: Program, new: Mapping[str, Tensor]) -> Program:
-    """A program with some weights exchanged; structures, graph and source stay.
-
-    It is saved as any program is: `graphprune.apply` with an empty plan gives a model that `save`
-    writes in every format.
-
-    Args:
-        program: the program; not changed.
-        new: canonical parameter name to tensor of the same shape.
-
-    Raises:
-        PlanError: a name is unknown, or a shape another.
-    """
+    """A program with some weights exchanged, in its module too; see `fitting` for errors."""
     held = fitting(program, new)
     module = None if program.module is None else _with_tensors(program, program.module, held)
     names = tuple(program.weights)
