@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -137,5 +137,4 @@ def apply_weights(program: Some, new: Mapping[str, Tensor]) -> Some:
     Raises:
         PlanError: a name is unknown, or a shape another.
     """
-    changed: Any = adapter_for(program).with_weights(new)
-    return changed  # type: ignore[no-any-return]
+    return adapter_for(program).with_weights(new)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -154,3 +154,8 @@ class Program(BaseProgram):
         ours = self.source is not None or self.is_causal
         longest = min(length, self.default_window()) if ours else None
         return OpenSizes(self.exported, self.signature(), longest)
+
+
+def is_traced(program: BaseProgram) -> TypeGuard[Program]:
+    """Whether a program is a traced one: it runs node by node, and gradients can be taken of it."""
+    return isinstance(program, Program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
 from graphprune.plan.plan import Selection
 from graphprune.streaming.core.cache import ActivationCache, Held
-from graphprune.streaming.core.schedule import Probe
-from graphprune.streaming.core.sites import Site, Sites
+from graphprune.streaming.core.schedule import Probe, Schedule
+from graphprune.streaming.core.sites import Globs, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights
 
 
@@ -52,15 +53,18 @@ class Sighting:
     value: Callable[[str], Any]
 
 
-class StreamedModel(Protocol):
+class StreamedModel(ABC):
     """One model on the way of all batches through its graph.
 
     Attributes:
+        schedule: when everything happens.
         cache: the activations that wait for the next partition.
     """
 
+    schedule: Schedule
     cache: ActivationCache
 
+    @abstractmethod
     def forward(self, group: int, batch: int) -> Iterator[Sighting]:
         """Run a batch from the barrier before a group's to its own, and cache what lives on.
 
@@ -70,21 +74,15 @@ class StreamedModel(Protocol):
             PlanError: an operator refuses its operands, or nothing can run it.
         """
 
-    def finish(self, group: int) -> None:
-        """Let go of what no later partition needs, and of weights, which are about to change."""
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of weights, which are about to change."""
 
-    def held(self, group: int) -> frozenset[str]:
-        """Names of the values that live across a group's barrier."""
-
-    def saved(self) -> list[Mapping[str, Any]]:
-        """What has to be saved of the cache to go on from here."""
-
-    def restore(self, group: int, saved: Iterator[Mapping[str, Any]]) -> None:
-        """Fill the cache with what was `saved` at a group's barrier: as many items as that gave."""
-
+    @abstractmethod
     def stored(self, name: str) -> Tensor:
         """A weight of the model as it is stored."""
 
+    @abstractmethod
     def not_finite(self, site: Site, batch: int, place: int) -> PlanError:
         """The error for an activation with NaN or infinity: it finds the operator that made it.
 
@@ -94,13 +92,24 @@ class StreamedModel(Protocol):
             place: of the probe that saw it.
         """
 
+    def held(self, group: int) -> frozenset[str]:
+        """Names of the values that live across a group's barrier."""
+        return self.schedule.held(self.schedule.barriers[group])
+
+    def saved(self) -> list[Mapping[str, Any]]:
+        """What has to be saved of the cache to go on from here."""
+        return list(self.cache.entries())
+
+    def restore(self, group: int, saved: Iterator[Mapping[str, Any]]) -> None:
+        """Fill the cache with what was `saved` at a group's barrier: as many items as that gave."""
+        del group
+        self.cache.fill(saved)
+
 
 class GraphAdapter(Protocol):
     """A program of one graph format, as streamed runs know it."""
 
-    def find_sites(
-        self, include: Sequence[str] | None, exclude: Sequence[str], *, every: bool
-    ) -> Sites:
+    def find_sites(self, include: Globs | None, exclude: Globs, *, every: bool) -> Sites:
         """See `graphprune.streaming.find_sites`."""
 
     def find_biases(self, sites: Iterable[Site]) -> dict[str, str]:

@@ -52,10 +52,10 @@ def not_finite(
     site: Site,
     batch: Batch,
     x: Any,
-    kind: str,
-    source: str,
+    source: tuple[str, str | None],
     operator: str | None,
-    broken: tuple[str, str] | None,
+    broken: str | None,
+    owner: str,
 ) -> PlanError:
     """The error for an activation with NaN or infinity.
 
@@ -63,13 +63,14 @@ def not_finite(
         site: what reads the activation.
         batch: where it occurs.
         x: the activation.
-        kind: what its source holds.
-        source: name of the value that it comes from.
+        source: name of the value that it comes from, and `kind_of` that, as far as it is known.
         operator: where that is computed, in words; None for an input of the model.
-        broken: a weight of the operator that isn't finite, and what the weight is stored in.
+        broken: a weight of the operator that isn't finite; None where there is none.
+        owner: what stores the weights, in a word.
     """
+    name, kind = source[0], source[1] or "NaN or infinity"
     if broken is not None:
-        why, hint = f"the weight {broken[0]} holds NaN or infinity", f"repair the {broken[1]}"
+        why, hint = f"the weight {broken} holds NaN or infinity", f"repair the {owner}"
     elif operator is None:
         why, hint = f"it holds {kind}", "leave this sample out, or correct it"
     else:
@@ -77,7 +78,7 @@ def not_finite(
         hint = "leave this sample out, or compute in a wider dtype"
     return PlanError(
         f"an activation that {site.parameter} reads is not finite",
-        where=f"{operator or f'the input {source}'}, {_samples(batch, x)}",
+        where=f"{operator or f'the input {name}'}, {_samples(batch, x)}",
         why=why,
         hint=hint,
     )

@@ -86,7 +86,8 @@ class Run:
                 if sightings[0].probe.group.index >= self.done:
                     self._observe(number, batch, sightings)
         for model in self.models:
-            model.finish(group.index)
+            model.cache.settle(model.held(group.index))
+            model.forget()
 
     def _observe(self, number: int, batch: Batch, sightings: Sequence[Sighting]) -> None:
         """Show a value to the statistic of a group.
@@ -167,19 +168,14 @@ class Run:
         """Take up what an interrupted run has saved; the first group that has to be reached."""
         if self.state is None:
             return 0
-        first = len(self.groups) if self.done == len(self.groups) else self._restore_activations()
+        if self.done == len(self.groups):
+            first = self.done
+        elif (found := self.state.load_values()) is None:
+            first = 0
+        else:
+            first, saved = found[0] + 1, iter(found[1])
+            for model in self.models:
+                model.restore(found[0], saved)
         for group in self.groups[:first]:
             self._take(group)
         return first
-
-    def _restore_activations(self) -> int:
-        """Take up saved activations; the group after their barrier, 0 if there are none."""
-        assert self.state is not None
-        found = self.state.load_values()
-        if found is None:
-            return 0
-        index, values = found
-        saved = iter(values)
-        for model in self.models:
-            model.restore(index, saved)
-        return index + 1

@@ -143,7 +143,7 @@ def read_tensor(path: Path, name: str, *, copied: bool = True) -> Tensor:
             tensor: Tensor = opened.get_tensor(name)
             return tensor.clone() if copied else tensor
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -156,10 +156,11 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> LoadError:
+def damaged(path: Path, error: Exception) -> LoadError:
+    """The error for a file of an interrupted run that can't be read."""
     return LoadError(
         "can't read a file of an interrupted run",
         where=str(path),

@@ -14,9 +14,9 @@ from torch import Tensor
 from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
 from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.streaming.core.adapter import Options, Sighting
+from graphprune.streaming.core.adapter import Options, Sighting, StreamedModel
 from graphprune.streaming.core.cache import ActivationCache, Held
-from graphprune.streaming.core.sites import Group, Site, Sites
+from graphprune.streaming.core.sites import Globs, Group, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights, fitting
 from graphprune.streaming.onnx.biases import onnx_biases
 from graphprune.streaming.onnx.finite import explain
@@ -35,9 +35,7 @@ class OnnxAdapter:
 
     program: OnnxProgram
 
-    def find_sites(
-        self, include: Sequence[str] | None, exclude: Sequence[str], *, every: bool
-    ) -> Sites:
+    def find_sites(self, include: Globs | None, exclude: Globs, *, every: bool) -> Sites:
         """Find where weights are applied."""
         return find_onnx_sites(self.program, include, exclude, every=every)
 
@@ -77,17 +75,15 @@ class OnnxAdapter:
             cache = ActivationCache(sizes, torch.float32, options.held)
             return OnnxModel(program, graph, schedule, batches, treated, cache, options.held)
 
-        found = []
+        dense = [model(graph, groups, {})] if options.reference else []
         if options.selection is None:
-            found.append(model(graph, groups, treated))
-        else:
-            masked = masked_model(program, options.selection, _one_size(batches, sizes))
-            found.append(model(masked, masked_groups(program, masked, groups), treated))
-        return [*found, model(graph, groups, {})] if options.reference else found
+            return [model(graph, groups, treated), *dense]
+        masked = masked_model(program, options.selection, _one_size(batches, sizes))
+        return [model(masked, masked_groups(program, masked, groups), treated), *dense]
 
 
 @dataclass
-class OnnxModel:
+class OnnxModel(StreamedModel):
     """An ONNX graph on the way of all batches; see `StreamedModel`.
 
     Attributes:
@@ -126,6 +122,7 @@ class OnnxModel:
             elif name in kept:
                 own[name] = value
         self.cache.own[batch] = self.cache.pack(own)
+        values.clear()  # whoever still has a sighting
 
     def _waiting(self, batch: int) -> dict[str, Any]:
         """What a batch has at the start of a partition, as it is held."""
@@ -154,23 +151,9 @@ class OnnxModel:
         assert found is not None  # every initialiser of a program has data
         return found
 
-    def finish(self, group: int) -> None:
-        """Let go of what no later partition needs, and of the partition's own model."""
+    def forget(self) -> None:
+        """Let go of the partition's own model, and of weights."""
         self._opened = None
-        self.cache.settle(self.held(group))
-
-    def held(self, group: int) -> frozenset[str]:
-        """Names of the values that live across a group's barrier, inputs aside."""
-        return self.schedule.held(self.schedule.barriers[group])
-
-    def saved(self) -> list[Mapping[str, Any]]:
-        """The cache."""
-        return list(self.cache.entries())
-
-    def restore(self, group: int, saved: Iterator[Mapping[str, Any]]) -> None:
-        """Fill the cache with what was saved."""
-        del group
-        self.cache.fill(saved)
 
     def stored(self, name: str) -> Tensor:
         """A weight as it is stored, treated if it has been."""

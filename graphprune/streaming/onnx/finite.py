@@ -45,15 +45,7 @@ def explain(
         words = f"{qualified(node)}{own} ({source}){f' in {path}' if path else ''}"
         names = (v.name or "" for v in node.inputs if v is not None and not _is_whole(v, weight))
         broken = next(names, None)
-    return not_finite(
-        site,
-        batch,
-        x,
-        bad.get(source, "NaN or infinity"),
-        source,
-        words,
-        None if broken is None else (broken, "model"),
-    )
+    return not_finite(site, batch, x, (source, bad.get(source)), words, broken, "model")
 
 
 def _flags(

@@ -13,9 +13,9 @@ from graphprune.errors import PlanError
 from graphprune.ir.torch.interpreter import flat_inputs
 from graphprune.ir.torch.program import Program
 from graphprune.plan.plan import stand_ins
-from graphprune.streaming.core.adapter import Options, Sighting
+from graphprune.streaming.core.adapter import Options, Sighting, StreamedModel
 from graphprune.streaming.core.cache import ActivationCache
-from graphprune.streaming.core.sites import Site, Sites
+from graphprune.streaming.core.sites import Globs, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights
 from graphprune.streaming.torch.biases import torch_biases
 from graphprune.streaming.torch.finite import explain
@@ -32,9 +32,7 @@ class TorchAdapter:
 
     program: Program
 
-    def find_sites(
-        self, include: Sequence[str] | None, exclude: Sequence[str], *, every: bool
-    ) -> Sites:
+    def find_sites(self, include: Globs | None, exclude: Globs, *, every: bool) -> Sites:
         """Find where weights are applied."""
         return find_sites(self.program, include, exclude, every=every)
 
@@ -69,7 +67,7 @@ class TorchAdapter:
         return [TorchModel(runner, batches, leaves, options) for runner in runners]
 
 
-class TorchModel:
+class TorchModel(StreamedModel):
     """A traced graph on the way of all batches; see `StreamedModel`."""
 
     def __init__(
@@ -110,6 +108,7 @@ class TorchModel:
         yield from self._probe(end, values)
         own = {n.name: v for n, v in values.items() if n not in schedule.constant}
         self.cache.own[batch] = self.cache.pack(own)
+        values.clear()  # whoever still has a sighting
 
     def _fetch(self, group: int, batch: int) -> Values:
         """What a batch has at the start of a partition."""
@@ -138,25 +137,18 @@ class TorchModel:
         for dead in self.schedule.dead_at(place):
             values.pop(dead, None)
 
-    def finish(self, group: int) -> None:
-        """Let go of what no later partition needs, and of weights."""
-        self.cache.settle(self.held(group))
+    def forget(self) -> None:
+        """Let go of weights, which are about to change."""
         self.runner.forget()
-
-    def held(self, group: int) -> frozenset[str]:
-        """Names of the values that live across a group's barrier."""
-        return self.schedule.held(self.schedule.barriers[group])
 
     def saved(self) -> list[Mapping[str, Any]]:
         """The cache, but for the inputs of the model."""
         inputs = {node.name for node in self.schedule.inputs}
-        return [
-            {n: v for n, v in values.items() if n not in inputs} for values in self.cache.entries()
-        ]
+        return [{n: v for n, v in e.items() if n not in inputs} for e in self.cache.entries()]
 
     def restore(self, group: int, saved: Iterator[Mapping[str, Any]]) -> None:
         """Fill the cache with what was saved, and with the inputs."""
-        self.cache.fill(saved)
+        super().restore(group, saved)
         held = self.held(group)
         for batch, values in enumerate(self.cache.own):
             inputs = {n: v for n, v in self._given(batch).items() if n in held}

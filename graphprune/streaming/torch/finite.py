@@ -37,16 +37,10 @@ def explain(runner: Runner, site: Site, batch: Batch, leaves: list[Any], place: 
     node = named[source]
     weights = (schedule.weights[n] for n in node.all_input_nodes if n in schedule.weights)
     broken = next((n for n in weights if not torch.isfinite(runner.stored(n)).all()), None)
-    words = f"{operator(node) or node.op} ({source}) in {module_path(node) or 'the model'}"
-    return not_finite(
-        site,
-        batch,
-        x,
-        bad.get(source, "NaN or infinity"),
-        source,
-        None if node.op == "placeholder" else words,
-        None if broken is None else (broken, "checkpoint"),
-    )
+    words = None
+    if node.op != "placeholder":
+        words = f"{operator(node) or node.op} ({source}) in {module_path(node) or 'the model'}"
+    return not_finite(site, batch, x, (source, bad.get(source)), words, broken, "checkpoint")
 
 
 def _flags(runner: Runner, site: Site, leaves: list[Any], place: int) -> tuple[dict[str, str], Any]:

@@ -14,7 +14,6 @@ from graphprune.streaming.core.layout import Layout
 from graphprune.streaming.core.scope import unwanted
 from graphprune.streaming.core.sites import Site, Sites, selected
 from graphprune.streaming.torch.products import followed, origin, product_site
-from graphprune.streaming.torch.scope import is_output
 
 
 def find_sites(
@@ -36,7 +35,7 @@ def find_sites(
         else:
             found[name] = sites
     named = {n.name: n for n in places}
-    reasons = {} if every else unwanted(program, found, lambda s: is_output(named[s.node]))
+    reasons = {} if every else unwanted(program, found, lambda s: _is_output(named[s.node]))
     order = {n.name: i for n, i in places.items()}
     return selected(program, found, skipped, reasons, order, include, exclude)
 
@@ -93,3 +92,18 @@ def _site(
         chosen=None if chosen is None else chosen.name,
         path=module_path(user),
     )
+
+
+def _is_output(node: fx.Node) -> bool:
+    """Whether a result reaches the model's outputs without meeting another tensor."""
+    waiting, seen = [node], {node}
+    while waiting:
+        value = waiting.pop()
+        for user in value.users:
+            if user.op == "output":
+                return True
+            tensors = [n for n in user.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | list | tuple)]  # fmt: skip  # noqa: E501
+            if len(tensors) == 1 and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
