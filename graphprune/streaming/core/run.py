@@ -90,13 +90,7 @@ class Run:
             model.forget()
 
     def _observe(self, number: int, batch: Batch, sightings: Sequence[Sighting]) -> None:
-        """Show a value to the statistic of a group.
-
-        Args:
-            number: of the batch.
-            batch: the batch.
-            sightings: of the value in each model.
-        """
+        """Show a value to the statistic of its group; each model has a sighting of it."""
         seen, site = sightings[0], sightings[0].probe.site
         # The sites of a masked model aren't those that a treatment knows.
         group = self.groups[seen.probe.group.index]
