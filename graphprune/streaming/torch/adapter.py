@@ -70,6 +70,8 @@ class TorchAdapter:
 class TorchModel(StreamedModel):
     """A traced graph on the way of all batches; see `StreamedModel`."""
 
+    schedule: TorchSchedule
+
     def __init__(
         self,
         runner: Runner,
