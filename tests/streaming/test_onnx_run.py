@@ -220,13 +220,13 @@ def test_a_directory_of_another_model_is_refused(program, mixed, tmp_path):
 
 def test_half_precision_holds_half_the_memory(program):
     data = images(6, 8, 8)
-    steps: dict = {None: [], torch.bfloat16: []}
+    steps: dict = {None: [], torch.bfloat16: [], torch.float16: []}
     for held, own in steps.items():
         go(program, data, Looking(), held=held, progress=own.append)
     sizes = {h: [s.held_bytes for s in own] for h, own in steps.items()}
     tokens = 3 * 8 * 24 * 4  # of three samples: 8 channels of 4 x 6 places
     assert sizes[None][1] == tokens  # t2: the weight before it was seen twice
-    assert sizes[torch.bfloat16][1] == tokens // 2
+    assert sizes[torch.bfloat16][1] == sizes[torch.float16][1] == tokens // 2
     assert sizes[None][-1] == 0  # nothing runs any more
 
 

@@ -163,11 +163,11 @@ def to_numpy(x: Any, dtype: ir.DataType) -> NDArray[Any]:
     """A value as a runtime takes it; `dtype` is what it has in the graph."""
     if not isinstance(x, Tensor):  # text
         return np.asarray(x, dtype=object)
-    if x.dtype != torch.bfloat16:
-        return x.numpy()
-    if dtype == ir.DataType.BFLOAT16:
+    if dtype == ir.DataType.FLOAT:  # it may be held in fewer bits
+        return x.to(torch.float32).numpy()
+    if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().view(dtype.numpy())
-    return x.to(torch.float32).numpy()
+    return x.numpy()
 
 
 def _to_torch(name: str, value: Any) -> Tensor:
