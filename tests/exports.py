@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,8 +52,8 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
 
 def _without_tensors(exported: ExportedProgram) -> ExportedProgram:
     bare = copy.copy(exported)
-    bare._state_dict = dict.fromkeys(exported.state_dict)
-    bare._constants = dict.fromkeys(exported.constants)
+    bare._state_dict = cast("Any", dict.fromkeys(exported.state_dict))
+    bare._constants = cast("Any", dict.fromkeys(exported.constants))
     bare._example_inputs = None
     return copy.deepcopy(bare)
 
@@ -83,7 +83,7 @@ def _key(module: nn.Module, args: Any, kwargs: Any, options: Any) -> Hashable:
         attributes = vars(part)
         if not _is_own(attributes.get("forward"), part):
             return None
-        parts += [name, type(part)]
+        parts += [name, cast("Hashable", type(part))]
         parts += [(k, _told(v)) for k, v in attributes.items() if k not in OTHERWISE]
         if "config" in attributes:
             config = vars(attributes["config"]).items()

@@ -25,8 +25,8 @@ def serve() -> None:
                 os.dup2(writable, stream)
             os._exit(_done(job["arguments"], job["environment"]))
         os.close(writable)
-        with open(readable, errors="replace") as stream:
-            errors = stream.read()
+        with open(readable, errors="replace") as reader:
+            errors = reader.read()
         _, status = os.waitpid(child, 0)
         answer = {"status": os.waitstatus_to_exitcode(status), "errors": errors}
         print(json.dumps(answer), flush=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import TrainingError
 from graphprune.ir.torch.program import Program
-from graphprune.streaming.core.weights import apply_weights
 from graphprune.streaming.programs import find_sites
+from graphprune.streaming.torch.weights import apply_weights
 from graphprune.training.core.options import Training
 from graphprune.training.core.processes import processes
 from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of

@@ -17,7 +17,7 @@ from graphprune.passes.match.pieces import Pieces, Values
 from graphprune.plan.plan import Plan
 from graphprune.rewrite.slim import apply
 from graphprune.streaming import Held
-from graphprune.streaming.torch.runner import Holder
+from graphprune.streaming.core.cache import Holder
 
 Sizes: TypeAlias = tuple[Any, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import fx
@@ -144,3 +144,8 @@ class Program(BaseProgram):
         ours = self.source is not None or self.is_causal
         longest = min(length, self.default_window()) if ours else None
         return OpenSizes(self.exported, self.signature(), longest)
+
+
+def is_traced(program: BaseProgram) -> TypeGuard[Program]:
+    """Whether a program is a traced one: it runs node by node, and gradients can be taken of it."""
+    return isinstance(program, Program)
