@@ -67,7 +67,7 @@ class Training:
         pieces = self.side.pieces
         held = {n: ~self.masks[n] for n in names if n in self.masks}
         stored = {n: pieces.stored(n) for n in names}
-        leaves = {n: w.to(pieces.dtype, copy=True).requires_grad_() for n, w in stored.items()}
+        leaves = {n: _leaf(w, pieces.dtype) for n, w in stored.items()}
         optimiser = torch.optim.Adam(leaves.values(), lr=options.lr, fused=True)
         steps, step = options.epochs * len(lessons), 0
         pieces.trained = leaves
@@ -137,3 +137,9 @@ class Training:
         with torch.no_grad():
             for name, gone in held.items():
                 leaves[name].masked_fill_(gone, 0)
+
+
+def _leaf(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy that can be trained, in order of its elements, as the fused optimiser takes it."""
+    copied = weight.to(dtype).clone(memory_format=torch.contiguous_format)
+    return copied.requires_grad_()

@@ -58,7 +58,7 @@ def test_one_matrix_becomes_what_least_squares_says():
     mask = torch.ones_like(weight, dtype=torch.bool)
     mask[:, 1] = mask[2:, 4] = False
     student = apply_weights(program, {name: weight.masked_fill(~mask, 0)})
-    options = Match(lr=0.05, epochs=500, weigh="none")
+    options = Match(lr=0.05, epochs=250, weigh="none")
     found = match(program, student, data, masks={name: mask}, options=options, dtype=torch.float64)
     x = data[0][0]
     wanted = torch.zeros_like(weight)
@@ -68,7 +68,7 @@ def test_one_matrix_becomes_what_least_squares_says():
             :, 0
         ]
     assert found.blocks[0].stays
-    torch.testing.assert_close(found.program.weights[name], wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.program.weights[name], wanted, atol=1e-5, rtol=0)
 
 
 def test_errors_are_those_of_the_plain_modules(dense):
