@@ -49,12 +49,20 @@ class State:
         masks: parameter to a bool tensor of its shape, True where a weight stays: what is False
             is zero, and has to stay zero. Weights without an entry are free.
         records: what each pass did.
+        unfitted: the program before refits have made up for what the plan removes, from which the
+            next refit begins; None where it is `program`.
     """
 
     program: BaseProgram
     plan: Plan
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
+    unfitted: BaseProgram | None = None
+
+    @property
+    def base(self) -> BaseProgram:
+        """The program that a refit begins with, and whose results it is fitted to."""
+        return self.program if self.unfitted is None else self.unfitted
 
     @classmethod
     def of(cls, program: BaseProgram) -> State:

@@ -23,7 +23,7 @@ from graphprune.files.paths import is_factory, usable
 from graphprune.frontends import load, load_traced
 from graphprune.ir.onnx.ort import onnx_session
 from graphprune.ir.torch.interpreter import output_names
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 from graphprune.ir.torch.random_inputs import random_inputs
 from graphprune.oracle.masked import run_masked
 from graphprune.oracle.verification import compare
@@ -34,7 +34,6 @@ from graphprune.plan.plan import Plan
 from graphprune.provenance.source import source_change
 from graphprune.report.names import beside
 from graphprune.rewrite.apply import uncut
-from graphprune.rewrite.slim import Slim
 from graphprune.runtime.generation import Decoder, has_cache
 
 ONNX_TOLERANCE = 1e-3
@@ -128,7 +127,7 @@ def _errors(
     for path in models:
         progress(f"checking {path.name}")
         program = _with_written(dense, plan, path, refits, masks, trained, trust)
-        if not isinstance(program, Program):
+        if not is_traced(program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
             errors[path.name] = certificate.max_abs_error
@@ -240,7 +239,7 @@ def _with_written(
         found = read_places(path, places)
     else:
         tied: dict[str, list[str]] = {name: [name] for name in wanted}
-        for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
+        for alias, name in slim.aliases.items():
             tied.get(name, []).append(alias)
         found = read_weights(path, tied, trust=trust)
     for name in wanted:

@@ -10,7 +10,6 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.checkpoints.shards import without_weights
 from graphprune.errors import LoadError
-from graphprune.ir.torch.program import Program
 from graphprune.oracle.verification import Certificate
 from graphprune.oracle.verify import verify
 from graphprune.passes.shared.reduce import PIECE
@@ -46,7 +45,7 @@ def has_weights(program: BaseProgram) -> bool:
 
 
 def _directory(program: BaseProgram) -> Path | None:
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     return source.path if source is not None else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.tokens import tokenizer_for
 from graphprune.errors import CalibrationError, GraphPruneError
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import is_traced
 from graphprune.preflight.data import without_tokenizer
 from graphprune.recipe.named import AUTO, Repairing, Score
 from graphprune.recipe.recipe import Recipe
@@ -55,12 +55,12 @@ def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Ch
     wanted = recipe.calibration
     notes: tuple[str, ...] = ()
     ranked = "taylor" if causal else "flap"
-    if isinstance(program, Program) and _without_values(program):
+    if _without_values(program):
         ranked, surgery = "magnitude", False
     elif not causal and not gives_data(recipe):
         ranked, surgery, notes = "magnitude", False, (_without_data(program),)
     elif causal and wanted.data is None and tokenizer_for(program, wanted) is None:
-        source = program.source if isinstance(program, Program) else None
+        source = program.source
         raise without_tokenizer(recipe, str(source.path) if source and source.path else None)
 
     def chosen(place: int) -> str:
@@ -85,8 +85,8 @@ def _with_effort(
     missing = [name for name in wanted if getattr(recipe, name) is None]
     if not missing or not surgery:
         return recipe, ()
-    if not isinstance(program, Program) or _without_values(program):
-        kind = "has no weights" if isinstance(program, Program) else "is an ONNX graph"
+    if not is_traced(program) or _without_values(program):
+        kind = "has no weights" if is_traced(program) else "is an ONNX graph"
         return recipe, (f"effort {recipe.effort}: nothing is trained, since the model {kind}",)
     notes: tuple[str, ...] = ()
     if "match" in missing and not program.stacks():
@@ -122,7 +122,7 @@ def gives_data(recipe: Recipe) -> bool:
     return recipe.calibration.data is not None
 
 
-def _without_values(program: Program) -> bool:
+def _without_values(program: BaseProgram) -> bool:
     return any(program.weights[name].is_meta for name in sorted(program.trainable)[:1])
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -167,11 +167,11 @@ def _run(run: Run, source: object, target: Target | None, formats: Sequence[str]
         slim = uncut(state.program, state.plan)
         if target is not None:
             target.check_space(slim.cost.bytes)
-            if isinstance(slim, SlimOnnx):
-                slim.check_output(target.path)
+            if slim.program.format == "onnx":
+                cast("SlimOnnx", slim).check_output(target.path)
         with run.stage("checking the formats"):
-            if isinstance(slim, Slim) and "hf" in formats:
-                run.form = native_form(slim, run.recipe)
+            if "hf" in formats:  # which no ONNX graph has
+                run.form = native_form(cast("Slim", slim), run.recipe)
         first_report(run, state, slim, source)  # conditions on sizes
 
     state = run_passes(run, State.of(run.dense), planned)

@@ -8,7 +8,6 @@ from graphprune.calibration.sources.amounts import GENERAL
 from graphprune.calibration.sources.section import Part
 from graphprune.calibration.text.read import OWN_TEXTS, SELF
 from graphprune.calibration.tokens import tokenizer_for
-from graphprune.ir.torch.program import Program
 from graphprune.recipe.recipe import Recipe
 
 
@@ -45,8 +44,4 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
 
 
 def _reads_text(recipe: Recipe, program: BaseProgram) -> bool:
-    return (
-        isinstance(program, Program)
-        and program.is_causal
-        and tokenizer_for(program, recipe.calibration) is not None
-    )
+    return program.is_causal and tokenizer_for(program, recipe.calibration) is not None

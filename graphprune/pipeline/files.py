@@ -60,7 +60,7 @@ def _read_back(
 ) -> tuple[Found, dict[str, Tensor]]:
     """What a file has of dense parameters, and what it was given of them."""
     tied: dict[str, list[str]] = defaultdict(list)
-    for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
+    for alias, name in slim.aliases.items():
         tied[name].append(alias)
     weights = kept_part(slim, parameters)
     return check_written(path, form, weights, tied), weights

@@ -156,7 +156,7 @@ def sizes_of(program: Program, batches: Sequence[Batch]) -> list[Sizes]:
 
 def pieces_of(model: Trained | Program, dtype: torch.dtype, ends: Collection[str]) -> Pieces:
     """A model cut at some values."""
-    trainable = model.trainable if isinstance(model, Program) else model.names
+    trainable = model.names if isinstance(model, Trained) else model.trainable
     return Pieces(
         model.exported, model.weights, dtype, model.aliases, ends=ends, trainable=trainable
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import PlanError, RecipeError
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 from graphprune.passes.match import Match, Matched, match
 from graphprune.passes.match.pairs import pairs_of
 from graphprune.passes.repair.reconstruction import Reconstruction
@@ -81,7 +81,7 @@ class Matching(Match):
 
 
 def _traced(program: BaseProgram) -> Program:
-    if isinstance(program, Program):
+    if is_traced(program):
         return program
     raise PlanError(
         "blocks are matched by gradients, which an ONNX graph doesn't have",

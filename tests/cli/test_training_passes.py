@@ -78,7 +78,7 @@ def test_masks_are_held_while_blocks_are_matched_and_weights_trained(
     assert [one["name"] for one in report["passes"]] == ["sparsify", "match", "recover"]
     assert [one["method"] for one in report["trained"]] == ["match", "recover"]
     assert report["trained"][1]["figures"]["steps"] == 20
-    assert report["trained"][1]["figures"]["tokens"] == 20 * 8 * 31
+    assert report["trained"][1]["figures"]["tokens"] == 20 * 8 * 32
     checked = run("verify", tmp_path / "trained")
     assert checked.code == 0, checked.err
 

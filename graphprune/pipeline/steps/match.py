@@ -63,7 +63,7 @@ class MatchBlocks(Match):
                 state=context.journal(),
             )
         record = Record("match", (), _details(found, samples.described()))
-        return replace(state, program=found.program).recorded(record)
+        return replace(state, program=found.program, unfitted=None).recorded(record)
 
     def preview(self, state: State, context: Context) -> State:
         """Check what the run would do."""

@@ -107,7 +107,7 @@ class Recover(Training):
             dense = {name: old for old, name in slim_names(slim).items()}
             names = tuple(dense[name] for name in names if name in dense)
         record = Record("recover", found.notes, _details(found, names, samples.described()))
-        return replace(state, program=program).recorded(record)
+        return replace(state, program=program, unfitted=None).recorded(record)
 
     def _teacher(self, context: Context) -> Program:
         if self.teacher is None:

@@ -17,6 +17,8 @@ from graphprune.report.masks import Refits
 class Repair:
     """Refit weights for the plan that earlier passes have made.
 
+    It takes the place of earlier refits, of surgery too: they are no part of what it fits to.
+
     Attributes:
         options: the repair and its options.
     """
@@ -53,7 +55,7 @@ class Repair:
         data = context.samples(REPAIRS).data if self.options.needs_data else None
         with context.stage("repairing weights"):
             found = self.options.built().repair(
-                state.program,
+                state.base,
                 data,
                 state.plan,
                 progress=each_group(context.progress, "repairing weights"),
@@ -61,7 +63,9 @@ class Repair:
             )
         details = Refits(self.options.name, found.layers) if found.layers else None
         record = Record("repair", found.notes, details)
-        return replace(state, program=found.program, plan=found.plan).recorded(record)
+        return replace(state, program=found.program, plan=found.plan, unfitted=state.base).recorded(
+            record
+        )
 
     def preview(self, state: State, context: Context) -> State:
         """Check what the run would do, whose plan is as large."""

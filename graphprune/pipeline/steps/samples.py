@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.result import Samples
 from graphprune.errors import LoadError
 from graphprune.ir.onnx.feeds import random_feeds
 from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import is_traced
 from graphprune.streaming import Batch, batches
 
 
 def example_samples(program: BaseProgram) -> Samples:
     """The example inputs, for methods that look at no data."""
-    data: Any = [random_feeds(program)] if isinstance(program, OnnxProgram) else None
-    if isinstance(program, Program):
+    data: Any
+    if is_traced(program):
         data = [Batch(*program.example)]
+    else:
+        data = [random_feeds(cast("OnnxProgram", program))]
     return Samples(data, "the example inputs", "arrays", 1)
 
 

@@ -116,7 +116,9 @@ class Select:
             notes += stood_in(state.program, found.plan)
         details = Refits("obs", found.layers) if found.layers else None
         record = Record("select", (*notes, *found.notes), details)
-        return replace(state, program=found.program, plan=found.plan).recorded(record)
+        return replace(state, program=found.program, plan=found.plan, unfitted=state.base).recorded(
+            record
+        )
 
     def _sizes_are_known(self, program: BaseProgram, plan: Plan, context: Context) -> bool:
         """Whether a plan with any choice of units has the sizes that the real one will have.

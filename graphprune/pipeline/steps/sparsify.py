@@ -101,7 +101,7 @@ class Sparsified:
         masks = {**state.masks, **_masks(state, result, treated)}
         details = report_masks(section, found, {**found.skipped, **reasons}, samples)
         record = Record("sparsify", samples.notes, details)
-        return replace(state, program=result, masks=masks).recorded(record)
+        return replace(state, program=result, masks=masks, unfitted=None).recorded(record)
 
     def preview(self, state: State, context: Context) -> State:
         """Find what would be treated."""

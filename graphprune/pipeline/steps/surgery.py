@@ -8,7 +8,7 @@ from typing import Any
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import is_traced
 from graphprune.passes.repair.structured import Repaired, obs
 from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
@@ -131,7 +131,7 @@ def otherwise(program: BaseProgram, role: str) -> str:
     Gradients need a loss, which language models alone have, and what is none of the others' is left
     to the size of weights.
     """
-    if not isinstance(program, Program):
+    if not is_traced(program):
         return "magnitude"
     return OTHERWISE.get(role, "taylor" if program.is_causal else "magnitude")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import PlanError
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 
 
 def as_traced(program: BaseProgram, name: str) -> Program:
@@ -17,7 +17,7 @@ def as_traced(program: BaseProgram, name: str) -> Program:
     Raises:
         PlanError: it is an ONNX graph.
     """
-    if isinstance(program, Program):
+    if is_traced(program):
         return program
     raise PlanError(
         f"{name} trains by gradients, which an ONNX graph doesn't have",
