@@ -16,7 +16,7 @@ def run(tool, *arguments):
 
 @pytest.mark.parametrize(
     ("tool", "document"),
-    [("supported_ops", "supported-operators.md"), ("layers", "layers.md")],
+    [("supported_ops", "supported-operators.md"), ("layers", "layers.md"), ("passes", "passes.md")],
 )
 def test_documents_are_up_to_date(tool, document):
     done = run(tool, "--check", f"docs/{document}")

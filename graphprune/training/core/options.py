@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from graphprune.errors import RecipeError
+from graphprune.options import parse_number
 
 Kind = Literal["full", "norms", "lora"]
 LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 
 RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3}
 """Learning rates that do well over a few hundred steps, by what is trained."""
