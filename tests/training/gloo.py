@@ -1,22 +1,32 @@
-"""Two processes that speak over gloo, forked from the one that tests so that nothing is imported
-again."""
+"""Processes of their own for tests, forked from a server that has imported everything already.
+
+Not from the process that tests, whose threads a fork would leave behind.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import traceback
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import torch.distributed as dist
 from accelerate import PartialState
 
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["training.workers"])
+
 
 def together(work, folder: Path, *args, world: int = 2) -> None:
-    """Call ``work(folder, *args)`` in `world` processes; fail with what one of them said."""
-    context = get_context("fork")
+    """Call ``work(folder, *args)`` in processes that speak over gloo; fail with what one said.
+
+    `work` is a function of a module, which processes can import.
+    """
+    _serve()
     everyone = [
-        context.Process(target=_one, args=(rank, world, work, folder, args))
+        CONTEXT.Process(target=_one, args=(rank, world, work, folder, args))
         for rank in range(world)
     ]
     for process in everyone:
@@ -31,6 +41,29 @@ def together(work, folder: Path, *args, world: int = 2) -> None:
     assert [p.exitcode for p in everyone] == [0] * world
 
 
+def alone(work, *args) -> int | None:
+    """Call ``work(*args)`` in a process; how that ended."""
+    _serve()
+    process = CONTEXT.Process(target=work, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@functools.cache
+def _serve() -> None:
+    """Start the server where it finds our modules: Python 3.11 doesn't tell it its own path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def _one(rank, world, work, folder, args) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -39,8 +72,9 @@ def _one(rank, world, work, folder, args) -> None:
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
     }
-    PartialState._reset_state()  # what the process that tests may have found out of itself
+    PartialState._reset_state()
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world

@@ -4,32 +4,11 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from safetensors.torch import load_file
 
-from graphprune.training import Training, hold, recover
-from graphprune.training.core.processes import full, processes
 from training.gloo import together
-from training.nets import data, masks, program
-
-NET = program()
-
-
-def train(options):
-    return recover(NET, data(), Training(**options), masks=masks(), teacher=NET)
-
-
-def two(folder, options):
-    """What a process of two does: train, and let the first one write what came out."""
-    assert processes().world == 2
-    found = train(options)
-    if dist.get_rank() == 0:
-        save_file(dict(found.weights), folder / "two.safetensors")
-        numbers = found.losses, found.zeros, found.tokens
-        (folder / "two.json").write_text(json.dumps(numbers))
+from training.nets import masks
+from training.workers import held, train, two
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
@@ -51,39 +30,6 @@ def test_two_processes_equal_one(tmp_path, fsdp, kind):
             removed = ~masks()[name]
             assert not weight[removed].view(torch.int32).any()
             assert zeros[name] == int(removed.sum())
-
-
-def held(folder, wrap, given):
-    """What a process of two does with a loop of its own."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(16, 33), nn.SiLU(), nn.Linear(33, 16))
-    masks = {}
-    for name, zeros in (("0.weight", 281), ("2.weight", 260)):
-        size = module.get_parameter(name).detach().abs()
-        masks[name] = size > size.flatten().kthvalue(zeros).values
-    before = hold(module, masks) if given == "before" else None
-    called = module
-    if wrap == "fsdp":
-        for part in (module[0], module[2], module):
-            fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
-    else:
-        called = nn.parallel.DistributedDataParallel(module)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
-    handle = before or hold(module, masks, optimizer)
-    for step in range(7):  # two of which accumulate, and the last is left over
-        x = torch.randn(5, 16, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
-        called(x).square().mean().backward()
-        if step % 2:
-            optimizer.step()
-            optimizer.zero_grad()
-    handle.check()
-    optimizer.step()
-    handle.check()
-    whole = {n: full(module.get_parameter(n)) for n in masks}
-    if dist.get_rank() == 0:
-        found = {n: w[~masks[n]].view(torch.int32).count_nonzero().item() for n, w in whole.items()}
-        zeros = {n: w.numel() - w.count_nonzero().item() for n, w in whole.items()}
-        (folder / "held.json").write_text(json.dumps([found, zeros]))
 
 
 @pytest.mark.parametrize("given", ["before", "after"])

@@ -4,26 +4,25 @@ import json
 import math
 import os
 import signal
-from multiprocessing import get_context
 
 import pytest
 import torch
 
 from graphprune.errors import LoadError, TrainingError
 from graphprune.training import Saving, Training, hold, recover, recover_module
-from graphprune.training import state as states
 from graphprune.training.core.order import Order
-from graphprune.training.core.samples import Tensors
 from graphprune.training.core.watch import WINDOW, Watch
+from training import workers
+from training.gloo import alone
 from training.nets import data, masks, program
+from training.workers import die
 
 NET = program()
 OPTIONS = {"loss": "kd+ce", "steps": 6, "batch": 4, "lr": 1e-2, "micro_batch": 2}
 
 
-def train(options=None, **more):
-    given = {"masks": masks(), "teacher": NET, **more}
-    return recover(NET, data(), Training(**(options or OPTIONS)), **given)
+def train(options=None, **given):
+    return workers.train(options or OPTIONS, **given)
 
 
 def same(a, b):
@@ -35,49 +34,13 @@ def same(a, b):
         assert torch.equal(x.view(torch.int32), y.view(torch.int32))
 
 
-def killed(folder, options, number, at, where):
-    """Train in a process of its own, which a signal ends in a step, after it or in its saving."""
-
-    def run():
-        def strike(step, place):
-            if step == at and place == where:
-                os.kill(os.getpid(), number)
-
-        def save(tensors, path, metadata=None):
-            strike(int(path.parent.parent.parent.name.removeprefix("step-")), "saving")
-            written(tensors, path, metadata)
-
-        written, states.save_file = states.save_file, save
-
-        def told(now):
-            strike(now.step, "stepped")
-            step[0] = now.step + 1
-
-        def take(samples, numbers):
-            strike(step[0], "computing")
-            return taken(samples, numbers)
-
-        step, taken = [1], Tensors.take
-        Tensors.take = take
-        try:
-            train(options, state=Saving(folder, every=1), progress=told)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-
-    process = get_context("fork").Process(target=run)
-    process.start()
-    process.join(100)
-    return process.exitcode
-
-
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("at", [1, 4])
 @pytest.mark.parametrize("where", ["computing", "stepped", "saving"])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kind, at, where):
     options = {**OPTIONS, "train": kind}
     folder = tmp_path / "state"
-    assert killed(folder, options, signal.SIGKILL, at, where) == -signal.SIGKILL
+    assert alone(die, folder, options, signal.SIGKILL, at, where) == -signal.SIGKILL
     assert not list(tmp_path.rglob("*.pkl")) + list(tmp_path.rglob("*.bin"))
     found = train(options, state=Saving(folder, resume=True))
     same(found, train(options))
@@ -120,7 +83,7 @@ def test_the_state_of_another_run_is_refused(tmp_path, change, why):
     train({**OPTIONS, "steps": 1}, state=tmp_path / "state")
     net = NET
     if "base" in change:
-        net = program()
+        net = program.__wrapped__()
         net.module.norm.weight.data[0] += 1e-3
     options = Training(**{**change.get("options", OPTIONS), "steps": 1})
     given = {"masks": change.get("masks", masks()), "teacher": change.get("teacher", NET)}

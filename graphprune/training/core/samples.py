@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from graphprune.analysis.digest import raw_bytes
-from graphprune.calibration.batches import Batch, batches
+from graphprune.calibration.batches import MASKS, Batch, batches
 from graphprune.errors import TrainingError
 from graphprune.ir.torch.program import Program
 
@@ -166,7 +166,8 @@ class ProgramFeed:
             made = part
         else:
             (made,) = batches(self.program, [part])
-        tokens = next((v for v in made.leaves() if _is_tokens(v)), None)
+        named = [made.kwargs[name] for name in made.valid if name in made.kwargs]
+        tokens = _tokens([*named, *made.args], made.kwargs)
         valid = next(iter(made.valid.values()), None)
         return Micro(given, made.args, dict(made.kwargs), tokens, valid, labels)
 
@@ -193,17 +194,18 @@ class ModuleFeed:
         else:
             args = tuple(given) if isinstance(given, tuple | list) else (given,)
         labels = given.get(LABELS) if isinstance(given, Mapping) else None
-        leaves = (*args, *kwargs.values())
-        tokens = next((v for v in leaves if _is_tokens(v)), None)
+        tokens = _tokens(args, kwargs)
         mask = kwargs.get("attention_mask")
         valid = None if mask is None else mask.bool()
         return Micro(given, args, kwargs, tokens, valid, labels)
 
 
-def _is_tokens(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor) and value.dim() == 2 and value.dtype in (torch.int64, torch.int32)
-    )
+def _tokens(first: Sequence[Any], named: Mapping[str, Any]) -> Tensor | None:
+    """The first input that is a matrix of integers and no mask."""
+    inputs = [*first, *(value for name, value in named.items() if name not in MASKS)]
+    kinds = (torch.int64, torch.int32)
+    found = (x for x in inputs if isinstance(x, Tensor) and x.dim() == 2 and x.dtype in kinds)
+    return next(found, None)
 
 
 def _plain(sample: Any) -> Any:

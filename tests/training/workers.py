@@ -1,0 +1,94 @@
+"""What processes of their own do in tests of training."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from graphprune.training import Saving, Training, hold, recover
+from graphprune.training import state as states
+from graphprune.training.core.processes import full, processes
+from graphprune.training.core.samples import Tensors
+from training.nets import data, masks, program
+
+
+def train(options, **given):
+    """Train the net, with its masks, as it is its own teacher."""
+    net = program()
+    given = {"masks": masks(), "teacher": net, **given}
+    return recover(net, data(), Training(**options), **given)
+
+
+def two(folder, options):
+    """What a process of two does: train, and let the first one write what came out."""
+    assert processes().world == 2
+    found = train(options)
+    if dist.get_rank() == 0:
+        save_file(dict(found.weights), folder / "two.safetensors")
+        numbers = found.losses, found.zeros, found.tokens
+        (folder / "two.json").write_text(json.dumps(numbers))
+
+
+def held(folder, wrap, given):
+    """What a process of two does with a loop of its own."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 33), nn.SiLU(), nn.Linear(33, 16))
+    masks = {}
+    for name, zeros in (("0.weight", 281), ("2.weight", 260)):
+        size = module.get_parameter(name).detach().abs()
+        masks[name] = size > size.flatten().kthvalue(zeros).values
+    before = hold(module, masks) if given == "before" else None
+    called = module
+    if wrap == "fsdp":
+        for part in (module[0], module[2], module):
+            fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        called = nn.parallel.DistributedDataParallel(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    handle = before or hold(module, masks, optimizer)
+    for step in range(7):  # two of which accumulate, and the last is left over
+        x = torch.randn(5, 16, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
+        called(x).square().mean().backward()
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    handle.check()
+    optimizer.step()
+    handle.check()
+    whole = {n: full(module.get_parameter(n)) for n in masks}
+    if dist.get_rank() == 0:
+        found = {n: w[~masks[n]].view(torch.int32).count_nonzero().item() for n, w in whole.items()}
+        zeros = {n: w.numel() - w.count_nonzero().item() for n, w in whole.items()}
+        (folder / "held.json").write_text(json.dumps([found, zeros]))
+
+
+def die(folder, options, number, at, where):
+    """Train, until a signal comes in a step, after it or in its saving."""
+
+    def strike(step, place):
+        if step == at and place == where:
+            os.kill(os.getpid(), number)
+
+    def save(tensors, path, metadata=None):
+        strike(int(path.parent.parent.parent.name.removeprefix("step-")), "saving")
+        written(tensors, path, metadata)
+
+    def told(now):
+        strike(now.step, "stepped")
+        step[0] = now.step + 1
+
+    def take(samples, numbers):
+        strike(step[0], "computing")
+        return taken(samples, numbers)
+
+    written, states.save_file = states.save_file, save
+    step, taken = [1], Tensors.take
+    Tensors.take = take
+    train(options, state=Saving(folder, every=1), progress=told)
