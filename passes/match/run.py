@@ -29,6 +29,7 @@ from graphprune.passes.match.train import Lesson, Training
 from graphprune.passes.match.zeros import check_masks, check_zeros
 from graphprune.plan.plan import Plan
 from graphprune.streaming import Group, State, Step, TreatedWeights, apply_weights, batches
+from graphprune.streaming.core.identity import identity
 
 
 def match(
@@ -156,8 +157,8 @@ class _Run:
         self.done = 0
         self.groups = [Group(i, p.parameters, ()) for i, p in enumerate(self.parts)]
         if state is not None:
-            told = f"{options}, {sorted(plan.kept_units.items())}, {_digest(masks)}"
-            self.state = replace(state, recipe=f"{state.recipe}; {told}")
+            told = [state.recipe, options, plan.kept_units, masks]
+            self.state = replace(state, recipe=identity(told))
             settings = {"dtype": str(dtype), "student": weights_digest(student)}
             self.done = self.state.begin(teacher, self.groups, data, settings)
 

@@ -38,6 +38,7 @@ from graphprune.streaming import (
     stream,
 )
 from graphprune.streaming.consumers import Consumer, consumers
+from graphprune.streaming.core.identity import identity
 from graphprune.streaming.core.layout import Experts
 
 
@@ -243,9 +244,8 @@ def _streamed(
     selection: Selection | None = None,
 ) -> Repaired:
     if state is not None:  # another plan is another run
-        told: list[object] = [sorted(treatment.units.items()), sorted(treatment.keep.items())]
-        told += [state.recipe, treatment.surgeon, treatment.refit, treatment.closing]
-        state = replace(state, recipe=repr(told))
+        told = [state.recipe, treatment.units, treatment.keep, treatment.surgeon, treatment.refit]
+        state = replace(state, recipe=identity([*told, treatment.closing]))
     new = stream(
         program,
         sites,

@@ -283,8 +283,6 @@ def test_plans_of_two_rounds_make_one():
     )
     del expected.model.layers[2]
     close(program, plan, expected, input_ids=tokens())
-    with pytest.raises(PlanError, match="can't be told by name once layers are gone"):
-        first.compose(later)
 
 
 def test_sums_that_scale_are_none():
