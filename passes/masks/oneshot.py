@@ -57,7 +57,7 @@ from graphprune.streaming import (
     find_sites,
     stream,
 )
-from graphprune.streaming.core.identity import identity
+from graphprune.streaming.identity import identity
 
 __all__ = ["OWL", "Budget", "Global", "Layer", "Sensitivity", "Sparse", "sparsify"]
 

@@ -29,7 +29,7 @@ from graphprune.passes.match.train import Lesson, Training
 from graphprune.passes.match.zeros import check_masks, check_zeros
 from graphprune.plan.plan import Plan
 from graphprune.streaming import Group, State, Step, TreatedWeights, apply_weights, batches
-from graphprune.streaming.core.identity import identity
+from graphprune.streaming.identity import identity
 
 
 def match(

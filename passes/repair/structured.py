@@ -38,8 +38,8 @@ from graphprune.streaming import (
     stream,
 )
 from graphprune.streaming.consumers import Consumer, consumers
-from graphprune.streaming.core.identity import identity
 from graphprune.streaming.core.layout import Experts
+from graphprune.streaming.identity import identity
 
 
 @dataclass(frozen=True)

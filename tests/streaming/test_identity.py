@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from graphprune.solvers import NM, Unstructured
-from graphprune.streaming.core.identity import identity
+from graphprune.streaming.identity import identity
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def test_equal_options_are_equal_text() -> None:
     assert identity(np.int64(3)) == identity(3) == "3"
     assert identity(torch.float16) == '"torch.float16"'
     assert identity(torch.arange(4)) == identity(torch.arange(4))
-    assert identity(identity) == '{"class":"graphprune.streaming.core.identity.identity"}'
+    assert identity(identity) == '{"class":"graphprune.streaming.identity.identity"}'
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_others_are_told_apart(one: object, other: object) -> None:
 def test_another_process_says_the_same() -> None:
     """Sets and hashes of text have another order in each process."""
     code = (
-        "from graphprune.streaming.core.identity import identity\n"
+        "from graphprune.streaming.identity import identity\n"
         "print(identity({'set': {'x', 'y', 'z', 'w'}, 'of': frozenset('abc')}))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,12 @@ def run(tool, *arguments):
 
 @pytest.mark.parametrize(
     ("tool", "document"),
-    [("supported_ops", "supported-operators.md"), ("layers", "layers.md"), ("passes", "passes.md")],
+    [
+        ("supported_ops", "supported-operators.md"),
+        ("layers", "layers.md"),
+        ("passes", "passes.md"),
+        ("pictures", "how-it-works.md"),
+    ],
 )
 def test_documents_are_up_to_date(tool, document):
     done = run(tool, "--check", f"docs/{document}")
