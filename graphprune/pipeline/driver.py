@@ -144,6 +144,7 @@ def _saved(one: Placed, run: Run, state: State) -> State:
     if before is not None:
         return before
     found = one.step.run(state, run)
-    if run.saved is not None and found.program is state.program:
+    same = found.program is state.program and found.masks is state.masks
+    if run.saved is not None and same and found.records[-1].details is None:
         run.saved.save(one.label, found)
     return found

@@ -64,7 +64,7 @@ class Journal:
             raise LoadError(
                 "an interrupted run has left its progress here",
                 where=str(directory),
-                why=f"the weights of {found} groups are done",
+                why=_in_words(directory),
                 hint="go on with --resume (resume=True), or begin again with --overwrite",
             )
         journal = cls(directory, resume and bool(found))
@@ -129,7 +129,7 @@ class Journal:
                 shutil.rmtree(self.directory, ignore_errors=True)
             elif not (isinstance(error, LoadError) and self._is_about(error)):
                 error.add_note(
-                    f"the weights of {found} groups are done and kept in {self.directory}: "
+                    f"{_in_words(self.directory)} and kept in {self.directory}: "
                     "run again with --resume to go on"
                 )
             raise
@@ -174,14 +174,30 @@ def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
 
 
 def done(directory: Path) -> int:
-    """Groups of weights that an interrupted run has treated, over all of its passes."""
-    total = 0
+    """Groups of weights that an interrupted run has treated, and steps that it has trained."""
+    return sum(_counted(directory))
+
+
+def _counted(directory: Path) -> tuple[int, int]:
+    groups, steps = 0, 0
     for manifest in directory.glob("*/manifest.json"):
         try:
-            total += int(json.loads(manifest.read_text(encoding="utf-8"))["done"])
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            if "run" in found:
+                steps += int(found["run"]["step"])
+            else:
+                groups += int(found["done"])
         except (OSError, ValueError, KeyError, TypeError):
-            total += 1  # damaged: whoever resumes is told so
-    return total
+            groups += 1  # damaged: whoever resumes is told so
+    return groups, steps
+
+
+def _in_words(directory: Path) -> str:
+    """What is done: "the weights of 3 groups are done"."""
+    groups, steps = _counted(directory)
+    parts = [f"the weights of {groups} groups"] if groups else []
+    parts += [f"{steps} step{'s' if steps > 1 else ''} of training"] if steps else []
+    return f"{' and '.join(parts)} are done"
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import graphprune
 from cli.helpers import Result, check_failure
 from graphprune.errors import RecipeError
 from graphprune.recipe.recipe import Recipe
@@ -154,3 +155,30 @@ def test_mistakes(entries: dict[str, Any], message: str) -> None:
 def test_an_onnx_model_is_not_trained(run: Run, compiled: Path, tmp_path: Path) -> None:
     result = run("recover", compiled / "model.onnx", "-o", tmp_path / "out.onnx")
     check_failure(result, "recover trains by gradients", "which an ONNX graph doesn't have")
+
+
+@pytest.mark.parametrize("stage", ["matching blocks: 1 of", "training: step 7 of 20"])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    taught: Path, ids: str, tmp_path: Path, stage: str
+) -> None:
+    recipe = {
+        "sparsify": {"method": "wanda", "sparsity": 0.6},
+        "match": {"epochs": 1},
+        "recover": {"steps": 20, "batch": 4, "lr": 1e-3},
+        "calibration": {"data": ids, "general": 0.0},
+    }
+
+    def stop(told: str) -> None:
+        if told.startswith(stage):
+            raise KeyboardInterrupt
+
+    graphprune.compile(str(taught), recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        graphprune.compile(str(taught), recipe, tmp_path / "cut", progress=stop)
+    (note,) = caught.value.__notes__
+    assert "run again with --resume" in note
+    assert ("of training are done" in note) == stage.startswith("training")
+    graphprune.compile(str(taught), recipe, tmp_path / "cut", resume=True)
+    whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
+    assert [path.name for path in tmp_path.iterdir() if "state" in path.name] == []
