@@ -14,8 +14,9 @@ def blocks(language):
 
 def modules():
     """Each module of the guide's package to its code."""
-    scores, _, masks, allocations, repairs = blocks("python")
-    return {"scores": scores, "masks": masks, "allocations": allocations, "repairs": repairs}
+    names = ("scores", "", "masks", "allocations", "repairs", "steps")
+    found = dict(zip(names, blocks("python"), strict=True))
+    return {name: code for name, code in found.items() if name}
 
 
 def points():

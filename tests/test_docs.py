@@ -41,7 +41,13 @@ def test_a_model_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/choosing-what-to-prune.md", "docs/depth.md", "docs/streaming.md"],
+    [
+        "README.md",
+        "docs/choosing-what-to-prune.md",
+        "docs/depth.md",
+        "docs/streaming.md",
+        "docs/recipes.md",
+    ],
 )
 def test_recipes_parse(name):
     for block in blocks(name, "yaml"):

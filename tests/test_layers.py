@@ -1,5 +1,6 @@
 """The order of the layers, the sizes of folders and files."""
 
+import ast
 import sys
 from collections import Counter
 from pathlib import Path
@@ -50,3 +51,15 @@ def test_the_oracle_knows_nothing_of_the_rewriter():
     oracle = {n for n in GRAPH if layer(n, MODULES) == "oracle"}
     reached = set().union(*(nx.descendants(GRAPH, n) for n in oracle)) - {"graphprune"}
     assert not {n for n in reached if layer(n, MODULES).startswith("rewrite")}
+
+
+def test_streamed_runs_and_passes_tell_graph_formats_apart_in_one_place():
+    asking = {
+        name
+        for name, file in MODULES.items()
+        if layer(name, MODULES).split(".")[0] in ("streaming", "passes")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if ast.unparse(node.args[1]).endswith("Program")
+    }
+    assert asking == {"graphprune.streaming.programs"}

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from graphprune.calibration.text.builtin import builtin_text
+from op_guide import build_kernels, onnx_example, torch_example
+from op_guide import module as operators
+from op_guide import points as operator_points
 from pass_guide import install, modules, points
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,9 +161,14 @@ def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
 
 @pytest.fixture
 def beside(installed):
-    """The guide's package, beside the installed wheel."""
+    """The package of both guides, to passes and to operators, beside the installed wheel."""
     base = {"base": str(installed.parent), "platbase": str(installed.parent)}
-    made = install(Path(sysconfig.get_path("purelib", "venv", base)), modules(), points())
+    made = install(
+        Path(sysconfig.get_path("purelib", "venv", base)),
+        {**modules(), "pruning": operators()},
+        {**points(), "graphprune.ops": operator_points()},
+    )
+    build_kernels(made[0])
     yield
     for folder in made:
         shutil.rmtree(folder)
@@ -197,3 +205,34 @@ def test_passes_of_another_package_work_together(installed, tmp_path):
     assert report["refits"]["method"] == "louder"
     assert report["masks"]["method"].startswith("columns")
     assert "later" in report["masks"]["asked"]
+
+
+@pytest.mark.usefixtures("beside")
+def test_torch_operators_of_another_package(installed, tmp_path):
+    """The two of docs/adding-an-operator.md: one has an axis rule, one needs every rule."""
+    model = torch_example().partition("\n\nprogram =")[0]
+    (tmp_path / "net.py").write_text(
+        f"import torch\nimport mylib.pruning\n{model}\n\ndef build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Model().eval(), (torch.randn(5, 6),)\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        "{remove: {'out.weight:1': 0.5, 'a.weight:0/1': 0.34}, score: random}"
+    )
+    command = ["compile", "net.py:build", "recipe.yaml", "-o", "slim.pt2"]
+    run(installed / "graphprune", *command, cwd=tmp_path)
+    report = json.loads((tmp_path / "slim.pt2.report.json").read_text(encoding="utf-8"))
+    assert list(report["kept"].values()) == [[4, 12]]  # 2 of 4 heads, and 2 of 3 in each
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_an_onnx_operator_of_another_package(installed, tmp_path):
+    """The one of docs/adding-an-operator.md, proved with the kernel of its own library."""
+    made = onnx_example().partition("\nprogram =")[0]
+    run(installed / "python", "-c", f"import numpy as np\n{made}", cwd=tmp_path)
+    (tmp_path / "recipe.yaml").write_text("{remove: {'out:0': 0.5, 'a:1/1': 0.34}, score: random}")
+    command = ["compile", "net.onnx", "recipe.yaml", "-o", "slim.onnx"]
+    run(installed / "graphprune", *command, cwd=tmp_path)
+    report = json.loads((tmp_path / "slim.onnx.report.json").read_text(encoding="utf-8"))
+    assert list(report["kept"].values()) == [[4, 12]]  # 2 of 4 heads, and 2 of 3 in each

@@ -131,7 +131,10 @@ def test_mistakes_beside_the_goal(data: dict[str, object], message: str) -> None
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "exactly one of remove, target, shape, plan, or sparsify; this one has none"),
+        (
+            {},
+            "exactly one of remove, target, shape, plan, or sparsify, or steps; this one has none",
+        ),
         (
             {"remove": {"ffn": 0.1}, "target": {"params": 0.7}},
             "this one has remove and target",

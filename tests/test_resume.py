@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from graphprune.errors import LoadError, PlanError
+from graphprune.passes.protocol import Record, State
 from graphprune.pipeline.resume import Journal, done
 from graphprune.plan.plan import Plan
+
+CHOSEN = State(
+    cast("Any", None),
+    Plan("abc", {"x": (0, 2)}),
+    records=(Record("select", ("some stay whole",)),),
+)
+"""What a pass that chooses units has made of a model, which the journal doesn't look at."""
 
 RUN = {"source": "model", "recipe": {"seed": 0, "sparsify": {"sparsity": 0.5}}}
 
@@ -33,7 +43,7 @@ def interrupt(journal: Journal, error: BaseException) -> list[str]:
 def test_what_has_done_nothing_or_ended_well_leaves_nothing(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "slim", RUN, resume=False, overwrite=False)
     assert journal.directory == tmp_path / ".slim.state"
-    journal.save_plan(Plan("abc", {"x": (0, 2)}))
+    journal.save("1-select", CHOSEN)
     assert interrupt(journal, KeyboardInterrupt()) == []
     assert list(tmp_path.iterdir()) == []
     with begun(tmp_path / "slim").kept():
@@ -54,17 +64,19 @@ def test_what_was_done_is_kept_and_said(tmp_path: Path, error: BaseException) ->
 def test_a_run_goes_on_only_if_it_is_told_to(tmp_path: Path) -> None:
     output = tmp_path / "slim"
     journal = begun(output)
-    journal.save_plan(Plan("abc", {"x": (0, 2)}))
+    journal.save("1-select", CHOSEN)
     with pytest.raises(LoadError, match="an interrupted run") as caught:
         Journal.open(output, RUN, resume=False, overwrite=False)
     assert caught.value.why == "the weights of 3 groups are done"
     for overwrite in (False, True):
         again = Journal.open(output, RUN, resume=True, overwrite=overwrite)
-        assert again.plan() == Plan("abc", {"x": (0, 2)})
+        found = again.load("1-select", replace(CHOSEN, plan=Plan("abc", {}), records=()))
+        assert found == CHOSEN
+        assert again.load("2-repair", CHOSEN) is None
         assert again.state("masks").resume
         assert done(again.directory) == 3
     new = Journal.open(output, RUN, resume=False, overwrite=True)
-    assert new.plan() is None
+    assert new.load("1-select", CHOSEN) is None
     assert not new.state("masks").resume
     assert done(new.directory) == 0
 
@@ -72,7 +84,7 @@ def test_a_run_goes_on_only_if_it_is_told_to(tmp_path: Path) -> None:
 def test_nothing_to_go_on_from_is_a_beginning(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "slim", RUN, resume=True, overwrite=False)
     assert not journal.resume
-    assert journal.plan() is None
+    assert journal.load("1-select", CHOSEN) is None
     begun(tmp_path / "other", groups=0)
     again = Journal.open(tmp_path / "other", RUN, resume=True, overwrite=False)
     assert not again.state("masks").resume
@@ -116,3 +128,12 @@ def test_damage_is_told_to_whoever_resumes(tmp_path: Path) -> None:
     (journal.directory / "run.json").write_text("{")
     with pytest.raises(LoadError, match="can't be read"):
         Journal.open(tmp_path / "slim", RUN, resume=True, overwrite=False)
+
+
+def test_a_damaged_file_of_a_pass_is_told(tmp_path: Path) -> None:
+    journal = begun(tmp_path / "slim")
+    journal.save("1-select", CHOSEN)
+    (journal.directory / "1-select.json").write_text('{"notes": []}')
+    again = Journal.open(tmp_path / "slim", RUN, resume=True, overwrite=False)
+    with pytest.raises(LoadError, match="is damaged"):
+        again.load("1-select", CHOSEN)

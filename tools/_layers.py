@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ FOLDERS = {
 """Folders of the checkout, to the package that each of them is."""
 
 LAYERS = (
-    "errors", "_version", "plugins", "options", "registry", "exclusive", "progress",
+    "errors", "_version", "options", "registry", "exclusive", "progress",
     "kernels.formats", "kernels.gpu", "kernels",
     "files", "checkpoints",
     "axes", "ops", "ops.families", "ops.torch", "ops.onnx", "analysis", "plan",
@@ -30,10 +30,11 @@ LAYERS = (
     "calibration.text.builtin", "calibration.text", "calibration.sources", "quality", "calibration",
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
     "training.text", "training.core", "training.model", "training",
-    "passes.shared", "passes.repair", "passes.scores", "passes.selection", "passes.masks", "passes",
+    "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection",
+    "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline", "integrations", "cli", "__main__",
+    "pipeline.steps", "pipeline", "integrations", "cli", "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""
 
@@ -100,28 +101,14 @@ def between(
     return dict(found)
 
 
-def picture() -> str:
-    """Return the layers as a Markdown table and a Mermaid graph of their direct imports."""
+def page() -> str:
+    """Return the layers as a Markdown table, and a picture of them."""
     from _tables import table
 
     known = modules()
-    edges = between(imports(known), known)
-    places: dict[str, list[Path]] = defaultdict(list)
-    for name, file in known.items():
-        places[layer(name, known)].append(file)
-    coarse = list(dict.fromkeys(name.partition(".")[0] for name in LAYERS if len(places[name]) > 1))
-    graph: nx.DiGraph[Any] = nx.DiGraph()
-    graph.add_nodes_from(coarse)
-    for a, b in edges:
-        pair = a.partition(".")[0], b.partition(".")[0]
-        if pair[0] != pair[1] and set(pair) <= set(coarse):
-            graph.add_edge(*pair)
-    direct = nx.transitive_reduction(graph)
-    order = {name: i for i, name in enumerate(coarse)}
-    drawn = sorted(direct.edges, key=lambda e: (order[e[0]], order[e[1]]))
-    lines = "".join(f"  {a} --> {b}\n" for a, b in drawn)
+    counts = Counter(layer(name, known) for name in known)
     rows = [
-        (f"`{name}`", _words(known[f"graphprune.{name}"]), str(len(places[name])))
+        (f"`{name}`", _words(known[f"graphprune.{name}"]), str(counts[name]))
         for name in LAYERS
         if f"graphprune.{name}" in known and known[f"graphprune.{name}"].stem == "__init__"
     ]
@@ -129,8 +116,25 @@ def picture() -> str:
         "Each layer imports only what stands above it in this table. The picture leaves out what "
         "follows from its other arrows."
     )
-    titles = ("layer", "what is in it", "files")
-    return f"{text}\n\n{table(titles, rows)}\n```mermaid\nflowchart BT\n{lines}```\n"
+    return f"{text}\n\n{table(('layer', 'what is in it', 'files'), rows)}\n{picture()}"
+
+
+def picture() -> str:
+    """Return a Mermaid graph of the layers and their direct imports."""
+    known = modules()
+    counts = Counter(layer(name, known) for name in known)
+    coarse = list(dict.fromkeys(name.partition(".")[0] for name in LAYERS if counts[name] > 1))
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from(coarse)
+    for a, b in between(imports(known), known):
+        pair = a.partition(".")[0], b.partition(".")[0]
+        if pair[0] != pair[1] and set(pair) <= set(coarse):
+            graph.add_edge(*pair)
+    direct = nx.transitive_reduction(graph)
+    order = {name: i for i, name in enumerate(coarse)}
+    drawn = sorted(direct.edges, key=lambda e: (order[e[0]], order[e[1]]))
+    lines = "".join(f"  {a} --> {b}\n" for a, b in drawn)
+    return f"```mermaid\nflowchart BT\n{lines}```\n"
 
 
 def _words(file: Path) -> str:

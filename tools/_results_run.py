@@ -86,11 +86,10 @@ class Bench:
     def _masked(self, row: Row) -> tuple[Any, dict[str, Any]]:
         import graphprune
         from graphprune import solvers
+        from graphprune.passes.masks import method
 
-        kinds = {"magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA",
-                 "sparsegpt": "SparseGPT", "alps": "ALPS"}  # fmt: skip
         settings = {n: row.options[n] for n in ("permute",) if n in row.options}
-        solver = getattr(solvers, kinds[row.options["solver"]])(**settings)
+        solver = method(row.options["solver"], settings)
         target = row.options["pattern"]
         if ":" in target:
             kept, of = map(int, target.split(":"))

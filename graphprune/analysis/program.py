@@ -7,6 +7,10 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
 
 from graphprune.analysis.cost import CostModel
 from graphprune.analysis.facts import GraphFacts
@@ -17,11 +21,47 @@ from graphprune.analysis.sublayers import find_sublayers
 from graphprune.analysis.workload import LENGTH, Workload
 from graphprune.axes import Atom, Expr
 from graphprune.checkpoints.config import WINDOW
+from graphprune.errors import LoadError
+
+GraphFormat = Literal["torch", "onnx"]
+Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a Hugging Face program came from.
+
+    Attributes:
+        path: its directory, or None for a module in memory.
+        config: its configuration object.
+        model_class: the transformers class that was built.
+        trust: whether code in the directory may be run.
+        unused: names in its files that the model has no place for.
+    """
+
+    path: Path | None
+    config: Any
+    model_class: type[torch.nn.Module]
+    trust: bool = False
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
 class BaseProgram(GraphFacts):
-    """A model as every pass sees it, whatever kind of graph it came from. See `GraphFacts`."""
+    """A model as every pass sees it, whatever kind of graph it came from. See `GraphFacts`.
+
+    Attributes:
+        format: what kind of graph it is, by which adapters are chosen.
+        module: the module it was traced from, if there is one.
+        example: (args, kwargs) of the trace, if it was traced.
+        source: the Hugging Face checkpoint behind it, if there is one.
+    """
+
+    format: ClassVar[GraphFormat]
+
+    module: torch.nn.Module | None = None
+    example: Example | None = None
+    source: Source | None = None
 
     @property
     @abstractmethod
@@ -39,6 +79,32 @@ class BaseProgram(GraphFacts):
     @abstractmethod
     def signature(self) -> list[Input]:
         """The inputs, in order; only what is no tensor is missing."""
+
+    @abstractmethod
+    def as_inputs(self, data: Any) -> Any:
+        """Samples in the form that the graph takes: tensors, or arrays for an ONNX file.
+
+        Args:
+            data: tensors, or a mapping of input name to them.
+        """
+
+    def as_module(self) -> torch.nn.Module:
+        """The model as a module: the one that was traced, or its graph.
+
+        Raises:
+            LoadError: it is no PyTorch model.
+        """
+        raise LoadError("an ONNX model is no PyTorch module")
+
+    @property
+    def origin(self) -> Path | None:
+        """The checkpoint or file that it was read from; None for one in memory."""
+        return None if self.source is None else self.source.path
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """The files and directories that weights are read from when they are needed."""
+        return frozenset(() if self.origin is None else (Path(self.origin),))
 
     @property
     def is_causal(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration.fit import checked, count_of, enough, for_graph
+from graphprune.calibration.fit import checked, count_of, enough
 from graphprune.calibration.measured import measured_texts
 from graphprune.calibration.mixture import (
     generated_samples,
@@ -101,7 +101,7 @@ def calibration_samples(
             enough(len(pieces), wanted, source, count)
             data = _stacked([checked(inputs, piece, source) for piece in pieces])
     return Samples(
-        data=for_graph(program, data),
+        data=program.as_inputs(data),
         source=source,
         kind=kind,
         count=count_of(data),

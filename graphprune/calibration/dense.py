@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.analysis.signature import token_input
 from graphprune.calibration.fit import check_ids, with_all_inputs
 from graphprune.calibration.text.frequencies import limit
@@ -60,7 +61,7 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
         return None
     check_ids(tokens, given, "the calibration windows")
     try:
-        with alone(), _model(program) as model:
+        with alone(), _MODELS[program.format](program) as model:
             if model is None:
                 return None
             found = perplexity(model, tokens.to(torch.int64))
@@ -81,13 +82,14 @@ def check_dense(program: BaseProgram, windows: Any) -> Perplexity | None:
 
 
 @contextlib.contextmanager
-def _model(program: BaseProgram) -> Iterator[Callable[..., Any] | None]:
+def _traced(program: Program) -> Iterator[Callable[..., Any] | None]:
     """A model as a function of token ids, if it may be a causal language model."""
-    if isinstance(program, Program):
-        own = program.module if program.module is not None else program.exported.module()
-        yield own if program.is_causal else None
-        return
-    assert isinstance(program, OnnxProgram)
+    yield program.as_module() if program.is_causal else None
+
+
+@contextlib.contextmanager
+def _onnx(program: OnnxProgram) -> Iterator[Callable[..., Any] | None]:
+    """The same of a file."""
     inputs = program.signature()
     if find_spec("onnxruntime") is None or not any(i.name == "input_ids" for i in inputs):
         yield None
@@ -102,6 +104,10 @@ def _model(program: BaseProgram) -> Iterator[Callable[..., Any] | None]:
             return torch.from_numpy(session.run(None, feeds)[0])
 
         yield model
+
+
+_Opened = AbstractContextManager[Callable[..., Any] | None]
+_MODELS: Mapping[GraphFormat, Callable[[Any], _Opened]] = {"torch": _traced, "onnx": _onnx}
 
 
 def _nonsense(why: str) -> CalibrationError:

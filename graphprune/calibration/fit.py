@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, Example
 from graphprune.analysis.signature import Input, token_input
 from graphprune.calibration.batches import with_tokens
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, PlanError
-from graphprune.ir.torch.program import Program
 
 _PADDING = ("attention_mask", "decoder_attention_mask")
 
@@ -64,7 +62,7 @@ def with_all_inputs(
         start = torch.full((len(windows), 1), _start_token(program), dtype=windows.dtype)
         decoded = torch.cat([start, windows[:, half:-1]], dim=1)
         filled = {"input_ids": windows[:, :half], "decoder_input_ids": decoded}
-    elif isinstance(program, Program) and _are_enough(program, windows):
+    elif program.example is not None and _are_enough(program.example, windows):
         return windows
     else:
         own = token_input(inputs)
@@ -76,10 +74,10 @@ def with_all_inputs(
     return filled
 
 
-def _are_enough(program: Program, windows: Tensor) -> bool:
+def _are_enough(example: Example, windows: Tensor) -> bool:
     """Whether the trace's example says what goes with token windows."""
     try:
-        with_tokens(program.example, windows[:1])
+        with_tokens(example, windows[:1])
     except PlanError:
         return False
     return True
@@ -178,7 +176,7 @@ def _following(other: Input, filled: Mapping[str, Tensor], inputs: Sequence[Inpu
 
 def _start_token(program: BaseProgram) -> int:
     """What a decoder begins with: of a checkpoint as it says, else 0, which most models have."""
-    config = program.source.config if isinstance(program, Program) and program.source else None
+    config = program.source.config if program.source else None
     for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value >= 0:
@@ -208,16 +206,3 @@ def count_of(data: Any) -> int:
         return sum(count_of(one) for one in data)
     return max((len(leaf) for leaf in pytree.tree_leaves(data) if isinstance(leaf, Tensor)
                 and leaf.dim()), default=0)  # fmt: skip
-
-
-def for_graph(program: BaseProgram, data: Any) -> Any:
-    """The samples in the form that the program's graph takes."""
-    if isinstance(program, Program):
-        only = isinstance(data, Mapping) and len(program.signature()) == 1
-        # One input needs no name, and may not have one: modules traced on positional inputs.
-        return next(iter(data.values())) if only and len(data) == 1 else data
-    return pytree.tree_map_only(Tensor, _array, data)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -24,7 +24,6 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.text.read import SELF
 from graphprune.errors import CalibrationError, LoadError
 from graphprune.files import replacing
-from graphprune.ir.torch.program import Program
 
 BATCH = 1 << 15
 """Tokens that are written at a time, which bounds the key-value cache."""
@@ -81,7 +80,7 @@ def generate_windows(
 
 def can_write(program: BaseProgram) -> bool:
     """Whether a model can write windows: whether it is a language model of transformers."""
-    able = getattr(program.module, "can_generate", None) if isinstance(program, Program) else None
+    able = getattr(program.module, "can_generate", None)
     return able is not None and program.is_causal and bool(able())
 
 
@@ -94,7 +93,6 @@ def _writer(program: BaseProgram) -> Any:
             why="only language models of transformers that continue a text can",
             hint="give data of the kind that the model reads",
         )
-    assert isinstance(program, Program)
     module: Any = program.module
     if any(parameter.is_meta for parameter in module.parameters()):
         raise LoadError("the model has no weights to write calibration data with")

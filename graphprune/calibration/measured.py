@@ -147,7 +147,9 @@ def _count(wanted: Calibration, available: int, strict: bool) -> int:
     most = max(1, available // 2)
     if wanted.windows is None:
         return min(MEASURED.count, most)
-    return wanted.windows if strict else min(wanted.windows, most)
+    # To calibrate on more is no reason to measure longer.
+    count = min(wanted.windows, MEASURED.count)
+    return count if strict else min(count, most)
 
 
 def _long_parts(program: BaseProgram, wanted: Calibration) -> list[Measured]:
@@ -161,7 +163,8 @@ def _long_parts(program: BaseProgram, wanted: Calibration) -> list[Measured]:
             continue
         stream = stream_of(program, source, content, wanted)
         length = wanted.length or min(MEASURED.tokens, program.default_window())
-        if len(cut(stream.tokens, length, stream.begin)) >= 2 * (wanted.windows or MEASURED.count):
+        count = min(wanted.windows or MEASURED.count, MEASURED.count)
+        if len(cut(stream.tokens, length, stream.begin)) >= 2 * count:
             found.append(Measured(source))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.signature import token_input
 from graphprune.calibration.dense import check_dense
-from graphprune.calibration.fit import check_ids, checked, for_graph, with_all_inputs
+from graphprune.calibration.fit import check_ids, checked, with_all_inputs
 from graphprune.calibration.general import general_parts
 from graphprune.calibration.generated import generate_windows
 from graphprune.calibration.measured import Measured, left_to_calibrate, measured_texts
@@ -78,7 +79,7 @@ def token_samples(
     data = with_all_inputs(program, inputs, found.tokens)
     data = checked(inputs, data, source) if isinstance(data, Mapping) else data.to(given.dtype)
     return Samples(
-        data=for_graph(program, data),
+        data=program.as_inputs(data),
         source=source,
         kind="text" if isinstance(content, Text) else "token ids",
         count=len(found.tokens),
@@ -200,7 +201,7 @@ def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:
     order = alternate([s.count for s in found], seed)
     return Samples(
         data=torch.cat([s.data for s in found])[order],
-        source=" + ".join(f"{s.count} of {s.source}" for s in found),
+        source=" + ".join(f"{s.count} of {_found_again(s.source)}" for s in found),
         kind="token ids",
         count=len(order),
         length=length,
@@ -246,3 +247,8 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
     for i in by_rest[: total - sum(counts)]:
         counts[i] += 1
     return counts
+
+
+def _found_again(source: str) -> str:
+    """A file's name from any directory; other sources as they are."""
+    return os.path.abspath(source) if os.path.exists(source) else source

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.signature import Input
-from graphprune.calibration.fit import check_ids, checked, enough, for_graph
+from graphprune.calibration.fit import check_ids, checked, enough
 from graphprune.calibration.programs import batches
 from graphprune.calibration.result import Samples
 from graphprune.calibration.sources.contents import Own
@@ -62,7 +62,7 @@ def own_samples(
                 check_ids(value, one, f"{source}, sample {batch.first}")
     windows = isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point()
     return Samples(
-        data=for_graph(program, data) if isinstance(data, Tensor | Mapping) else made,
+        data=program.as_inputs(data) if isinstance(data, Tensor | Mapping) else made,
         source=source,
         kind="function",
         count=sum(batch.count for batch in made),

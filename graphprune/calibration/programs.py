@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.calibration import batches as torch_data
 from graphprune.calibration.batches import Batch
 from graphprune.calibration.onnx_batches import onnx_batches
-from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.ir.torch.program import Program
 
 _TOKENS = 2048
 """Tokens of a batch, about: more don't make its products quicker."""
 
 _FEWEST = 16
 """Batches that there are at least, as far as there are samples: repairs compare halves of them."""
+
+_BATCHES: Mapping[GraphFormat, Callable[[Any, Any, int], list[Batch]]] = {
+    "torch": torch_data.batches,
+    "onnx": onnx_batches,
+}
 
 
 def batches(program: BaseProgram, data: Any, batch: int | None = None) -> list[Batch]:
@@ -33,10 +36,7 @@ def batches(program: BaseProgram, data: Any, batch: int | None = None) -> list[B
         data = data()
     if batch is None:
         batch = _suited(program, data)
-    if isinstance(program, OnnxProgram):
-        return onnx_batches(program, data, batch)
-    assert isinstance(program, Program)  # there is no third kind
-    return torch_data.batches(program, data, batch)
+    return _BATCHES[program.format](program, data, batch)
 
 
 def _suited(program: BaseProgram, data: Any) -> int:

@@ -119,7 +119,7 @@ def tokenizer_for(program: BaseProgram, wanted: Calibration) -> Any | None:
     """
     if wanted.tokenizer is None:
         return tokenizer_of(program)
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     trust = source is not None and source.trust
     found = load_tokenizer(usable(wanted.tokenizer), trust=trust)
     if found is None:
@@ -147,7 +147,7 @@ def stream_of(program: BaseProgram, source: str, content: Content, wanted: Calib
         )
     tokenizer = tokenizer_for(program, wanted)
     if tokenizer is None:
-        path = program.source.path if isinstance(program, Program) and program.source else None
+        path = program.source.path if program.source else None
         raise LoadError(
             "text needs a tokenizer, and the model has none",
             where=str(path) if path else None,
@@ -163,8 +163,8 @@ def draw_seed(wanted: Calibration, seed: int) -> int | None:
 
 
 def _limit(program: BaseProgram, wanted: Calibration) -> int:
-    """What a tokenizer says that its model can take, where the model itself doesn't say."""
-    if isinstance(program, Program) or wanted.tokenizer is None:
+    """What a tokenizer says that its model can take, where an ONNX file doesn't say."""
+    if program.format != "onnx" or wanted.tokenizer is None:
         return program.default_window()
     longest = getattr(tokenizer_for(program, wanted), "model_max_length", None)
     window = program.default_window()
@@ -209,7 +209,7 @@ def tokenizer_of(program: BaseProgram) -> Any | None:
     Raises:
         LoadError: it can't be opened.
     """
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     if source is None or source.path is None:
         return None
     return load_tokenizer(source.path, trust=source.trust)

@@ -31,13 +31,13 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graphprune._version import __version__
+from graphprune.analysis.program import BaseProgram
 from graphprune.emit.decoder_check import check
 from graphprune.emit.onnx import convert
 from graphprune.errors import EmitError
 from graphprune.files import replacing
 from graphprune.ir.onnx.external import name_data
 from graphprune.ir.onnx.files import EXTERNAL_ABOVE, check_graph
-from graphprune.ir.torch.program import Program
 from graphprune.rewrite.config.builds import quiet
 from graphprune.rewrite.module.compare import evaluating
 from graphprune.runtime.generation import PAST, PRESENT
@@ -65,7 +65,7 @@ class Layer:
 
 
 @quiet()
-def precheck(program: Program) -> None:
+def precheck(program: BaseProgram) -> None:
     """Refuse models that have no decoder with keys and values only; needs no weights.
 
     Raises:

@@ -36,22 +36,22 @@ def with_formats(
         onnx = suffix == ".onnx"
         checkpoint = not is_factory(source) and suffix not in (".pt2", ".onnx")
     else:
-        from graphprune.ir.onnx.program import OnnxProgram
-        from graphprune.ir.torch.program import Program
+        from graphprune.analysis.program import BaseProgram
 
-        onnx = isinstance(source, OnnxProgram)
-        checkpoint = isinstance(source, Program) and source.source is not None
+        program = source if isinstance(source, BaseProgram) else None  # or a module
+        onnx = program is not None and program.format == "onnx"
+        checkpoint = program is not None and program.source is not None
     if onnx and asked and recipe.formats != ("onnx",):
         raise _only_onnx(source)
     if onnx:
-        return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": ("onnx",)})
+        return recipe.replaced(formats=("onnx",))
     if asked and "hf" in recipe.formats and Path(str(source)).suffix == ".pt2":
         raise _no_checkpoint(source)
     if asked or checkpoint:
         return recipe
     suffix = Path(output or "").suffix.removeprefix(".")
     form = suffix if suffix in FORMATS else "pt2"
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": (form,)})
+    return recipe.replaced(formats=(form,))
 
 
 def check_formats(
@@ -64,9 +64,7 @@ def check_formats(
     Raises:
         EmitError: it can't.
     """
-    from graphprune.ir.torch.program import Program
-
-    if not isinstance(program, Program):
+    if program.format == "onnx":
         if tuple(formats) != ("onnx",):
             raise _only_onnx(source)
         return

@@ -97,7 +97,7 @@ def read_by(
         SOURCE: source,
         "the weights": weights,
         "the recipe": recipe,
-        "the plan": settled.plan,
+        **dict.fromkeys(["the plan"][: len(settled.plans)], *settled.plans[-1:]),
         **{f"the calibration data {source}": source for source in wanted.sources},
         **{f"the text {text}": text for text in wanted.text or ()},
         "the tokenizer": wanted.tokenizer,
@@ -116,10 +116,4 @@ def mapped_from(source: object, weights: str | Path | None) -> list[Path]:
 
 def mapped_by(program: BaseProgram) -> Iterable[Path]:
     """The same, of a program."""
-    from graphprune.ir.onnx.program import OnnxProgram
-    from graphprune.ir.torch.program import Program
-
-    if isinstance(program, OnnxProgram):
-        return program.files
-    found = program.source.path if isinstance(program, Program) and program.source else None
-    return () if found is None else (Path(found),)
+    return program.files

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.errors import EvaluationError
 from graphprune.exclusive import alone, one_at_a_time
 from graphprune.files.paths import is_factory
@@ -22,6 +22,7 @@ from graphprune.frontends import load_traced
 from graphprune.ir.onnx.feeds import feeds_at
 from graphprune.ir.onnx.files import EXTERNAL_ABOVE
 from graphprune.ir.onnx.ort import onnx_session
+from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.onnx.tensors import weight_bytes
 from graphprune.ir.torch.program import Program
 from graphprune.ir.torch.workload import Example
@@ -83,16 +84,27 @@ def measured(
         ConditionError: a condition of the recipe holds.
         EvaluationError: a number that a condition needs can't be measured.
     """
-    notes: list[str] = []
-    if isinstance(slim, SlimOnnx):
-        with attempted("latency in ONNX Runtime", notes):
-            report = _measured_onnx(report, slim, onnx)
-    else:
-        program = dense if isinstance(dense, Program) else slim.program
-        report = _with_quality(report, recipe, program, slim, progress)
-        with attempted("latency", notes):
-            report = _with_latencies(report, program, slim, onnx, scratch)
+    program = slim.program if dense is None else dense
+    measure = _MEASURES[program.format]
+    report = measure(report, recipe, program, slim, onnx, scratch, progress)
     check_conditions(parse_all(recipe.fail_if), report.before, report.after, report.quality)
+    return report
+
+
+def _measured_torch(
+    report: Report,
+    recipe: Recipe,
+    program: Program,
+    slim: Slim,
+    onnx: Path | None,
+    scratch: Path,
+    progress: Callable[[str], None],
+) -> Report:
+    """What texts say of both models, and their latencies."""
+    notes: list[str] = []
+    report = _with_quality(report, recipe, program, slim, progress)
+    with attempted("latency", notes):
+        report = _with_latencies(report, program, slim, onnx, scratch)
     return replace(report, notes=(*report.notes, *notes))
 
 
@@ -115,7 +127,7 @@ def _with_quality(
             if program.is_causal or (wanted.text is not None and not recipe.needs_data):
                 notes.append(f"no perplexity: {why}")
             return replace(report, notes=(*report.notes, *notes))
-        models = (_module(program), slim.module)
+        models = (program.as_module(), slim.module)
         found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
     remarks = quality_remarks(found.dense, found.slim, found.quality)
     return replace(
@@ -132,7 +144,7 @@ def _with_latencies(
 ) -> Report:
     """MACs of the usual call, and latencies of both models with it, in all runtimes."""
     notes: list[str] = []
-    modules = (_module(program), slim.module)
+    modules = (program.as_module(), slim.module)
     call = usual_call(program, modules)
     macs = (program.costs_at(call.workload).total().macs, slim.cost_at(call.workload).macs)
     before = with_call(report.before, call, macs[0])
@@ -158,7 +170,30 @@ def _onnx_latencies(program: Program, example: Example, onnx: Path, scratch: Pat
         return perplexity.onnx_latencies([whole, onnx], _feeds(onnx, example))
 
 
-def _measured_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
+def _measured_onnx(
+    report: Report,
+    recipe: Recipe,
+    program: OnnxProgram,
+    slim: SlimOnnx,
+    onnx: Path | None,
+    scratch: Path,
+    progress: Callable[[str], None],
+) -> Report:
+    """Latencies of both files; texts are read for PyTorch models only."""
+    del recipe, program, scratch, progress
+    notes: list[str] = []
+    with attempted("latency in ONNX Runtime", notes):
+        report = _with_latencies_onnx(report, slim, onnx)
+    return replace(report, notes=(*report.notes, *notes))
+
+
+_MEASURES: Mapping[GraphFormat, Callable[..., Report]] = {
+    "torch": _measured_torch,
+    "onnx": _measured_onnx,
+}
+
+
+def _with_latencies_onnx(report: Report, slim: SlimOnnx, file: Path | None) -> Report:
     """Latencies of both files on the same random inputs, which their MACs are of too."""
     if file is None or find_spec("onnxruntime") is None:
         return report
@@ -254,7 +289,7 @@ def measure_sources(
             )
     windows = shared_windows(programs, texts, length or WINDOW, count)
     check_loaded(conditions, programs, windows)
-    modules = {source: _module(program) for source, program in programs.items()}
+    modules = {source: program.as_module() for source, program in programs.items()}
     suited = {s for s, p in programs.items() if windows and (texts or p.is_causal)}
     with _threads(threads):
         if programs:
@@ -296,10 +331,6 @@ def _threads(wanted: int | None) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def _module(program: Program) -> Callable[..., Any]:
-    return program.module if program.module is not None else program.exported.module()
 
 
 def _size(source: str, program: Program | None) -> int | None:

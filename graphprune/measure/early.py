@@ -9,7 +9,6 @@ import torch
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import EvaluationError, PlanError, RecipeError
-from graphprune.ir.torch.program import Program
 from graphprune.measure.measuring import unmeasurable
 from graphprune.measure.remarks import deep_cuts
 from graphprune.passes.scores.random_score import Random
@@ -61,8 +60,7 @@ def with_sizes(report: Report, recipe: Recipe, slim: Slim | SlimOnnx) -> Report:
 
 def _looks_ahead(program: BaseProgram) -> str | None:
     """Why a model of token ids is no causal language model, by what it makes of a few tokens."""
-    assert isinstance(program, Program)
-    model = program.module if program.module is not None else program.exported.module()
+    model = program.as_module()
     try:
         with torch.inference_mode():
             check_causal(model, torch.zeros(1, 8, dtype=torch.long))
@@ -76,17 +74,20 @@ def _deep_cuts(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
 
     How many units of a width stay doesn't depend on which do, where every layer loses as many.
     """
-    if recipe.target is None or not recipe.uniform or recipe.rounds > 1:
+    if len(recipe.selections) != 1 or recipe.plans:
+        return ()
+    (wanted,) = recipe.selections
+    if wanted.target is None or not wanted.uniform:
         return ()
     try:
         plan = select(
             program,
-            target=recipe.target,
+            target=wanted.target,
             score=Random(),
-            exclude=recipe.exclude,
-            include=recipe.include,
-            align=recipe.align,
-            minimum=recipe.minimum,
+            exclude=wanted.exclude,
+            include=wanted.include,
+            align=wanted.align,
+            minimum=wanted.minimum,
             notes=[],  # told where the plan is made
         )
     except PlanError:  # said where the plan is made

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from graphprune.quality.perplexity import Perplexity
 from graphprune.quality.result import Comparison, Quality
 from graphprune.recipe.recipe import Recipe
+from graphprune.report.goals import last_goals
 from graphprune.report.kept import kept_units
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
@@ -64,9 +65,10 @@ def deep_cuts(recipe: Recipe, slim: Slim | SlimOnnx) -> tuple[str, ...]:
         recipe: with the budget; other goals say themselves what goes of each role.
         slim: the slim model, or what it will be.
     """
-    if recipe.target is None:
+    budgets = [s.target for s in last_goals(recipe) if s.target is not None]
+    if not budgets:
         return ()
-    ((resource, budget),) = recipe.target.items()
+    ((resource, budget),) = budgets[-1].items()
     shares = {role: 1 - kept / size for role, (kept, size) in kept_units(slim).items() if size}
     deep = {role: share for role, share in shares.items() if share > DEEP}
     if not deep:

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from graphprune.axes import Dims
 from graphprune.ir.torch.interpreter import GraphRunner, Inputs
 from graphprune.ir.torch.program import Program
-from graphprune.oracle.masked_ops import Call, Masks, formula_of
+from graphprune.ops import find_op
+from graphprune.oracle.masked_ops import Call, Masks
 from graphprune.plan.plan import Selection, stand_ins
 
 
@@ -52,7 +53,7 @@ class Masking(GraphRunner):
         arguments: dict[str, Any],
         nodes: Mapping[str, Any],
     ) -> Any:
-        formula = formula_of(target._schema.name.replace("::", "."))
+        formula = find_op(target._schema.name.replace("::", ".")).masked
         if formula is not None:
             operand, x = next(iter(arguments.items()))
             dims = self.values[nodes[operand].name][0]

@@ -7,7 +7,7 @@ coordinates and need none. The others are computed by standard operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,21 +15,13 @@ import onnx_ir as ir
 from graphprune.axes import mask
 from graphprune.errors import VerifyError
 from graphprune.ir.onnx.edit import set_attribute
+from graphprune.ops.registry import RuleTable
 from graphprune.oracle.onnx_masking import Call, Formula
 
 DOMAIN = "com.microsoft."
 FUSED_EPSILON = 1e-12  # the default of operators that fuse a sum and a norm
 
-# By operator, with its domain where that isn't ONNX's own.
-CONTRIB: dict[str, Formula] = {}
-
-
-def _formula(*names: str) -> Callable[[Formula], Formula]:
-    def register(formula: Formula) -> Formula:
-        CONTRIB.update(dict.fromkeys(names, formula))
-        return formula
-
-    return register
+_formula = RuleTable[Formula]("masked", "onnx.").rule
 
 
 @_formula("SimplifiedLayerNormalization")

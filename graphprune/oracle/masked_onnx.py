@@ -8,7 +8,7 @@ neutral elements, or are computed over the kept coordinates by formulas of their
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ from graphprune.errors import VerifyError
 from graphprune.ir.onnx.shapes.sizes import Known
 from graphprune.ops import Typing
 from graphprune.ops.families.pointwise import wrap
-from graphprune.oracle.masked_contrib import CONTRIB
+from graphprune.ops.registry import RuleTable
+from graphprune.oracle import masked_contrib  # noqa: F401  (it registers formulas)
 from graphprune.oracle.onnx_masking import Call, Formula, Masking
 
 
@@ -42,18 +43,10 @@ def mask_onnx(
     Raises:
         VerifyError: an operator over a pruned axis has no formula.
     """
-    Masking(model, known, typing, keep).run(FORMULAS | CONTRIB, cuts)
+    Masking(model, known, typing, keep).run(cuts)
 
 
-FORMULAS: dict[str, Formula] = {}
-
-
-def _formula(*names: str) -> Callable[[Formula], Formula]:
-    def register(formula: Formula) -> Formula:
-        FORMULAS.update(dict.fromkeys(names, formula))
-        return formula
-
-    return register
+_formula = RuleTable[Formula]("masked", "onnx.").rule
 
 
 @_formula("Softmax", "LogSoftmax")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from graphprune.axes import Atom, BoolArray, Dims, Expr, Keep, Ragged, atoms, mask, normal, touched
 from graphprune.errors import VerifyError
-from graphprune.plugins import MASKED, plugins
+from graphprune.ops.registry import RuleTable
 
 
 class Masks:
@@ -361,9 +361,5 @@ FORMULAS: Mapping[str, Formula] = {
     "aten.all": neutral(_one),
     "aten.prod": neutral(_one),
 }
-
-
-def formula_of(operator: str) -> Formula | None:
-    """The formula of an operator, "aten.mean", those of installed packages included."""
-    formula: Formula | None = FORMULAS.get(operator) or plugins(MASKED).get(operator)
-    return formula
+for _name, _registered in FORMULAS.items():
+    RuleTable[Formula]("masked", "aten.").add(_name, _registered)

@@ -14,9 +14,9 @@ from graphprune.axes import Dims, Keep, Ragged, atoms, mask, product, touched
 from graphprune.errors import VerifyError
 from graphprune.ir.onnx.edit import Editor
 from graphprune.ir.onnx.infer import is_folded
-from graphprune.ir.onnx.shapes.sizes import Known, qualified
+from graphprune.ir.onnx.shapes.sizes import Known, registered_name
 from graphprune.ir.onnx.tensors import Streamed
-from graphprune.ops import Typing
+from graphprune.ops import Typing, find_op
 from graphprune.ops.families.pointwise import wrap
 from graphprune.oracle.masked_quantised import Zeros
 
@@ -39,18 +39,17 @@ class Masking:
         # What operators read in the dense graph; formulas before them change that.
         self.read: dict[ir.Node, list[str | None]] = {}
 
-    def run(self, formulas: Mapping[str, Formula], cuts: Iterable[Block]) -> None:
+    def run(self, cuts: Iterable[Block]) -> None:
         """Mask the graph in place.
 
         Args:
-            formulas: of operators that would notice zeros, by their qualified names.
             cuts: removed layers, those of a stack in order.
         """
         nodes = list(self.graph)
         self.read = {n: [None if v is None else v.name or "" for v in n.inputs] for n in nodes}
         self._stand_in(cuts)
         for node in nodes:
-            formula = formulas.get(qualified(node))
+            formula = find_op(registered_name(node)).masked
             if formula is not None and self._is_typed(node):
                 formula(Call(node, self))
         for value in self.graph.initializers.values():
@@ -203,6 +202,13 @@ class Call:
         """The lowest and the highest number of the first input's type."""
         dtype = self.masking.known[self._subject].dtype
         return (False, True) if dtype == ir.DataType.BOOL else (dtype.min, dtype.max)
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Which coordinates of the first input stay, at its full size."""
+        kept = self.masking.kept(self.dims)
+        whole = np.ones(1, dtype=bool) if kept is None else kept
+        return np.broadcast_to(whole, [e.size for e in self.dims])
 
     def neutral(self, value: Any) -> None:
         """Put another number than zero at the removed coordinates of the first input."""

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from graphprune.axes import Keep, count, mask, product, touched
 from graphprune.errors import VerifyError
 from graphprune.ir.onnx.files import temporary_file
+from graphprune.ir.onnx.ort import register_libraries
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.oracle.verification import Difference, compare
 
@@ -226,6 +227,7 @@ def _run(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    register_libraries(options)
     wanted = list(dict.fromkeys(names))
     with temporary_file(model, "steps.onnx") as file:
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.errors import VerifyError
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.torch.interpreter import Inputs
@@ -47,10 +47,40 @@ def verify(
         PlanError: the plan doesn't belong to the program.
         VerifyError: one of the models can't be run on these inputs.
     """
-    if isinstance(program, OnnxProgram):
-        if not isinstance(slim, SlimGraph | Path) or not isinstance(inputs, Mapping | None):
-            raise VerifyError("an ONNX program is compared with a slim ONNX model, on named arrays")
-        return verify_onnx(program, plan, slim, inputs, tolerance=tolerance, seed=seed)
-    if not isinstance(program, Program) or isinstance(inputs, Mapping):
+    verify_format = _VERIFY[program.format]
+    return verify_format(program, plan, slim, inputs, dtype, tolerance, seed)
+
+
+def _verify_torch(
+    program: Program,
+    plan: Plan,
+    slim: Any,
+    inputs: Any,
+    dtype: torch.dtype | None,
+    tolerance: float | None,
+    seed: int,
+) -> Certificate:
+    if isinstance(inputs, Mapping):
         raise VerifyError("a traced program is run on (args, kwargs)")
     return verify_torch(program, plan, slim, inputs, dtype=dtype, tolerance=tolerance, seed=seed)
+
+
+def _verify_onnx(
+    program: OnnxProgram,
+    plan: Plan,
+    slim: Any,
+    inputs: Any,
+    dtype: torch.dtype | None,
+    tolerance: float | None,
+    seed: int,
+) -> Certificate:
+    del dtype  # ONNX Runtime computes in the model's own
+    if not isinstance(slim, SlimGraph | Path) or not isinstance(inputs, Mapping | None):
+        raise VerifyError("an ONNX program is compared with a slim ONNX model, on named arrays")
+    return verify_onnx(program, plan, slim, inputs, tolerance=tolerance, seed=seed)
+
+
+_VERIFY: Mapping[GraphFormat, Callable[..., Certificate]] = {
+    "torch": _verify_torch,
+    "onnx": _verify_onnx,
+}

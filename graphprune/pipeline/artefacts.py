@@ -23,18 +23,17 @@ from graphprune.files.paths import is_factory, usable
 from graphprune.frontends import load, load_traced
 from graphprune.ir.onnx.ort import onnx_session
 from graphprune.ir.torch.interpreter import output_names
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 from graphprune.ir.torch.random_inputs import random_inputs
 from graphprune.oracle.masked import run_masked
 from graphprune.oracle.verification import compare
 from graphprune.oracle.verify import verify
 from graphprune.passes.repair.bias import biased_for
-from graphprune.pipeline.masking import slim_names, written_back
+from graphprune.pipeline.steps.numbering import slim_names, written_back
 from graphprune.plan.plan import Plan
 from graphprune.provenance.source import source_change
 from graphprune.report.names import beside
 from graphprune.rewrite.apply import uncut
-from graphprune.rewrite.slim import Slim
 from graphprune.runtime.generation import Decoder, has_cache
 
 ONNX_TOLERANCE = 1e-3
@@ -124,10 +123,11 @@ def _errors(
     """The largest difference of each model."""
     errors = {}
     refits, masks = report.get("refits") or {}, report.get("masks") or {}
+    trained = report.get("trained") or []
     for path in models:
         progress(f"checking {path.name}")
-        program = _with_written(dense, plan, path, refits, masks, trust)
-        if not isinstance(program, Program):
+        program = _with_written(dense, plan, path, refits, masks, trained, trust)
+        if not is_traced(program):
             certificate = verify(program, plan, path)
             certificate.raise_if_failed()
             errors[path.name] = certificate.max_abs_error
@@ -197,6 +197,7 @@ def _with_written(
     path: Path,
     refits: Mapping[str, Any],
     masks: Mapping[str, Any],
+    trained: Sequence[Mapping[str, Any]],
     trust: bool,
 ) -> BaseProgram:
     """The dense model with those weights of a written one that were given new values.
@@ -207,6 +208,7 @@ def _with_written(
         path: of the written model.
         refits: of the report; empty where nothing was refitted.
         masks: of the report; empty where no weight was masked.
+        trained: of the report; empty where none was trained.
         trust: whether the written model may run code of its own.
 
     Raises:
@@ -218,13 +220,14 @@ def _with_written(
         zeros = {str(e["parameter"]): int(e["zeros"]) for e in masks.get("layers", ())}
         moved = [str(name) for name in masks.get("reordered", ())]
         refitted = [(e["parameter"], e["bias"]) for e in refits.get("layers", ())]
-        tables = [dict(part["places"]) for part in (refits, masks) if part]
+        tables = [dict(part["places"]) for part in (refits, masks, *trained) if part]
+        learnt = [str(name) for part in trained for name in part["parameters"]]
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(
             "the report doesn't say which weights were changed", where=path.name, why=str(error)
         ) from None
     names = slim_names(slim)
-    changed = [name for pair in refitted for name in pair if name in names]
+    changed = [name for pair in (*refitted, learnt) for name in pair if name in names]
     wanted = dict.fromkeys([*(names[name] for name in changed), *zeros, *moved])
     if not wanted:
         return dense
@@ -236,7 +239,7 @@ def _with_written(
         found = read_places(path, places)
     else:
         tied: dict[str, list[str]] = {name: [name] for name in wanted}
-        for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
+        for alias, name in slim.aliases.items():
             tied.get(name, []).append(alias)
         found = read_weights(path, tied, trust=trust)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""What a model has to be before anything is computed with it."""
+"""What a model has to be before anything is computed with it, and when that is done."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.checkpoints.shards import without_weights
 from graphprune.errors import LoadError
-from graphprune.ir.torch.program import Program
 from graphprune.oracle.verification import Certificate
 from graphprune.oracle.verify import verify
 from graphprune.passes.shared.reduce import PIECE
 from graphprune.plan.plan import Plan
-from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.recipe import Verification
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 
@@ -46,7 +45,7 @@ def has_weights(program: BaseProgram) -> bool:
 
 
 def _directory(program: BaseProgram) -> Path | None:
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     return source.path if source is not None else None
 
 
@@ -56,13 +55,21 @@ def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
     return torch.split(rows, max(1, PIECE * len(rows) // max(1, rows.numel())))
 
 
-def prove(program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx, recipe: Recipe) -> Certificate:
-    """Compare a slim model with the masked one, as a recipe says.
+def prove(
+    program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx, wanted: Verification, seed: int
+) -> Certificate:
+    """Compare a slim model with the masked one.
+
+    Args:
+        program: the dense program, with its present weights.
+        plan: what stays.
+        slim: the slim model.
+        wanted: how they are compared.
+        seed: of the inputs.
 
     Raises:
         VerifyError: they differ.
     """
-    wanted = recipe.verify
     dtypes = {"auto": None, "float32": torch.float32, "float64": torch.float64}
     certificate = verify(
         program,
@@ -70,7 +77,27 @@ def prove(program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx, recipe: Recip
         slim,
         dtype=dtypes[wanted.dtype],
         tolerance=wanted.tolerance,
-        seed=recipe.seed,
+        seed=seed,
     )
     certificate.raise_if_failed()
     return certificate
+
+
+def in_pieces(certificate: Certificate) -> tuple[str, ...]:
+    """What to say of a quantised model, whose rounding makes steps of the smallest differences."""
+    if not certificate.steps:
+        return ()
+    return (
+        f"compared at {certificate.steps} quantisation steps, from one to the next; "
+        f"all in one, outputs differ by {certificate.drift:.1e}",
+    )
+
+
+def little_proof(certificate: Certificate) -> tuple[str, ...]:
+    """What to say where the inputs would have hidden a wrong cut."""
+    if certificate.dense_difference > certificate.tolerance:
+        return ()
+    return (
+        "random inputs show no effect of pruning, so that the comparison with the masked model "
+        "says little: verify with inputs of your own",
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.general import general_parts
 from graphprune.calibration.sources.amounts import GENERAL
+from graphprune.calibration.sources.section import Part
 from graphprune.calibration.text.read import OWN_TEXTS, SELF
 from graphprune.calibration.tokens import tokenizer_for
-from graphprune.ir.torch.program import Program
 from graphprune.recipe.recipe import Recipe
 
 
@@ -24,10 +24,9 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
         program: the dense program.
     """
     wanted = recipe.calibration
-    masked = recipe.sparsify is not None and recipe.sparsify.needs_data
     if (
-        masked
-        or not (recipe.operates or recipe.repairs_on_data)
+        recipe.masks_on_data
+        or not any(one.fits_weights and one.needs_data for one in recipe.passes)
         or not _reads_text(recipe, program)
     ):
         return recipe
@@ -35,19 +34,14 @@ def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
         parts = general_parts(program)
         if wanted.windows is not None and wanted.windows < len(parts):
             parts = dict(list(parts.items())[: wanted.windows])
-        data = {name: {"source": part.source} for name, part in parts.items()}
+        data = {name: Part(source=part.source) for name, part in parts.items()}
         changes: dict[str, object] = {"data": data}
     elif wanted.general is None and wanted.source not in (None, SELF, *OWN_TEXTS):
         changes = {"general": GENERAL}
     else:
         return recipe
-    section = wanted.model_dump(exclude_unset=True) | changes
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "calibration": section})
+    return recipe.replaced(calibration=wanted.model_copy(update=changes))
 
 
 def _reads_text(recipe: Recipe, program: BaseProgram) -> bool:
-    return (
-        isinstance(program, Program)
-        and program.is_causal
-        and tokenizer_for(program, recipe.calibration) is not None
-    )
+    return program.is_causal and tokenizer_for(program, recipe.calibration) is not None

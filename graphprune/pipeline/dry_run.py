@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,11 @@ from graphprune.calibration.tokens import window_length
 from graphprune.emit.target import Target
 from graphprune.passes.repair.structured import read_by
 from graphprune.plan.plan import Plan
+from graphprune.recipe.named import Repairing
 from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.selection import Selection
+from graphprune.recipe.sparsify import Sparsify
+from graphprune.recipe.steps import PASSES
 from graphprune.report.forecast import Forecast, Size
 from graphprune.report.inspection import pattern, span
 from graphprune.report.report import Report
@@ -36,24 +40,30 @@ _OVERHEAD = 1.5  # of what is no product, and of products that are slower than t
 _TURNS = 40  # calls with the usual input that measuring takes, of both models together
 
 
-def forecast(report: Report, recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx) -> Report:
-    """The report of a dry run, with what the run would do.
+def forecast(
+    report: Report,
+    recipe: Recipe,
+    program: BaseProgram,
+    slim: Slim | SlimOnnx,
+    passes: Sequence[str],
+) -> Report:
+    """Add to the report of a dry run what the run would do.
 
     Args:
         report: as far as it is known.
         recipe: with a score and a repair in place of ``auto``.
         program: the dense program.
         slim: the slim model, of which nothing has been cut.
+        passes: a line on each of the recipe's.
     """
     plan = replace(slim.plan, fingerprint=program.fingerprint)
     amounts = _amounts(recipe)
-    passes = _passes(recipe, program, plan)
     zeros, among = _zeros(report, recipe)
     form = {True: "native", False: "self-contained", None: None}[report.native]
     found = Forecast(
         sizes=_sizes(program, plan),
         data=_data(program, recipe, amounts) if amounts else None,
-        passes=passes,
+        passes=(*passes, *(["cut"] if recipe.removes else []), "verify", "write", "measure"),
         formats=tuple(recipe.formats),
         form=form,
         seconds=sum(report.seconds.values()) + _seconds(recipe, program, slim, plan),
@@ -79,34 +89,7 @@ def with_output(
         EmitError: the real run would refuse the output.
     """
     formats = Target.of(output, recipe, overwrite, reads).formats
-    return Recipe.parse({**recipe.model_dump(exclude_unset=True), "formats": formats})
-
-
-def check_repair(program: BaseProgram, recipe: Recipe, plan: Plan) -> None:
-    """See that what a plan removes can be made up for as a recipe says, without data.
-
-    Args:
-        program: the dense program.
-        recipe: with a score and a repair in place of ``auto``.
-        plan: with as many units as are to stay, whichever they are.
-
-    Raises:
-        GraphPruneError: it can't.
-    """
-    check = getattr(recipe.repair.built(), "check", None) if recipe.repairs else None
-    if check is not None and plan.kept_units:
-        check(program, plan)
-
-
-def sizes_are_known(program: BaseProgram, recipe: Recipe, plan: Plan) -> bool:
-    """Whether a plan with any choice of units has the sizes that the real one will have.
-
-    It has where every structure of a role keeps as many, and where the layers of a stack that loses
-    some are alike. Masks name the weights of the layers that stay, so that these have to be known.
-    """
-    cut = [program.by_name[n] for n in plan.kept_units if program.by_name[n].blocks]
-    alike = (len({program.costs.block(b) for b in stack.blocks}) == 1 for stack in cut)
-    return recipe.uniform and (not cut or (recipe.sparsify is None and all(alike)))
+    return recipe.replaced(formats=formats)
 
 
 def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
@@ -131,13 +114,48 @@ def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
 
 def _amounts(recipe: Recipe) -> dict[str, Amount]:
     """What needs data, to how much it takes where the recipe doesn't say."""
-    found: dict[str, Amount] = {}
-    if recipe.operates or recipe.repairs_on_data:
-        found["obs" if recipe.operates else recipe.repair.name] = REPAIRS
-    if recipe.score_needs_data and not recipe.operates:
-        found[recipe.score.name] = SCORES
-    if recipe.sparsify is not None and recipe.sparsify.needs_data:
-        found[recipe.sparsify.method] = WEIGHTS
+    return {one.name: one.amount for one in _workers(recipe)}
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A pass that takes data through the model.
+
+    Attributes:
+        name: of the score, the repair or the method.
+        amount: of the data.
+        times: how often it goes through; a gradient counts as two more.
+        fits: whether it solves systems with second moments of what layers read.
+    """
+
+    name: str
+    amount: Amount
+    times: int
+    fits: bool
+
+
+def _workers(recipe: Recipe) -> list[_Worker]:
+    found = []
+    for one in recipe.passes:
+        wanted = one.options
+        if not one.needs_data:
+            continue
+        if isinstance(wanted, Selection):
+            name = wanted.score.name
+            times = 3 if name in _OF_GRADIENTS else 1
+            found.append(_Worker(name, REPAIRS if wanted.operates else SCORES, times,
+                                 wanted.operates))  # fmt: skip
+        elif isinstance(wanted, Repairing):
+            times = int(getattr(wanted.built(), "passes", 1))
+            found.append(_Worker(wanted.name, REPAIRS, times, wanted.name == "reconstruct"))
+        elif isinstance(wanted, Sparsify):
+            times = 1 + wanted.reference + (wanted.budget.name in ("owl", "sensitivity"))
+            found.append(_Worker(wanted.method, WEIGHTS, times, True))
+        else:
+            step = PASSES.build(one.name, wanted)
+            amount = getattr(step, "amount", None)
+            if amount is not None:
+                found.append(_Worker(one.name, amount, int(getattr(step, "passes", 1)), False))
     return found
 
 
@@ -171,30 +189,12 @@ def _windows(program: BaseProgram, recipe: Recipe, amount: Amount) -> tuple[int,
     return count, window_length(program, wanted, amount.length)
 
 
-def _passes(recipe: Recipe, program: BaseProgram, plan: Plan) -> tuple[str, ...]:
-    """What a run does, in order."""
-    found = []
-    if recipe.operates:
-        found.append("choose units by obs, and refit what reads them")
-    elif recipe.removes and recipe.plan is None:
-        rounds = f" in {recipe.rounds} rounds" if recipe.rounds > 1 else ""
-        found.append(f"rank units by {recipe.score.name}{rounds}")
-    if recipe.repairs and plan.kept_units:
-        layers = len(read_by(program, plan))
-        found.append(f"repair {layers} layers by {recipe.repair.name}")
-    if recipe.removes:
-        found.append("cut")
-    if recipe.sparsify is not None:
-        found.append(f"make weights zero by {recipe.sparsify.method}")
-    return (*found, "verify", "write", "measure")
-
-
 def _zeros(report: Report, recipe: Recipe) -> tuple[int | None, int | None]:
     """Weights that are going to be zero, and of how many."""
-    if report.masks is None or recipe.sparsify is None:
+    if report.masks is None or not recipe.masks:
         return None, None
     weights = sum(layer.weights for layer in report.masks.layers)
-    whole = recipe.sparsify.sparsity or 0.0
+    whole = recipe.masks[-1].sparsity or 0.0
     parts = (whole if e.target is None else e.target for e in report.masks.layers)
     counts = (e.weights for e in report.masks.layers)
     return round(sum(n * part for n, part in zip(counts, parts, strict=True))), weights
@@ -203,16 +203,17 @@ def _zeros(report: Report, recipe: Recipe) -> tuple[int | None, int | None]:
 def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: Plan) -> float:
     """About how long what is ahead takes on this machine."""
     work = float(_TURNS * (program.costs.total().macs + slim.cost.macs))
-    for name, amount in _amounts(recipe).items():
-        count, length = _windows(program, recipe, amount)
+    for one in _workers(recipe):
+        count, length = _windows(program, recipe, one.amount)
         sample = (
             program.costs_at(program.workload_of(length)).total().macs
             if length
             else (program.costs.total().macs)
         )
         written = _GENERATING * _written_share(recipe.calibration)
-        work += count * sample * (_times(name, recipe) + written)
-        work += _statistics(recipe, program, plan, name, count * (length or _places(program)))
+        work += count * sample * (one.times + written)
+        if one.fits:
+            work += _statistics(recipe, program, plan, one, count * (length or _places(program)))
     return _OVERHEAD * work / _macs_per_second()
 
 
@@ -223,35 +224,18 @@ def _written_share(wanted: Calibration) -> float:
     return 1.0 if wanted.data == SELF else (wanted.general or 0.0) / 2
 
 
-def _runs(recipe: Recipe) -> int:
-    """How often a repair takes the data through the model."""
-    return int(getattr(recipe.repair.built(), "passes", 1))
-
-
-def _times(name: str, recipe: Recipe) -> int:
-    """How often the data goes through the model for one pass; a gradient counts as two more."""
-    if name == "obs":
-        return 1 + (_runs(recipe) if recipe.repairs_on_data else 0)
-    if recipe.repairs and name == recipe.repair.name:
-        return _runs(recipe)
-    section = recipe.sparsify
-    if section is not None and name == section.method:
-        return 1 + int(section.reference) + int(section.budget.name in ("owl", "sensitivity"))
-    return recipe.rounds * (3 if name in _OF_GRADIENTS else 1)
-
-
-def _statistics(recipe: Recipe, program: BaseProgram, plan: Plan, name: str, places: int) -> float:
+def _statistics(
+    recipe: Recipe, program: BaseProgram, plan: Plan, one: _Worker, places: int
+) -> float:
     """Multiply-accumulates of second moments and of the systems that are solved with them."""
-    section = recipe.sparsify
+    masks = next((m for m in recipe.masks if m.method == one.name), None)
     names: Sequence[str]
-    if section is not None and name == section.method:
-        names = list(find_sites(program, section.include, section.exclude).parameters)
-    elif name in ("obs", "reconstruct"):
-        names = read_by(program, plan) if plan.kept_units else []
+    if masks is not None:
+        names = list(find_sites(program, masks.include, masks.exclude).parameters)
     else:
-        return 0.0
+        names = read_by(program, plan) if plan.kept_units else []
     widths = [_width(program, n) for n in names]
-    return float(sum(w * w * (places + 2 * w) for w in widths)) * (1 + (name == "obs"))
+    return float(sum(w * w * (places + 2 * w) for w in widths)) * (1 + (one.name == "obs"))
 
 
 def _width(program: BaseProgram, parameter: str) -> int:

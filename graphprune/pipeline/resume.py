@@ -1,8 +1,8 @@
 """What a run with data keeps beside its output until that is in place, so that it can go on.
 
-For an output ``NAME`` it is the directory ``.NAME.state``: what the run is of, the plan of the
-structures that it removes, and one directory of `graphprune.streaming.State` for each stage that
-streams samples through the model.
+For an output ``NAME`` it is the directory ``.NAME.state``: what the run is of, and for each pass a
+file with the plan that it has made, or a directory where it saves the weights that it changes
+(`graphprune.streaming.State`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from graphprune.comparing.json import differences
 from graphprune.emit.formats import shown
 from graphprune.errors import LoadError
 from graphprune.files import write_text
+from graphprune.passes.protocol import Record, State
 from graphprune.plan.plan import Plan
 from graphprune.recipe.recipe import Recipe
-from graphprune.streaming import State
+from graphprune.streaming import State as Progress
 
 _RUN = "run.json"
-_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Journal:
             raise LoadError(
                 "an interrupted run has left its progress here",
                 where=str(directory),
-                why=f"the weights of {found} groups are done",
+                why=_in_words(directory),
                 hint="go on with --resume (resume=True), or begin again with --overwrite",
             )
         journal = cls(directory, resume and bool(found))
@@ -74,18 +74,49 @@ class Journal:
             write_text(directory / _RUN, json.dumps(run, indent=1) + "\n")
         return journal
 
-    def plan(self) -> Plan | None:
-        """The plan that the interrupted run made; None where there is none."""
-        path = self.directory / _PLAN
-        return Plan.load(path) if self.resume and path.exists() else None
+    def has(self, label: str) -> bool:
+        """Whether the interrupted run has finished a pass that is saved here."""
+        return self.resume and self._file(label).exists()
 
-    def save_plan(self, plan: Plan) -> None:
-        """Keep a plan, so that nothing has to be scored again."""
-        plan.save(self.directory / _PLAN)
+    def load(self, label: str, state: State) -> State | None:
+        """What a pass made of a state before the interruption.
 
-    def state(self, stage: str) -> State:
-        """Where a stage saves its progress."""
-        return State(self.directory / stage, resume=self.resume)
+        None where it hasn't finished, or saves itself what it does.
+
+        Args:
+            label: what the pass is called.
+            state: what it was given.
+
+        Raises:
+            LoadError: the file is damaged.
+        """
+        if not self.has(label):
+            return None
+        path = self._file(label)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            notes = tuple(str(note) for note in data["notes"])
+            plan = Plan.from_json(json.dumps(data["plan"]), str(path))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LoadError(
+                "a file of an interrupted run is damaged",
+                where=str(path),
+                why=f"{type(error).__name__}: {error}",
+                hint="begin again with --overwrite",
+            ) from error
+        return replace(state, plan=plan).recorded(Record(label.partition("-")[2], notes))
+
+    def save(self, label: str, state: State) -> None:
+        """Keep the plan that a pass has made, so that nothing has to be scored again."""
+        data = {"notes": state.records[-1].notes, "plan": json.loads(state.plan.to_json())}
+        write_text(self._file(label), json.dumps(data) + "\n")
+
+    def state(self, label: str) -> Progress:
+        """Where a pass saves its progress."""
+        return Progress(self.directory / label, resume=self.resume)
+
+    def _file(self, label: str) -> Path:
+        return self.directory / f"{label}.json"
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -98,7 +129,7 @@ class Journal:
                 shutil.rmtree(self.directory, ignore_errors=True)
             elif not (isinstance(error, LoadError) and self._is_about(error)):
                 error.add_note(
-                    f"the weights of {found} groups are done and kept in {self.directory}: "
+                    f"{_in_words(self.directory)} and kept in {self.directory}: "
                     "run again with --resume to go on"
                 )
             raise
@@ -134,21 +165,39 @@ def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
     Whether the model's weights and the samples are the same, `graphprune.streaming.State` looks at.
     """
     data = recipe.model_dump(mode="json", exclude={"formats", "verify", "native", "fail_if"})
-    if recipe.plan is not None:
-        text = Plan.load(recipe.plan).to_json()
-        data["plan"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"source": shown(source), "recipe": data}
+    plans = [Plan.load(path).to_json() for path in recipe.plans]
+    found: dict[str, Any] = {"source": shown(source), "recipe": data}
+    if plans:
+        data.pop("plan")  # what it says counts, wherever it lies
+        found["plans"] = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in plans]
+    return found
 
 
 def done(directory: Path) -> int:
-    """Groups of weights that an interrupted run has treated, over all of its stages."""
-    total = 0
+    """Groups of weights that an interrupted run has treated, and steps that it has trained."""
+    return sum(_counted(directory))
+
+
+def _counted(directory: Path) -> tuple[int, int]:
+    groups, steps = 0, 0
     for manifest in directory.glob("*/manifest.json"):
         try:
-            total += int(json.loads(manifest.read_text(encoding="utf-8"))["done"])
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            if "run" in found:
+                steps += int(found["run"]["step"])
+            else:
+                groups += int(found["done"])
         except (OSError, ValueError, KeyError, TypeError):
-            total += 1  # damaged: whoever resumes is told so
-    return total
+            groups += 1  # damaged: whoever resumes is told so
+    return groups, steps
+
+
+def _in_words(directory: Path) -> str:
+    """What is done: "the weights of 3 groups are done"."""
+    groups, steps = _counted(directory)
+    parts = [f"the weights of {groups} groups"] if groups else []
+    parts += [f"{steps} step{'s' if steps > 1 else ''} of training"] if steps else []
+    return f"{' and '.join(parts)} are done"
 
 
 def _shown(value: Any) -> str:

@@ -178,45 +178,6 @@ class Plan:
         found = parse_plan(text, where)
         return cls(found.fingerprint, found.kept, found.sizes, found.notes)
 
-    def diff(self, other: Plan) -> dict[str, tuple[Units | None, Units | None]]:
-        """Structures whose kept units differ: name to (here, there); None where it is whole."""
-        names = dict.fromkeys([*self.kept_units, *other.kept_units])
-        pairs = {n: (self.kept_units.get(n), other.kept_units.get(n)) for n in names}
-        return {n: pair for n, pair in pairs.items() if pair[0] != pair[1]}
-
-    def compose(self, later: Plan) -> Plan:
-        """This plan, then `later`, made for the slim model; the result is for the original.
-
-        Structures are matched by name. Where the slim model has them elsewhere,
-        `graphprune.pipeline.rounds.composed` matches what is left of the parameters.
-
-        Raises:
-            PlanError: `later` refers to units that this plan doesn't leave.
-        """
-        for name in later.kept_units:
-            stack = name.rpartition("/")[0]  # of branches, which are numbered through its layers
-            if ":" not in name and stack in self.kept_units:
-                raise PlanError(
-                    "branches of layers can't be told by name once layers are gone",
-                    where=name,
-                    hint="make one plan for both",
-                )
-        kept = dict(self.kept_units)
-        sizes = dict(self.sizes)
-        for name, units in later.kept_units.items():
-            renamed = _original_name(name, self)
-            base = kept.get(renamed)
-            if base is None:
-                kept[renamed], sizes[renamed] = units, later.sizes[name]
-                continue
-            try:
-                if later.sizes.get(name, len(rows_of(base)[0])) != len(rows_of(base)[0]):
-                    raise ValueError("another number of units")
-                kept[renamed] = _compose(base, units)
-            except (IndexError, TypeError, ValueError) as error:
-                raise PlanError("the second plan doesn't follow the first", where=name) from error
-        return Plan(self.fingerprint, kept, sizes)
-
 
 def structures_of(program: BaseProgram, e: Expr) -> list[str]:
     """Names of the structures that make up `e`."""
@@ -282,25 +243,6 @@ def _mask(structure: Structure, units: Units) -> Any:
     if len({len(r) for r in rows}) > 1:
         raise PlanError("every list must keep the same number of units", where=structure.name)
     return Ragged(structure.within, masks)
-
-
-def _compose(base: Units, units: Units) -> Units:
-    first, then = rows_of(base), rows_of(units)
-    size = max(len(first), len(then))
-    pairs = zip(first * (size // len(first)), then * (size // len(then)), strict=True)
-    rows = tuple(tuple(row[u] for u in kept) for row, kept in pairs)
-    return rows if is_ragged(base) or is_ragged(units) else rows[0]
-
-
-def _original_name(name: str, first: Plan) -> str:
-    """`name`, given in the slim model's layer numbers, in the original's."""
-    for stack, units in first.kept_units.items():
-        if ":" in stack or not name.startswith(stack + "."):
-            continue
-        number, dot, rest = name[len(stack) + 1 :].partition(".")
-        if number.isdigit():
-            return f"{stack}.{units[int(number)]}{dot}{rest}"
-    return name
 
 
 def stand_ins(selection: Selection) -> dict[str, str]:

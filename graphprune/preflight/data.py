@@ -35,7 +35,9 @@ from graphprune.errors import LoadError
 from graphprune.files.paths import file_of, usable
 from graphprune.preflight.known import Known
 from graphprune.preflight.readers import calibrates
+from graphprune.recipe.named import AUTO
 from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.selection import Selection
 
 
 def check_data(recipe: Recipe, known: Known) -> None:
@@ -84,13 +86,13 @@ def without_tokenizer(recipe: Recipe, where: str | None) -> LoadError:
         "name its directory with calibration.tokenizer",
         "give token ids as data",
     ]
-    if recipe.removes and recipe.plan is None:
+    if recipe.selections:
         ways.append("choose a score without data: --score magnitude")
     return LoadError(
         "text needs a tokenizer, and the model has none",
         where=where,
         why="a language model is scored on text, since magnitudes alone would ruin it"
-        if recipe.score.name == "auto" and recipe.removes
+        if any(s.score.name == AUTO for s in recipe.selections)
         else None,
         hint=f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )
@@ -157,9 +159,14 @@ def _check_tokenizer(directory: str) -> None:
 
 def _calibrated_on(recipe: Recipe) -> Amount:
     """Calibration windows that are as short as this recipe's can be."""
-    if recipe.sparsify is not None and recipe.sparsify.needs_data and not recipe.removes:
+    if recipe.masks_on_data and not recipe.removes:
         return WEIGHTS
-    surgery = recipe.score.name in ("auto", "obs") and recipe.rounds == 1 and recipe.plan is None
+    surgery = any(
+        isinstance(one.options, Selection)
+        and one.options.score.name in (AUTO, "obs")
+        and one.round.of == 1
+        for one in recipe.passes
+    )
     return REPAIRS if recipe.repairs_on_data or surgery else SCORES
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 from graphprune.errors import PlanError
 from graphprune.plan.plan import Plan
@@ -19,9 +20,12 @@ def check_plan(recipe: Recipe, known: Known) -> None:
     Raises:
         PlanError: it isn't.
     """
-    if recipe.plan is None:
-        return
-    plan = Plan.load(recipe.plan)
+    for path in recipe.plans:
+        _check_saved(path, known)
+
+
+def _check_saved(path: str, known: Known) -> None:
+    plan = Plan.load(path)
     for name, size in plan.sizes.items():
         found = _WHOLE.fullmatch(name)
         shape = known.shapes.get(found["parameter"]) if found else None
@@ -32,7 +36,7 @@ def check_plan(recipe: Recipe, known: Known) -> None:
             has = "no such dimension" if own is None else f"{own:,} indices"
             raise PlanError(
                 "the plan doesn't belong to this model",
-                where=recipe.plan,
+                where=path,
                 why=f"it was made for a model whose {name} has {size:,} units, and here it has "
                 f"{has}",
                 hint="make a new plan for this model with `graphprune compile --dry-run`",
@@ -49,7 +53,8 @@ def check_sizes(recipe: Recipe, known: Known) -> None:
         return
     widest = max(max(shape, default=0) for shape in known.shapes.values())
     most = max(widest, len(known.shapes))
-    for role, size in (recipe.shape or {}).items():
+    shapes = ((s.shape or {}).items() for s in recipe.selections)
+    for role, size in chain.from_iterable(shapes):
         if size > most:
             raise PlanError(
                 f"the shape {role} {size} is not reachable",

@@ -11,6 +11,7 @@ from graphprune.calibration.text.read import OWN_TEXTS
 from graphprune.errors import RecipeError
 from graphprune.recipe.named import AUTO
 from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.selection import Selection
 
 _SIZES = ("windows", "length", "draw")
 """Options of calibration data and of the text that a perplexity is measured on."""
@@ -22,9 +23,7 @@ def scores_on_data(recipe: Recipe) -> bool:
     Raises:
         PlanError: see `Recipe.score_needs_data`.
     """
-    if not recipe.removes or recipe.plan is not None:
-        return False
-    return recipe.score.name == AUTO or recipe.score_needs_data
+    return recipe.score_needs_data or any(s.score.name == AUTO for s in recipe.selections)
 
 
 def calibrates(recipe: Recipe) -> bool:
@@ -33,8 +32,9 @@ def calibrates(recipe: Recipe) -> bool:
     Raises:
         PlanError: see `scores_on_data`.
     """
-    masks = recipe.sparsify is not None and recipe.sparsify.needs_data
-    return masks or recipe.repairs_on_data or scores_on_data(recipe)
+    return scores_on_data(recipe) or any(
+        one.needs_data for one in recipe.passes if not isinstance(one.options, Selection)
+    )
 
 
 def check_read(recipe: Recipe, causal: bool | None) -> None:
@@ -75,14 +75,13 @@ def _why(recipe: Recipe, name: str, calibrated: bool) -> str:
     if calibrated:  # so that this is the text beside data, for a model without a perplexity
         return "a perplexity is measured of causal language models only, and this is none"
     parts = []
-    if recipe.plan is not None:
+    if recipe.plans:
         parts.append("a saved plan needs no score")
-    elif recipe.removes:
-        parts.append(f"score {recipe.score.name} looks at no data")
-    if recipe.sparsify is not None:
-        parts.append(f"masks by {recipe.sparsify.method} look at none" if parts else
-                     f"masks by {recipe.sparsify.method} look at no data")  # fmt: skip
-    else:
+    for score in dict.fromkeys(s.score.name for s in recipe.selections):
+        parts.append(f"score {score} looks at no data")
+    for method in dict.fromkeys(masks.method for masks in recipe.masks):
+        parts.append(f"masks by {method} look at {'none' if parts else 'no data'}")
+    if not recipe.masks:
         parts.append("there are no masks")
     if recipe.removes:
         parts.append("nothing is refitted")
@@ -96,7 +95,7 @@ def _hint(recipe: Recipe, name: str, calibrated: bool) -> str:
     if calibrated:
         return "leave it out"
     able = []
-    if recipe.removes and recipe.plan is None:
+    if recipe.selections:
         able.append("choose a score that does, such as auto")
     if recipe.removes:
         able.append("add repair: reconstruct")

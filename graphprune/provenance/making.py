@@ -85,7 +85,7 @@ class Making:
     def _named(self, recipe: Recipe, report: Report) -> list[str]:
         """What was read beside the model, as the recipe calls it."""
         wanted = recipe.calibration
-        names: list[str | None] = [recipe.plan]
+        names: list[str | None] = [*recipe.plans]
         if self.used:
             names += wanted.sources or [one.source for one in self.used.values()]
         names += report.before.perplexities

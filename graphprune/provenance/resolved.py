@@ -44,7 +44,7 @@ def resolved(
     """
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     shared = auto and recipe.operates and _is_shared(plan, program)
-    if recipe.removes:
+    if recipe.steps is None and recipe.removes:
         named = recipe.repair.name != AUTO
         data["repair"] = recipe.repair.model_dump(mode="json") if named else "none"
         if recipe.plan is not None:

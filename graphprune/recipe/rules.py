@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
 
 _CHOOSING = ("score", "aggregate", "normalize", "uniform", "minimum", "rounds")
 """How units are chosen."""
@@ -33,15 +36,49 @@ def check_together(given: Mapping[str, object], *, removes: bool, score: str) ->
             raise ValueError(
                 f"'{name}' says which units go, and that is settled by a saved plan; leave it out"
             )
-    if "shape" in given:
-        name = _first(given, ("align", "uniform"))
-        if name is not None:
-            raise ValueError(f"'{name}' says nothing to a shape, which gives exact sizes")
+    check_shape(given)
     if "rounds" in given and score == "obs":
         raise ValueError(
             "score obs chooses in one round: it weighs every unit in the model as pruned so far; "
             "leave 'rounds' out"
         )
+
+
+def check_alone(given: Mapping[str, object]) -> None:
+    """See that nothing stands beside ``steps`` that a step says.
+
+    Args:
+        given: entries that aren't as by default, by name.
+
+    Raises:
+        ValueError: something does.
+    """
+    goals = ("remove", "target", "shape", "plan", "sparsify", "repair", "match", "recover",
+             "effort")  # fmt: skip
+    name = _first(given, (*goals, "include", "exclude", *_CHOOSING, "align"))
+    if name is not None:
+        raise ValueError(f"'{name}' stands beside steps; put it into the step that it is for")
+
+
+def check_shape(given: Mapping[str, object]) -> None:
+    """See that nothing stands beside a shape that says nothing to exact sizes.
+
+    Args:
+        given: entries that aren't as by default, by name.
+
+    Raises:
+        ValueError: something does.
+    """
+    name = _first(given, ("align", "uniform")) if "shape" in given else None
+    if name is not None:
+        raise ValueError(f"'{name}' says nothing to a shape, which gives exact sizes")
+
+
+def changed(section: BaseModel) -> dict[str, Any]:
+    """The entries of a section that were given and aren't as by default, by name."""
+    fields = type(section).model_fields
+    given = {name: getattr(section, name) for name in section.model_fields_set if name in fields}
+    return {name: value for name, value in given.items() if value != fields[name].default}
 
 
 def _first(given: Mapping[str, object], names: tuple[str, ...]) -> str | None:

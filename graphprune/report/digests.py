@@ -141,12 +141,10 @@ def source_files(
 
     Code that makes weights of its own counts as none: what it makes is what matters.
     """
-    from graphprune.ir.onnx.program import OnnxProgram
-    from graphprune.ir.torch.program import Program
-
-    if isinstance(program, OnnxProgram):
-        found: Iterable[Path] = sorted(program.files)
-    elif isinstance(program, Program) and program.source and program.source.path:
+    found: Iterable[Path]
+    if program.format == "onnx":
+        found = sorted(program.files)
+    elif program.source and program.source.path:
         folder = Path(program.source.path)
         kinds = ("*.safetensors", "*.safetensors.index.json", "config.json")
         code = ("*.py",) if program.source.trust else ()

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from graphprune.analysis.cost import Cost
 from graphprune.analysis.program import BaseProgram
-from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.ir.torch.program import Program
 from graphprune.quality.measures import Measures
 from graphprune.quality.perplexity import size_on_disk
 from graphprune.report.report import Report
@@ -29,16 +27,9 @@ def with_files(report: Report, dense: BaseProgram, written: Path) -> Report:
         dense: what was read.
         written: the checkpoint or file that was written; of several formats the first.
     """
-    source = _path_of(dense)
-    before = None if source is None else size_on_disk(source)
+    before = None if dense.origin is None else size_on_disk(dense.origin)
     return replace(
         report,
         before=replace(report.before, files=before),
         after=replace(report.after, files=size_on_disk(written)),
     )
-
-
-def _path_of(program: BaseProgram) -> Path | None:
-    if isinstance(program, OnnxProgram):
-        return program.path
-    return program.source.path if isinstance(program, Program) and program.source else None

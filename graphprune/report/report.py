@@ -12,6 +12,7 @@ from graphprune.quality.timing import Speedup, in_words, speedup
 from graphprune.report.forecast import Forecast
 from graphprune.report.masks import Masks, Refits
 from graphprune.report.provenance import Provenance, varying_apart
+from graphprune.report.trained import Trained
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,9 +41,12 @@ class Report:
         weights: The file that the weights of a factory's module came from.
         masks: Which single weights are zero; None where that wasn't asked for.
         refits: Layers that were fitted anew; None where none were.
+        trained: What training has done, by pass.
         quality: How near the slim model is to the dense one; None where it isn't measured.
         provenance: How the output was made; None after a dry run.
         forecast: What the real run would do; None after one.
+        passes: What was done, pass by pass: ``name``, ``options`` that aren't as by default,
+            ``round`` where there are several, and ``notes``.
     """
 
     source: str
@@ -59,9 +63,11 @@ class Report:
     weights: str | None = None
     masks: Masks | None = None
     refits: Refits | None = None
+    trained: tuple[Trained, ...] = ()
     quality: Quality | None = None
     provenance: Provenance | None = None
     forecast: Forecast | None = None
+    passes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Renders everything as JSON; what varies from run to run is under ``run``."""
@@ -80,6 +86,7 @@ class Report:
             lines.append(f"scored by {self.score}")
         if self.refits is not None:
             lines.append(self.refits.described())
+        lines += [one.told for one in self.trained]
         if self.max_abs_error is not None:
             lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
         lines += [f"note: {note}" for note in self.notes]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Callable, Mapping
+from typing import Any, overload
 
-from graphprune.analysis.program import BaseProgram
-from graphprune.errors import PlanError
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.torch.program import Program
 from graphprune.plan.plan import Plan
@@ -36,11 +36,7 @@ def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | 
     Raises:
         PlanError: the plan was made for another model.
     """
-    if isinstance(program, OnnxProgram):
-        return SlimOnnx(program, plan)
-    if isinstance(program, Program):
-        return torch_slim.apply(program, plan, consume=consume)
-    raise PlanError(f"a {type(program).__name__} can't be rewritten")
+    return _APPLY[program.format](program, plan, consume=consume)
 
 
 def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
@@ -49,7 +45,23 @@ def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
     Raises:
         PlanError: the plan was made for another model.
     """
-    if isinstance(program, OnnxProgram):
-        return SlimOnnx(program, plan)
-    assert isinstance(program, Program)
+    return _UNCUT[program.format](program, plan)
+
+
+def _apply_onnx(program: OnnxProgram, plan: Plan, *, consume: bool) -> SlimOnnx:
+    del consume
+    return SlimOnnx(program, plan)
+
+
+def _uncut_torch(program: Program, plan: Plan) -> Slim:
     return Slim(program, plan, plan.bind(program))
+
+
+_APPLY: Mapping[GraphFormat, Callable[..., Slim | SlimOnnx]] = {
+    "torch": torch_slim.apply,
+    "onnx": _apply_onnx,
+}
+_UNCUT: Mapping[GraphFormat, Callable[[Any, Plan], Slim | SlimOnnx]] = {
+    "torch": _uncut_torch,
+    "onnx": SlimOnnx,
+}

@@ -21,8 +21,9 @@ from graphprune.exclusive import one_at_a_time
 from graphprune.ir.torch.constants import asks_for_values
 from graphprune.ir.torch.infer import source_line
 from graphprune.ir.torch.program import Program
+from graphprune.ops import find_op
 from graphprune.plan.plan import Selection
-from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled, rule_of
+from graphprune.rewrite.sizes import Call, Constant, Dense, Scaled
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 CONSTANT = "graphprune_constant"  # in the metadata of placeholders that were operators
@@ -76,7 +77,7 @@ def _rewrite_call(
     node: fx.Node, new: fx.Node, program: Program, selection: Selection, resolve: Any
 ) -> fx.Node:
     """Give the copy `new` of `node` its slim arguments; returns what takes its place."""
-    rule = rule_of(_schema_name(node))
+    rule = find_op(_schema_name(node).replace("::", ".")).sizes
     typing = program.typing
     if rule is None or node.name not in typing.values or node.name in typing.opaque:
         return new

@@ -8,18 +8,18 @@ constants that several of them share are never changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from graphprune.axes import Keep
 from graphprune.errors import EmitError
-from graphprune.ir.onnx.edit import set_attribute
 from graphprune.ir.onnx.shapes.sizes import Known
 from graphprune.ops import Typing
 from graphprune.ops.families.pointwise import wrap
-from graphprune.rewrite.onnx_contrib import CONTRIB
+from graphprune.ops.registry import RuleTable
+from graphprune.rewrite import onnx_contrib  # noqa: F401  (it registers rules)
 from graphprune.rewrite.onnx_rewriter import Call, Rewriter, SizeRule
 
 
@@ -37,18 +37,10 @@ def rewrite_onnx(model: ir.Model, known: Mapping[str, Known], typing: Typing, ke
     Raises:
         EmitError: an operator's sizes can't be rewritten; the model is spoilt.
     """
-    Rewriter(model, known, typing, keep).run(RULES | CONTRIB)
+    Rewriter(model, known, typing, keep).run()
 
 
-RULES: dict[str, SizeRule] = {}
-
-
-def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
-    def register(rule: SizeRule) -> SizeRule:
-        RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
+_rule = RuleTable[SizeRule]("sizes", "onnx.").rule
 
 
 @_rule("Reshape", "Expand")
@@ -148,25 +140,25 @@ def _groups(call: Call) -> None:
     weight = call.dims(3 if call.node.op_type == "QLinearConv" else 1)
     if groups > 1:
         channels = call.mask(weight[0]).reshape(groups, -1)
-        set_attribute(call.node, "group", int(channels.any(axis=1).sum()))
+        call.set_attribute("group", int(channels.any(axis=1).sum()))
 
 
 @_rule("com.microsoft.MatMulNBits")
 def _packed(call: Call) -> None:
     for name, e in (("N", call.results[0][-1]), ("K", call.dims(0)[-1])):
-        set_attribute(call.node, name, call.kept(e))
+        call.set_attribute(name, call.kept(e))
 
 
 @_rule("GroupNormalization")
 def _groups_of_norm(call: Call) -> None:
     groups = _int(call.node, "num_groups", 1)
     channels = call.mask(call.dims(0)[1]).reshape(groups, -1)
-    set_attribute(call.node, "num_groups", int(channels.any(axis=1).sum()))
+    call.set_attribute("num_groups", int(channels.any(axis=1).sum()))
 
 
 @_rule("LSTM", "GRU", "RNN")
 def _hidden(call: Call) -> None:
-    set_attribute(call.node, "hidden_size", call.kept(call.dims(2)[2]))
+    call.set_attribute("hidden_size", call.kept(call.dims(2)[2]))
 
 
 @_rule("Resize")
@@ -185,12 +177,12 @@ def _attention(call: Call) -> None:
         other = _int(call.node, "kv_num_heads", 1)
         for name, e, n in (("q_num_heads", q[2], heads), ("kv_num_heads", k[2], other)):
             kept = call.mask(e).reshape(n, -1)
-            set_attribute(call.node, name, int(kept.any(axis=1).sum()))
+            call.set_attribute(name, int(kept.any(axis=1).sum()))
         size = width.size // heads
     else:
         size = width.size
     if "scale" not in call.node.attributes and any(call.touched(e) for e in (*q, *k)):
-        set_attribute(call.node, "scale", 1 / math.sqrt(size))
+        call.set_attribute("scale", 1 / math.sqrt(size))
 
 
 @_rule("OneHot")

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from graphprune.axes import Expr
-from graphprune.ir.onnx.edit import set_attribute
+from graphprune.ops.registry import RuleTable
 from graphprune.rewrite.onnx_rewriter import Call, SizeRule
 
 DOMAIN = "com.microsoft."
 
-# By operator, with its domain where that isn't ONNX's own.
-CONTRIB: dict[str, SizeRule] = {}
-
-
-def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
-    def register(rule: SizeRule) -> SizeRule:
-        CONTRIB.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
+_rule = RuleTable[SizeRule]("sizes", "onnx.").rule
 
 
 @_rule(f"{DOMAIN}Attention")
@@ -35,9 +25,9 @@ def _attention(call: Call) -> None:
     now = [int(kept[s : s + n].sum()) for s, n in zip(starts, sizes, strict=True)]
     left = _blocks(call, call.results[0][2], heads)
     if given or len(set(now)) > 1:
-        set_attribute(call.node, "qkv_hidden_sizes", now)
+        call.set_attribute("qkv_hidden_sizes", now)
     _scale(call, sizes[0] // heads, now[0] // left)
-    set_attribute(call.node, "num_heads", left)
+    call.set_attribute("num_heads", left)
 
 
 @_rule(f"{DOMAIN}MultiHeadAttention")
@@ -49,7 +39,7 @@ def _multi_head(call: Call) -> None:
         _scale(call, query[2].size // heads, call.kept(query[2]) // left)
     else:
         _scale(call, query[-1].size, call.kept(query[-1]))
-    set_attribute(call.node, "num_heads", left)
+    call.set_attribute("num_heads", left)
 
 
 @_rule(f"{DOMAIN}GroupQueryAttention")
@@ -61,8 +51,8 @@ def _grouped(call: Call) -> None:
     whole = call.dims(0)[2]
     packed = call.mask(whole)[out.size : out.size + others * width]
     keys = call.mask(call.dims(1)[2]) if call.dims(1) else packed
-    set_attribute(call.node, "kv_num_heads", int(keys.reshape(others, -1).any(axis=1).sum()))
-    set_attribute(call.node, "num_heads", _blocks(call, out, heads))
+    call.set_attribute("kv_num_heads", int(keys.reshape(others, -1).any(axis=1).sum()))
+    call.set_attribute("num_heads", _blocks(call, out, heads))
 
 
 @_rule("RotaryEmbedding", f"{DOMAIN}RotaryEmbedding")
@@ -71,24 +61,24 @@ def _rotary(call: Call) -> None:
     half = call.dims(2 if call.node.domain else 1)[-1]
     heads = _int(call, "num_heads")
     if heads and len(x) == 3:
-        set_attribute(call.node, "num_heads", _blocks(call, x[2], heads))
+        call.set_attribute("num_heads", _blocks(call, x[2], heads))
     elif heads:
-        set_attribute(call.node, "num_heads", call.kept(x[1]))
+        call.set_attribute("num_heads", call.kept(x[1]))
     if _int(call, "rotary_embedding_dim"):
-        set_attribute(call.node, "rotary_embedding_dim", 2 * call.kept(half))
+        call.set_attribute("rotary_embedding_dim", 2 * call.kept(half))
 
 
 @_rule(f"{DOMAIN}FusedConv")
 def _convolution_groups(call: Call) -> None:
     groups = _int(call, "group", 1)
     if groups > 1:
-        set_attribute(call.node, "group", _blocks(call, call.dims(1)[0], groups))
+        call.set_attribute("group", _blocks(call, call.dims(1)[0], groups))
 
 
 @_rule(f"{DOMAIN}GroupNorm", f"{DOMAIN}SkipGroupNorm")
 def _groups_of_norm(call: Call) -> None:
     channels = call.dims(1)[0]
-    set_attribute(call.node, "groups", _blocks(call, channels, _int(call, "groups", 1)))
+    call.set_attribute("groups", _blocks(call, channels, _int(call, "groups", 1)))
 
 
 def _blocks(call: Call, e: Expr, blocks: int) -> int:
@@ -100,7 +90,7 @@ def _scale(call: Call, before: int, after: int) -> None:
     """Write the scale of scores out where it would follow from another width of heads."""
     given = call.node.attributes.get_float("scale", 0.0)  # 0 stands for the default
     if not given and before != after:
-        set_attribute(call.node, "scale", 1 / math.sqrt(before))
+        call.set_attribute("scale", 1 / math.sqrt(before))
 
 
 def _int(call: Call, name: str, default: int = 0) -> int:

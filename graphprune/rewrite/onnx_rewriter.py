@@ -14,9 +14,9 @@ from graphprune.axes import Dims, Expr, Keep, Ragged, atoms, count, indices, mas
 from graphprune.errors import EmitError
 from graphprune.ir.onnx.edit import Editor, set_attribute, set_input
 from graphprune.ir.onnx.infer import is_folded
-from graphprune.ir.onnx.shapes.sizes import Known, qualified
+from graphprune.ir.onnx.shapes.sizes import Known, registered_name
 from graphprune.ir.onnx.tensors import Streamed
-from graphprune.ops import Typing
+from graphprune.ops import Typing, find_op
 from graphprune.rewrite.onnx_header import drop_stale
 
 
@@ -33,17 +33,13 @@ class Rewriter:
         self.keep = keep
         self.editor = Editor(model.graph)
 
-    def run(self, rules: Mapping[str, SizeRule]) -> None:
-        """Cut the graph in place.
-
-        Args:
-            rules: for the sizes of operators, by their qualified names.
-        """
+    def run(self) -> None:
+        """Cut the graph in place."""
         self._fold()
         for name, value in list(self.graph.initializers.items()):
             self._cut(name, value)
         for node in list(self.graph):
-            rule = rules.get(qualified(node))
+            rule = find_op(registered_name(node)).sizes
             if rule is not None and self._concerned(node):
                 rule(Call(node, self))
         _forget_shapes(self.graph, self.known)
@@ -153,12 +149,16 @@ class Call:
         attribute = self.node.attributes.get(name)
         return [] if attribute is None else list(attribute.as_ints())
 
+    def set_attribute(self, name: str, value: int | float | Sequence[int]) -> None:
+        """Write an attribute."""
+        set_attribute(self.node, name, value)
+
     def write(
         self, name: str, position: int, values: Sequence[int] | NDArray[Any], since: int = 0
     ) -> None:
         """Write such integers where this node has them; `since` an opset they are an input."""
         if self.version < since:
-            set_attribute(self.node, name, list(values))
+            self.set_attribute(name, list(values))
             return
         old = self.node.inputs[position] if position < len(self.node.inputs) else None
         found = None if old is None else self._rewriter.known.get(old.name or "")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, overload
 
 import torch
 from torch.utils import _pytree as pytree
 
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.errors import EmitError
 from graphprune.exclusive import alone
 from graphprune.frontends.hf.load import traceable
@@ -34,8 +35,15 @@ def retrace(slim: Slim | SlimOnnx, dtype: torch.dtype | None = None) -> BaseProg
     Raises:
         EmitError: another dtype, for a model that has no form but its graph.
     """
-    if not isinstance(slim, Slim):
-        return slim.retraced()
+    return _RETRACE[slim.program.format](slim, dtype)
+
+
+def _retrace_onnx(slim: SlimOnnx, dtype: None) -> BaseProgram:
+    del dtype
+    return slim.retraced()
+
+
+def _retrace_torch(slim: Slim, dtype: torch.dtype | None) -> Program:
     args, kwargs = slim.program.example
     with alone(), warnings.catch_warnings():  # nobody asked for the module
         warnings.filterwarnings("ignore", message="the slim module is the exported graph")
@@ -59,3 +67,9 @@ def retrace(slim: Slim | SlimOnnx, dtype: torch.dtype | None = None) -> BaseProg
         guard = traceable(module)
     with guard:
         return trace(module.eval(), args, kwargs)
+
+
+_RETRACE: Mapping[GraphFormat, Callable[[Any, Any], BaseProgram]] = {
+    "torch": _retrace_torch,
+    "onnx": _retrace_onnx,
+}

@@ -33,7 +33,7 @@ from graphprune.axes import (
 )
 from graphprune.ops import Typing
 from graphprune.ops.families.pointwise import axes_of
-from graphprune.plugins import SIZES, plugins
+from graphprune.ops.registry import RuleTable
 
 Arguments = dict[str, Any]
 SizeRule = Callable[["Call"], None]
@@ -157,22 +157,7 @@ def _is_static(given: Any, size: int | torch.SymInt) -> bool:
     return isinstance(size, int) or (isinstance(given, int) and given != -1)
 
 
-RULES: dict[str, SizeRule] = {}
-
-
-def rule_of(operator: str) -> SizeRule | None:
-    """The rule for an operator, "aten::view", those of installed packages included."""
-    rule: SizeRule | None = RULES.get(operator) or plugins(SIZES).get(operator.replace("::", "."))
-    return rule
-
-
-def _rule(*names: str) -> Callable[[SizeRule], SizeRule]:
-    def register(rule: SizeRule) -> SizeRule:
-        for name in names:
-            RULES[f"aten::{name}"] = rule
-        return rule
-
-    return register
+_rule = RuleTable[SizeRule]("sizes", "aten.").rule
 
 
 @_rule("view", "reshape", "_unsafe_view", "view_copy", "zeros", "ones", "full", "empty",

@@ -55,6 +55,11 @@ class SlimOnnx:
         """Dense names to slim ones, which are the same; removed initialisers are absent."""
         return {name: name for name in self.shapes}
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tied names, of which there are none: what is tied is one initialiser."""
+        return {}
+
     def retraced(self) -> OnnxProgram:
         """The slim model as a program of its own, in memory.
 

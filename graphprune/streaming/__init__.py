@@ -15,9 +15,15 @@ from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.layout import Bank, Convolution, Experts, Layout, Matrix
 from graphprune.streaming.core.observer import Observer
 from graphprune.streaming.core.sites import Group, Site, Sites
+from graphprune.streaming.core.treatment import Step, Treatment
 from graphprune.streaming.core.weights import TreatedWeights
-from graphprune.streaming.programs import apply_weights, find_sites, in_streams, stream
-from graphprune.streaming.torch.run import Step, Treatment
+from graphprune.streaming.programs import (
+    apply_weights,
+    find_biases,
+    find_sites,
+    in_streams,
+    stream,
+)
 
 __all__ = [
     "Bank",
@@ -37,6 +43,7 @@ __all__ = [
     "Treatment",
     "apply_weights",
     "batches",
+    "find_biases",
     "find_sites",
     "in_streams",
     "stream",

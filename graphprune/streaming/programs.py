@@ -1,9 +1,9 @@
-"""The four steps of a streamed run, for a program of either kind of graph."""
+"""Streamed runs over a program of any graph format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,20 +13,25 @@ from graphprune.calibration.batches import Batch
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.torch.program import Program
 from graphprune.plan.plan import Selection
-from graphprune.streaming.core import weights as torch_weights
+from graphprune.streaming.core.adapter import GraphAdapter, Options
 from graphprune.streaming.core.cache import Held
 from graphprune.streaming.core.checkpoint import State
-from graphprune.streaming.core.sites import Sites
-from graphprune.streaming.core.weights import TreatedWeights, fitting
-from graphprune.streaming.onnx.run import stream_onnx
-from graphprune.streaming.onnx.sites import find_onnx_sites
-from graphprune.streaming.onnx.sums import summands
-from graphprune.streaming.torch import run as torch_run
-from graphprune.streaming.torch import sites as torch_sites
-from graphprune.streaming.torch.run import Step, Treatment
-from graphprune.streaming.torch.schedule import Schedule
+from graphprune.streaming.core.run import Run
+from graphprune.streaming.core.sites import Site, Sites
+from graphprune.streaming.core.treatment import Step, Treatment
+from graphprune.streaming.core.weights import TreatedWeights
+from graphprune.streaming.onnx.adapter import OnnxAdapter
+from graphprune.streaming.torch.adapter import TorchAdapter
 
 Some = TypeVar("Some", bound=BaseProgram)
+
+
+def adapter_for(program: BaseProgram) -> GraphAdapter:
+    """The adapter of a program's graph format; nothing else in this package asks which it is."""
+    if isinstance(program, OnnxProgram):
+        return OnnxAdapter(program)
+    assert isinstance(program, Program)  # there is no third format
+    return TorchAdapter(program)
 
 
 def find_sites(
@@ -36,25 +41,42 @@ def find_sites(
     *,
     every: bool = False,
 ) -> Sites:
-    """Find where weights are applied; see `graphprune.streaming.torch.sites.find_sites`."""
-    if isinstance(program, OnnxProgram):
-        return find_onnx_sites(program, include, exclude, every=every)
-    return torch_sites.find_sites(_traced(program), include, exclude, every=every)
+    """Find where weights are applied, and group those that read the same value.
+
+    Matrices of linear layers, convolutions and experts are taken. Routers, depthwise kernels,
+    single outputs and what computes an output of the model are only if `include` has their full
+    name; a weight whose other uses are no such products (an embedding that is the output layer too)
+    never is.
+
+    Args:
+        program: a traced program, or an ONNX model.
+        include: globs of parameter names to choose from; None for all.
+        exclude: globs of parameter names to leave out.
+        every: whether those are taken, too, that only a full name brings in otherwise.
+
+    Raises:
+        PlanError: nothing is left to treat, or a glob matches nothing that could be.
+    """
+    return adapter_for(program).find_sites(include, exclude, every=every)
+
+
+def find_biases(program: BaseProgram, sites: Iterable[Site]) -> dict[str, str]:
+    """Find the biases of linear layers and convolutions that nothing else reads.
+
+    Args:
+        program: a traced program, or an ONNX model.
+        sites: where weights are applied.
+
+    Returns:
+        Canonical name of a weight to that of its bias, a parameter with one number per output.
+    """
+    return adapter_for(program).find_biases(sites)
 
 
 def in_streams(program: BaseProgram, sites: Sites) -> frozenset[str]:
     """The weights whose product is added to a residual stream: to a value computed before it."""
-    if isinstance(program, OnnxProgram):
-        met = summands(program, sites.all.values())
-        return frozenset(s.parameter for s in sites.all.values() if s.node in met)
-    schedule = Schedule(_traced(program), sites, sums=True)
-    return frozenset(
-        parameter
-        for probes in schedule.probes.values()
-        for probe in probes
-        for parameter, other in probe.sums
-        if other is not None
-    )
+    added = adapter_for(program).summands(sites.all.values())
+    return frozenset(s.parameter for s in sites.all.values() if s.node in added)
 
 
 def stream(
@@ -72,29 +94,47 @@ def stream(
 ) -> TreatedWeights:
     """Treat the weights of a program, each with statistics of the samples.
 
-    See `graphprune.streaming.torch.run.stream`, and for what differs
-    `graphprune.streaming.onnx.run.stream_onnx`.
+    Args:
+        program: a traced program with weights, or an ONNX model; it isn't changed.
+        sites: what to treat; see `find_sites`.
+        batches: the samples; see `graphprune.streaming.batches`.
+        treatment: what to do to the weights.
+        dtype: of all floating computation; of an ONNX model, whose operators run in the types that
+            it has, of the rows that observers see, at least.
+        held: the dtype in which activations wait for the next partition, None for that of the
+            computation; or how, with `Held`. Of an ONNX model it is that of float32 values.
+        reference: run the dense model along, and tell observers the gap (see `GapObserver`). It
+            costs a second pass, the memory of its activations, and two products for each weight.
+        selection: what a plan leaves: the treated model runs as if it had been applied. The samples
+            of an ONNX model must have one size then.
+        progress: called after each group.
+        state: where to save progress, and to go on from; None saves nothing.
+
+    Returns:
+        The new weights by parameter, in the dtypes of the old ones.
+
+    Raises:
+        PlanError: the samples don't fit the program, an activation or a new weight isn't finite, a
+            new weight has another shape, or nothing can run a part of an ONNX model.
+        LoadError: `state` belongs to another run.
     """
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "held": held,
-        "reference": reference,
-        "selection": selection,
-        "progress": progress,
-        "state": state,
-    }
-    if isinstance(program, OnnxProgram):
-        return stream_onnx(program, sites, batches, treatment, **options)
-    return torch_run.stream(_traced(program), sites, batches, treatment, **options)
+    options = Options(dtype, Held.of(held), reference, selection)
+    with torch.no_grad():
+        run = Run(program, adapter_for(program), sites, batches, treatment, options, state)
+        return run.treat(progress or (lambda step: None))
 
 
 def apply_weights(program: Some, new: Mapping[str, Tensor]) -> Some:
-    """A program with some weights exchanged, of the types and shapes of the old ones."""
-    if isinstance(program, OnnxProgram):
-        return program.with_weights(fitting(program, new))  # type: ignore[return-value]
-    return torch_weights.apply_weights(_traced(program), new)  # type: ignore[return-value]
+    """A program with some weights exchanged; structures, graph and source stay.
 
+    It is saved as any program is: `graphprune.apply` with an empty plan gives a model that `save`
+    writes in every format.
 
-def _traced(program: BaseProgram) -> Program:
-    assert isinstance(program, Program)  # there is no third kind
-    return program
+    Args:
+        program: the program; not changed.
+        new: canonical parameter name to tensor of the same shape.
+
+    Raises:
+        PlanError: a name is unknown, or a shape another.
+    """
+    return adapter_for(program).with_weights(new)  # type: ignore[no-any-return]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import TrainingError
 from graphprune.ir.torch.program import Program
-from graphprune.streaming.core.weights import apply_weights
 from graphprune.streaming.programs import find_sites
+from graphprune.streaming.torch.weights import apply_weights
 from graphprune.training.core.options import Training
 from graphprune.training.core.processes import processes
 from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of
@@ -121,8 +121,9 @@ def recover(
             diverges.
         LoadError: the state belongs to another run, or is damaged.
     """
-    training = training or Training()
     program = check_trainable(program)
+    training = training or Training()
+    training = training.settled(teacher=teacher is not None, causal=program.is_causal)
     everyone = processes()
     layouts: dict[str, Any] = {}
     if training.train == "lora":
@@ -159,7 +160,7 @@ def recover_module(
     tensors by position. Adapters go to all weights of linear layers and convolutions. While it
     trains, the module computes as in evaluation mode; its own mode isn't changed.
     """
-    training = training or Training()
+    training = (training or Training()).settled(teacher=teacher is not None, causal=True)
     student = student_of_module(module)
     layouts = {name: Flat() for name in _matrices(module) if name in student.names}
     feed = ModuleFeed() if loss is None else OwnFeed()

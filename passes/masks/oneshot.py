@@ -57,6 +57,7 @@ from graphprune.streaming import (
     find_sites,
     stream,
 )
+from graphprune.streaming.identity import identity
 
 __all__ = ["OWL", "Budget", "Global", "Layer", "Sensitivity", "Sparse", "sparsify"]
 
@@ -135,10 +136,8 @@ def sparsify(
     treatment = _OneShot(solver, choice, keep_zeros, reference, errors)
     if state is not None:
         # A run must not go on from what another one has pruned in another way.
-        how = (
-            f"{solver}, {_words(pattern)}, {budget}, keep_zeros={keep_zeros}, {reference}, {errors}"
-        )
-        state = replace(state, recipe=f"{state.recipe}; {how}")
+        told = [state.recipe, solver, pattern, budget, keep_zeros, reference, errors]
+        state = replace(state, recipe=identity(told))
     new = run(treatment, state)
     layers = treatment.layers
     if moved is not None:
@@ -345,14 +344,6 @@ def _few(statistic: Statistic, solved: Solved) -> Iterator[str]:
 
 def _zeros(weight: Tensor) -> int:
     return weight.numel() - int(weight.count_nonzero())
-
-
-def _words(pattern: Pattern | Mapping[str, Pattern]) -> str:
-    if isinstance(pattern, Mapping):
-        return ", ".join(f"{name} {_words(p)}" for name, p in sorted(pattern.items()))
-    if isinstance(pattern, Given):
-        return f"a mask of {int(pattern.kept.sum())}"
-    return repr(pattern)
 
 
 def _counted(notes: Iterable[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ REPAIRS: Registry[Repair] = Registry(
     "graphprune.repairs",
     {
         "bias": "graphprune.passes.repair.bias:Bias",
+        "match": "graphprune.passes.repair.matching:Matching",
         "reconstruct": "graphprune.passes.repair.reconstruction:Reconstruction",
     },
 )

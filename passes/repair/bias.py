@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.frontends.hf.biases import with_biases
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import is_traced
 from graphprune.passes.repair.structured import Repaired, compensate, read_by
 from graphprune.plan.plan import Plan
 from graphprune.streaming import State, Step
@@ -49,6 +49,6 @@ def biased_for(program: BaseProgram, plan: Plan) -> tuple[BaseProgram, Plan]:
     Raises:
         PlanError: its configuration can't hold them.
     """
-    if isinstance(program, Program):
+    if is_traced(program):
         program = with_biases(program, read_by(program, plan))
     return program, replace(plan, fingerprint=program.fingerprint)

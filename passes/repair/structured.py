@@ -32,13 +32,14 @@ from graphprune.streaming import (
     Step,
     apply_weights,
     batches,
+    find_biases,
     find_sites,
     in_streams,
     stream,
 )
-from graphprune.streaming.biases import biases
 from graphprune.streaming.consumers import Consumer, consumers
 from graphprune.streaming.core.layout import Experts
+from graphprune.streaming.identity import identity
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def obs(
     spread = [s for s in structures if len({c.group for c in found[s.name]}) > 1]
     if spread:
         units |= _chosen_together(program, samples, spread, keep, surgeon, damping, held)
-    known = biases(program, sites.all.values())
+    known = find_biases(program, sites.all.values())
     refit = Reconstruct(damping)
     treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
     fixed = Plan(program.fingerprint, dict(units)).bind(program)
@@ -178,7 +179,7 @@ def reconstruct(
     }
     units = dict(plan.kept_units)
     refit = Reconstruct(damping)
-    known = biases(program, sites.all.values())
+    known = find_biases(program, sites.all.values())
     treatment = Refit(program, found, units, {}, Surgeon(), refit, reference, known)
     masked = selection if reference and _is_wide(structures, found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, untouched, masked)
@@ -213,7 +214,7 @@ def compensate(
     plan.bind(program)
     structures = [program.by_name[name] for name in plan.kept_units]
     found, sites = _consumers(program, structures, plan)
-    known = biases(program, sites.all.values())
+    known = find_biases(program, sites.all.values())
     without = [name for name in sites.parameters if name not in known]
     if without:
         raise PlanError(
@@ -243,9 +244,8 @@ def _streamed(
     selection: Selection | None = None,
 ) -> Repaired:
     if state is not None:  # another plan is another run
-        told: list[object] = [sorted(treatment.units.items()), sorted(treatment.keep.items())]
-        told += [state.recipe, treatment.surgeon, treatment.refit, treatment.closing]
-        state = replace(state, recipe=repr(told))
+        told = [state.recipe, treatment.units, treatment.keep, treatment.surgeon, treatment.refit]
+        state = replace(state, recipe=identity([*told, treatment.closing]))
     new = stream(
         program,
         sites,
@@ -324,7 +324,7 @@ def _chosen_together(
     The first consumer is reached before the last has been seen.
     """
     found, sites = _consumers(program, structures)
-    known = biases(program, sites.all.values())
+    known = find_biases(program, sites.all.values())
     units: dict[str, Units] = {}
 
     def decide(structure: Structure, problems: list[Problem]) -> None:

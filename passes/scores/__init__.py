@@ -1,6 +1,6 @@
 """Scores, one a file, found by name in this registry.
 
-Other packages add scores with an entry point of the group ``graphprune.passes`` whose name is the
+Other packages add scores with an entry point of the group ``graphprune.scores`` whose name is the
 score's and whose value is its class. Nothing here imports torch before a class is asked for.
 """
 
@@ -21,7 +21,7 @@ _HERE = "graphprune.passes.scores"
 
 SCORES: Registry[Score] = Registry(
     "score",
-    "graphprune.passes",
+    "graphprune.scores",
     {
         "block-influence": f"{_HERE}.block_influence:BlockInfluence",
         "element-mix": f"{_HERE}.llm_pruner:ElementMix",

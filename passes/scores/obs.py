@@ -58,8 +58,7 @@ class Obs:
         """
         from graphprune.passes.repair.refitting import Survey
         from graphprune.solvers.obs import Problem, Surgeon
-        from graphprune.streaming import batches, find_sites, stream
-        from graphprune.streaming.biases import biases
+        from graphprune.streaming import batches, find_biases, find_sites, stream
         from graphprune.streaming.consumers import consumers
 
         if inputs.calibration is None:
@@ -89,7 +88,7 @@ class Obs:
         survey = Survey(
             program,
             consumers(program, structures, sites),
-            biases(program, sites.all.values()),
+            find_biases(program, sites.all.values()),
             self.damping,
             decide,
         )

@@ -13,16 +13,16 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.batches import Batch, batches
 from graphprune.errors import PlanError
 from graphprune.ir.torch.interpreter import flat_inputs
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 from graphprune.streaming.core.layout import Matrix
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Site, Sites
 from graphprune.streaming.torch.runner import Runner, Values
-from graphprune.streaming.torch.schedule import Schedule
+from graphprune.streaming.torch.schedule import TorchSchedule
 from graphprune.streaming.torch.sites import find_sites
 
 
-class Route(Schedule):
+class Route(TorchSchedule):
     """What runs, and how long each value lives, when some values are wanted.
 
     Attributes:
@@ -140,7 +140,7 @@ def traced_program(program: BaseProgram, score: str) -> Program:
     Raises:
         PlanError: it is a graph of another format, or has no weights.
     """
-    if not isinstance(program, Program):
+    if not is_traced(program):
         raise PlanError(
             f"score {score} runs a PyTorch graph, and this is one of another format",
             hint="use score magnitude, or prune the PyTorch model and export it",

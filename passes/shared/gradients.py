@@ -18,7 +18,7 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.batches import with_tokens
 from graphprune.errors import PlanError
 from graphprune.exclusive import alone, one_at_a_time
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 from graphprune.passes.shared.reduce import Salience
 from graphprune.passes.shared.score import Inputs, Loss, Sums, checked_marginals
 from graphprune.plan.units import FloatArray
@@ -36,7 +36,7 @@ def differentiable(program: BaseProgram, inputs: Inputs, score: str) -> Program:
     Raises:
         PlanError: it is no PyTorch graph, or there is no calibration data.
     """
-    if not isinstance(program, Program):
+    if not is_traced(program):
         raise PlanError(
             f"score {score} needs gradients, which a graph of another format doesn't give",
             hint="use score magnitude, or prune the PyTorch model and export it",

@@ -1,7 +1,7 @@
 """What a score is, and what scores that start from a per-element salience share.
 
 A score tells how much a structure's units matter. It is a frozen dataclass, its fields are its
-options, and it is found by name in the registry of `graphprune.passes`.
+options, and it is found by name in the registry of `graphprune.passes.scores`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_language_models_are_scored_on_text(
     goal = ("--remove", "ffn=0.5", "--text", text, "--dry-run")
     result = run("compile", dense, *goal, *flags)
     assert result.code == 0, result.err
-    assert ("reading calibration text" in result.err) == (score == "taylor")
+    assert ("reading calibration data" in result.err) == (score == "taylor")
     assert f"scored by {score}" in result.out
 
 

@@ -16,7 +16,6 @@ import pytest
 
 import graphprune.pipeline.compiler
 from cli.helpers import Result, tree
-from graphprune import _version
 from graphprune.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +50,7 @@ def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
 
 
 def test_version(run: Callable[..., Result]) -> None:
-    assert run("--version") == (0, f"graphprune {_version.__version__}\n", "")
+    assert run("--version") == (0, f"graphprune {graphprune.__version__}\n", "")
 
 
 @pytest.mark.parametrize(

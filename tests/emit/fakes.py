@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.analysis.program import Source
 from graphprune.checkpoints.patch import named_tensors
 from graphprune.frontends.hf.load import traceable
-from graphprune.ir.torch.program import Source
 from graphprune.rewrite.module.judge import Judge
 from graphprune.rewrite.module.module import build
 

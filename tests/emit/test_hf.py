@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from emit.fakes import blocks, fake_slim, zeroed
+from fresh import WAITING
 from graphprune.checkpoints import self_contained as pruned
 from graphprune.checkpoints import writing as checkpoint
 from graphprune.checkpoints.patch import named_tensors
@@ -54,20 +54,14 @@ def _seed():
 def opened(directory, tmp_path, trust=False):
     """Logits from a fresh process without graphprune, and what it wrote to stderr."""
     target = tmp_path / "logits.pt"
-    command = [sys.executable, "-P", "-c", OPEN, directory, "trust" if trust else "", target]
+    command = ["-c", OPEN, directory, "trust" if trust else "", target]
     environment = {
         **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = WAITING.run([str(part) for part in command], environment)
     assert done.returncode == 0, done.stderr
     logits, imported = torch.load(target, weights_only=True)
     assert not imported

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import graphprune as gp
+from fresh import WAITING
 from graphprune.frontends import load_traced
 from models.cache import model_path
 from models.efficientnet_lite import EfficientNetLite0
@@ -40,8 +40,9 @@ def compiled(name: str, remove: dict[str, float], score: str = "random") -> gp.S
 def reload(directory: Path, kind: str) -> torch.Tensor:
     """What plain transformers computes from a written checkpoint, in a fresh process."""
     target = directory.parent / "output.pt"
-    command = [sys.executable, "-c", RELOAD, str(directory), kind, str(target)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(directory.parent / "modules")}
+    done = WAITING.run(["-c", RELOAD, str(directory), kind, str(target)], environment)
+    assert done.returncode == 0, done.stderr
     output: torch.Tensor = torch.load(target, weights_only=True)
     return output
 

@@ -160,7 +160,7 @@ def test_a_signal_waits_for_the_last_moves(tmp_path: Path, monkeypatch: pytest.M
         os.kill(os.getpid(), signal.SIGTERM)
         assert came == []
 
-    monkeypatch.setattr("graphprune.files.placing._place_file", kill)
+    monkeypatch.setattr("graphprune.files.placing.move_new", kill)
     try:
         write_text(tmp_path / "a", "a")
         assert len(came) == 1

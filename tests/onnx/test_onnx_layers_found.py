@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 import graphprune as gp
-from graphprune.analysis.repeats import _repetition
+from graphprune.analysis.blocks import Flow
+from graphprune.analysis.repeats import repeated_paths
 from graphprune.frontends.onnx.load import load_onnx
 from graphprune.ir.onnx.scopes import module_path, rename_modules
 from graphprune.rewrite.renumber import shifted
@@ -194,21 +195,41 @@ def test_copies_between_layers_without_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "expected"),
+    ("kinds", "layers"),
     [
-        ("AAAA", (0, 1, 4)),
-        ("ABABAB", (0, 2, 3)),
-        ("XABABAB", (1, 2, 3)),
-        ("AABAAB", (0, 3, 2)),
-        ("ABABABC", (0, 2, 3)),
-        ("AABB", (0, 1, 2)),
-        ("ABC", (0, 1, 1)),
-        ("ABABA", (0, 2, 2)),
-        ("", (0, 1, 1)),
+        ("AAAA", "0123"),
+        ("ABABAB", "001122"),
+        ("XABABAB", " 001122"),
+        ("AABAAB", "000111"),
+        ("ABABABC", "001122 "),
+        ("AABB", "01  "),
+        ("ABC", "   "),
+        ("ABABA", "0011 "),
+        ("", ""),
     ],
 )
-def test_repetition(kinds, expected):
-    assert _repetition(kinds) == expected
+def test_repetition(kinds, layers):
+    """Residual blocks of one operator each: the layer of each, where there is one."""
+    sums = {f"h{i + 1}": (f"h{i}", f"f{i}") for i in range(len(kinds))}
+    blocks = {f"f{i}": kind for i, kind in enumerate(kinds)}
+    inputs = {}
+    for i in range(len(kinds)):
+        inputs |= {f"f{i}": (f"h{i}",), f"h{i + 1}": sums[f"h{i + 1}"]}
+    flow = Flow(
+        inputs=inputs,
+        paths={},
+        outputs={f"h{len(kinds)}"},
+        parameters={},
+        sums=sums,
+        passes={},
+        tensors={"h0", *inputs},
+        sizes=set(),
+        alike=lambda a, b: True,
+        named=False,
+        operators=blocks | dict.fromkeys(sums, "Add"),
+    )
+    found = repeated_paths(flow, set(blocks))
+    assert [found[f] for f in blocks] == [f"stack0.{n}" if n != " " else "" for n in layers]
 
 
 @pytest.mark.parametrize(

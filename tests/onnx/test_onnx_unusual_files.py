@@ -286,10 +286,10 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     file, out = external(tmp_path / "in"), tmp_path / "slim.onnx"
-    save = onnx_files._save
+    save = onnx_files.ir.save
 
-    def some(model, path, *, external):
-        save(model, path, external=external)
+    def some(model, path, **options):
+        save(model, path, **options)
         if path.is_relative_to(scratch) is (where == "temporary"):
             path.write_bytes(path.read_bytes()[:100])
             full()
@@ -297,7 +297,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     if where == "rename":
         monkeypatch.setattr("graphprune.files.placing.move_new", full)
     else:
-        monkeypatch.setattr(onnx_files, "_save", some)
+        monkeypatch.setattr(onnx_files.ir, "save", some)
     before = tree(tmp_path)
     with pytest.raises(gp.EmitError, match="No space left on device"):
         gp.compile(file, {"remove": {"*": 0.5}}, out)

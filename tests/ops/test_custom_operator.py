@@ -1,7 +1,5 @@
 """An operator of one's own: frozen and named without a rule, prunable and verified with one."""
 
-import importlib.metadata
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +7,8 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import GraphPruneError
-from graphprune.ops import registry
-from graphprune.ops.torch import ATEN
+from graphprune.ops import OpDef, register_op, registry
+from graphprune.report.operators import operators
 from zoo.case import check, prunable_sizes, randomise
 
 
@@ -72,26 +70,28 @@ def traced():
 
 
 class EntryPoint:
-    def __init__(self, name, function):
-        self.name, self.value, self.function = name, f"mylib:{name}", function
+    def __init__(self, name, registered, value=None):
+        self.name, self.value, self.registered = name, value or f"mylib:{name}", registered
 
     def load(self):
-        return self.function
+        return self.registered
 
 
 @pytest.fixture
-def install(monkeypatch):
+def apart(monkeypatch):
+    """A registry whose further operators are gone after the test."""
+    monkeypatch.setattr(registry, "OPERATORS", registry.OPERATORS.copy())
+
+
+@pytest.fixture
+def install(apart, monkeypatch):
     """Pretends that a package with these entry points is installed."""
 
-    def with_points(**rules):
-        points = [EntryPoint(f"zoo.{name}", rule) for name, rule in rules.items()]
-        # The table loads plug-ins once; here it has to do so again, and to forget them later.
-        monkeypatch.setattr(ATEN, "_rules", dict(ATEN._rules))
-        monkeypatch.setattr(ATEN, "_plugins_loaded", False)
-        for module in (importlib.metadata, registry):
-            monkeypatch.setattr(
-                module, "entry_points", lambda group: points if group == "graphprune.ops" else []
-            )
+    def with_points(*points, **rules):
+        found = [*points, *(EntryPoint(f"zoo.{n}", OpDef(rule)) for n, rule in rules.items())]
+        monkeypatch.setattr(
+            registry, "entry_points", lambda group: found if group == "graphprune.ops" else []
+        )
 
     return with_points
 
@@ -140,21 +140,104 @@ def test_a_rule_that_fails_counts_as_none(install):
     assert "the rule for zoo.scaled_add failed" in traced().frozen()["a.weight", 0]
 
 
-def test_two_rules_for_one_operator_are_an_error(install, monkeypatch):
+@pytest.mark.parametrize("name", ["zoo.scaled_add", "zoo::scaled_add"])
+def test_two_packages_with_one_operator_are_an_error(install, name):
+    first = EntryPoint("zoo.scaled_add", OpDef(scaled_add_rule), "mylib:ADD")
+    install(first, EntryPoint(name, OpDef(scaled_add_rule), "other:ADD"))
+    for _ in range(2):  # and stay one
+        with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add is registered twice") as caught:
+            traced()
+        assert "mylib:ADD" in caught.value.why
+        assert "other:ADD" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("aten.permute", "graphprune.ops.torch.aten._permute"),
+        ("onnx.Softmax", "graphprune.ops.families.pointwise.same"),
+        ("com.microsoft.MoE", "graphprune.ops.onnx.contrib._experts"),
+    ],
+)
+def test_our_operators_can_not_be_registered(install, name, own):
+    with pytest.raises(GraphPruneError, match="is registered twice") as caught:
+        register_op(name, OpDef(scaled_add_rule))
+    assert f"{own} and {scaled_add_rule.__module__}.scaled_add_rule" in caught.value.why
+    install(EntryPoint(name, OpDef(scaled_add_rule), "mylib:ADD"))
+    with pytest.raises(GraphPruneError, match="is registered twice") as caught:
+        traced()
+    assert own in caught.value.why
+    assert "mylib:ADD" in caught.value.why
+
+
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize(
+    "operator",
+    [
+        scaled_add,
+        torch.ops.zoo.scaled_add,
+        torch.ops.zoo.scaled_add.default,
+        "zoo::scaled_add",
+        "zoo.scaled_add",
+    ],
+)
+def test_in_a_script(operator):
+    register_op(operator, OpDef(scaled_add_rule))
+    register_op("zoo::row_norms", OpDef(row_norms_rule))
+    assert not traced().typing.opaque
+    assert operators()["zoo.scaled_add"] == OpDef(scaled_add_rule)
+    with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add is registered twice"):
+        register_op(torch.ops.zoo.scaled_add, OpDef(wrong_rule))
+
+
+def test_a_script_can_not_register_what_a_package_has(install):
+    install(scaled_add=scaled_add_rule, row_norms=row_norms_rule)
+    traced()
+    with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add is registered twice"):
+        register_op("zoo::scaled_add", OpDef(wrong_rule))
+
+
+def test_a_package_can_not_register_what_a_script_has(install):
     install(scaled_add=scaled_add_rule)
-    twice = [EntryPoint("zoo.scaled_add", scaled_add_rule)] * 2
-    monkeypatch.setattr(registry, "entry_points", lambda group: twice)
-    with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add has two rules"):
+    register_op("zoo::scaled_add", OpDef(wrong_rule))
+    with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add is registered twice"):
         traced()
 
 
-def test_a_plug_in_that_can_not_be_loaded_is_named(install, monkeypatch):
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize("operator", ["scaled_add", "zoo::", "::scaled_add", "zoo::a b", 3, print])
+def test_names_without_a_namespace(operator):
+    with pytest.raises(GraphPruneError, match="is no operator that can be registered"):
+        register_op(operator, OpDef(scaled_add_rule))
+
+
+def test_a_plug_in_that_can_not_be_loaded_is_named(install):
     class Broken(EntryPoint):
         def load(self):
             raise ImportError("no module named mylib")
 
-    install()
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Broken("zoo.scaled_add", None)])
+    install(Broken("zoo.scaled_add", None))
     with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add") as caught:
         traced()
     assert "no module named mylib" in str(caught.value)
+
+
+def test_a_plug_in_without_a_definition_is_named(install):
+    install(EntryPoint("zoo.scaled_add", scaled_add_rule, "mylib:rule"))
+    with pytest.raises(GraphPruneError, match=r"zoo\.scaled_add is no definition") as caught:
+        traced()
+    assert "'mylib:rule'" in caught.value.where
+    assert "OpDef" in caught.value.hint
+
+
+def test_our_operators_have_every_rule_in_one_table():
+    """Rules of sizes and formulas belong to operators whose axes are known, but for shapes."""
+    found = operators()
+    assert {name for name, known in found.items() if known.axes is None} == {
+        "com.microsoft.BiasSoftmax",  # frozen, and what follows them is not
+        "com.microsoft.Inverse",
+    }
+    for name in ("aten.layer_norm", "aten.group_norm", "onnx.GroupNormalization"):
+        known = found[name]
+        assert None not in (known.axes, known.sizes, known.masked), name
+    assert found["com.microsoft.GroupNorm"].shapes is not None

@@ -338,14 +338,14 @@ def test_the_time_grows_with_the_number_of_operators_only():
 
     def traced_operators(layers):
         made = []
-        original = decompose._trace
+        original = decompose.make_fx
 
-        def counting(*args):
+        def counting(*args, **options):
             made.append(args)
-            return original(*args)
+            return original(*args, **options)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decompose, "_trace", counting)
+            patch.setattr(decompose, "make_fx", counting)
             gp.trace(Deep(layers).eval(), (torch.randn(4, 5),))
         return len(made)
 

@@ -6,7 +6,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.pipeline import compiler
+from graphprune.pipeline import compiler, run
 
 RECIPES = {
     "role": ({"remove": {"experts": 0.5}}, "no role 'experts'"),
@@ -44,8 +44,8 @@ def unread(monkeypatch):
     def touched(*args, **kwargs):
         raise AssertionError("weights or data were read")
 
-    for name in ("check_weights", "calibration_samples", "samples_for"):
-        monkeypatch.setattr(compiler, name, touched)
+    monkeypatch.setattr(compiler, "check_weights", touched)
+    monkeypatch.setattr(run, "calibration_samples", touched)
 
 
 @pytest.mark.usefixtures("unread")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import graphprune as gp
 from graphprune.cli.app import app
-from graphprune.errors import RecipeError
+from graphprune.errors import PlanError, RecipeError
 from graphprune.solvers import Unstructured
 from pass_guide import blocks, install, modules, points
 
@@ -151,3 +151,17 @@ def test_the_repair(source, tmp_path):
 def test_mistakes_of_repairs(repair, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         gp.Recipe.parse({"remove": {"ffn": 0.5}, "score": "magnitude", "repair": repair})
+
+
+def test_a_step_of_its_own(source, tmp_path):
+    recipe = yaml.safe_load(blocks("yaml")[3])
+    report = gp.compile(source, recipe, tmp_path / "slim.pt2")
+    assert [one["name"] for one in report.passes] == ["clip", "select"]
+    assert "clipped 3 matrices" in report.notes
+    dense, slim = gp.load(source).weights, gp.load(tmp_path / "slim.pt2").weights
+    assert slim["up.weight"].shape == (6, 5)
+    limit = dense["head.weight"].abs().max() / 2
+    assert torch.equal(slim["head.weight"], dense["head.weight"].clamp(-limit, limit))
+    refused = {"steps": [{"clip": {"share": 2.0}}]}
+    with pytest.raises(PlanError, match="clip takes a share"):
+        gp.compile(source, refused, tmp_path / "other.pt2")

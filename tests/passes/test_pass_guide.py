@@ -13,7 +13,7 @@ import graphprune as gp
 import pass_guide
 from graphprune.cli.app import app
 from graphprune.errors import RecipeError
-from graphprune.pipeline import compiler
+from graphprune.pipeline import run
 from pass_guide import blocks, modules, points
 
 MODEL = """
@@ -56,7 +56,7 @@ def unread(monkeypatch):
     def read(*args, **kwargs):
         raise AssertionError("calibration data was read")
 
-    monkeypatch.setattr(compiler, "calibration_samples", read)
+    monkeypatch.setattr(run, "calibration_samples", read)
 
 
 def best(source, p):
@@ -115,7 +115,7 @@ def test_a_score_that_says_so_is_given_data(tmp_path, monkeypatch):
                 assert inputs.calibration is not None
                 return {s.name: np.arange(s.size, dtype=float)[None] for s in structures}
     """
-    groups = {"graphprune.passes": {"seen": "mylib.scores:Seen"}}
+    groups = {"graphprune.scores": {"seen": "mylib.scores:Seen"}}
     install(tmp_path, monkeypatch, {"scores": textwrap.dedent(code)}, groups)
     (tmp_path / "net.py").write_text(MODEL)
     np.savez(tmp_path / "data.npz", x=np.ones((4, 5), dtype=np.float32))

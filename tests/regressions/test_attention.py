@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.pipeline.rounds import composed
+from graphprune.pipeline.steps.rounds import composed
 from graphprune.rewrite.retrace import retrace
 from regressions.hand import (
     blocks,

@@ -9,7 +9,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.pipeline.rounds import composed
+from graphprune.pipeline.steps.rounds import composed
 from graphprune.plan.kept import rows_of
 from graphprune.rewrite.retrace import retrace
 from regressions.hand import kept, verified

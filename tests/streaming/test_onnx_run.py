@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import graphprune as gp
 from graphprune.errors import EmitError, LoadError, PlanError
 from graphprune.streaming import State, apply_weights, find_sites, in_streams
-from graphprune.streaming.onnx import run as onnx_run
+from graphprune.streaming.onnx.adapter import OnnxModel
 from onnx_graphs import graph, initialisers, run, weights
 from streaming.onnx_oracle import Looking, go, images, program_of, value_of
 from streaming.oracle import Halving
@@ -198,7 +198,7 @@ def test_resuming_gives_the_same_bits(program, tmp_path, every, held):
 def test_a_finished_run_runs_nothing_again(program, tmp_path, monkeypatch):
     data = images(6, 8, 8)
     expected, _ = go(program, data, state=State(tmp_path))
-    monkeypatch.setattr(onnx_run._Run, "_advance", None)
+    monkeypatch.setattr(OnnxModel, "forward", None)
     new, again = go(program, data, state=State(tmp_path, resume=True))
     assert not again.groups
     assert set(new) == set(expected)
@@ -220,13 +220,13 @@ def test_a_directory_of_another_model_is_refused(program, mixed, tmp_path):
 
 def test_half_precision_holds_half_the_memory(program):
     data = images(6, 8, 8)
-    steps: dict = {None: [], torch.bfloat16: []}
+    steps: dict = {None: [], torch.bfloat16: [], torch.float16: []}
     for held, own in steps.items():
         go(program, data, Looking(), held=held, progress=own.append)
     sizes = {h: [s.held_bytes for s in own] for h, own in steps.items()}
     tokens = 3 * 8 * 24 * 4  # of three samples: 8 channels of 4 x 6 places
     assert sizes[None][1] == tokens  # t2: the weight before it was seen twice
-    assert sizes[torch.bfloat16][1] == tokens // 2
+    assert sizes[torch.bfloat16][1] == sizes[torch.float16][1] == tokens // 2
     assert sizes[None][-1] == 0  # nothing runs any more
 
 

@@ -34,6 +34,9 @@ WEIGHTS = Amount(128, None)
 REPAIRS = Amount(128, 512)
 """For choosing with refits, and for repairs."""
 
+TRAINING = Amount(320, 512)
+"""For training: enough for a mask or a narrower model to recover most of what it can on a CPU."""
+
 MEASURED = Amount(32, 256)
 """Of each text that a language model is measured on.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from graphprune.calibration.sources.contents import File
 from graphprune.checkpoints.own_code import open_part
 from graphprune.errors import LoadError
 from graphprune.files.json import read_limited
-from graphprune.ir.torch.program import Program
 
 NAMES = ("input_features", "input_values")
 """What the inputs of models of speech are called: spectrograms, and waves."""
@@ -108,7 +107,7 @@ def load_audio(
 
 def _folder(program: BaseProgram) -> Path | None:
     """The checkpoint behind a program."""
-    return program.source.path if isinstance(program, Program) and program.source else None
+    return program.source.path if program.source else None
 
 
 def _features(extractor: Any, piece: NDArray[Any], rate: int, name: str, file: File) -> Tensor:
@@ -124,7 +123,7 @@ def _features(extractor: Any, piece: NDArray[Any], rate: int, name: str, file: F
 
 
 def _extractor(program: BaseProgram, given: Input) -> Any:
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     path = _folder(program)
     hint = f"give {given.name} as arrays: a .npz or .safetensors file"
     if source is None or path is None or not (Path(path) / "preprocessor_config.json").is_file():
@@ -251,8 +250,8 @@ def _transcripts(files: Sequence[File], tokenizer: Any | None) -> list[Tensor] |
 
 
 def _example_ids(program: BaseProgram) -> Tensor:
-    example: Mapping[str, Any] = program.example[1] if isinstance(program, Program) else {}
-    ids = example.get("decoder_input_ids")
+    _, named = program.example or ((), {})
+    ids = named.get("decoder_input_ids")
     if not isinstance(ids, Tensor):
         raise LoadError(
             "the decoder's tokens aren't known",

@@ -17,7 +17,6 @@ from graphprune.calibration.sources.decoding import PIXELS, check_pixels, decode
 from graphprune.calibration.sources.section import Calibration
 from graphprune.checkpoints.own_code import open_part
 from graphprune.errors import LoadError
-from graphprune.ir.torch.program import Program
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -189,7 +188,7 @@ def _per_channel(values: Sequence[float], channels: int, name: str) -> Tensor:
 
 def _processor(program: BaseProgram) -> Any | None:
     """The image processor of the checkpoint behind a program, if it has one."""
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     path = source.path if source else None
     if (
         source is None

@@ -89,8 +89,9 @@ class Calibration(Data):
             text or JSONL file, or several of them. None for `data` where that is text. One text
             alone is joined by a second of another kind; see `graphprune.calibration.measured`.
         windows: Number of samples (windows of tokens, images, recordings), and of windows of each
-            text to measure on. None for as many as the work needs: 16 for scores, 32 to measure on,
-            128 for what changes weights, or fewer where there are not so many.
+            text to measure on, which are 32 at most. None for as many as the work needs: 16 for
+            scores, 32 to measure on, 320 for training, 128 for what else changes weights, or fewer
+            where there are not so many.
         length: Tokens in a window. None for 128 in scores, 256 to measure on, and what the model
             can take, at most 2048, in what changes weights.
         draw: Whether samples are drawn at random, by the seed, or the first are taken.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import LoadError
-from graphprune.ir.torch.program import Program
 
 ALLOW = "--allow-unused-weights"
 
@@ -50,7 +49,7 @@ def listed(names: Collection[str]) -> str:
 
 def unused_note(program: BaseProgram) -> tuple[str, ...]:
     """What a report says of weights that were left out."""
-    source = program.source if isinstance(program, Program) else None
+    source = program.source
     if source is None or not source.unused:
         return ()
     return (f"the checkpoint has weights that the model doesn't use, and that are left out: "

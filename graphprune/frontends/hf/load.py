@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from graphprune.analysis.program import Source
 from graphprune.checkpoints.given import configuration
 from graphprune.checkpoints.own_code import (
     check_local,
@@ -45,7 +46,7 @@ from graphprune.frontends.hf.fit import (
 )
 from graphprune.frontends.hf.weightless import parameters_on_meta
 from graphprune.frontends.tracing.trace import trace
-from graphprune.ir.torch.program import Program, Source
+from graphprune.ir.torch.program import Program
 
 
 @one_at_a_time

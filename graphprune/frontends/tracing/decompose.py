@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from graphprune.ir.torch.liveness import live_nodes
-from graphprune.ops.torch import ATEN
+from graphprune.ops.torch import find_op
 
 _DEPTH = 8
 """How deep definitions may be nested; those of torch are two or three deep."""
@@ -79,7 +79,8 @@ def _has_rule(node: fx.Node) -> bool:
         return True
     name = node.target._schema.name.replace("::", ".")
     about_shapes = not any(isinstance(v, torch.Tensor) for v in _values(node))
-    return about_shapes or torch.Tag.pointwise in node.target.tags or ATEN.find(name) is not None
+    has_rule = find_op(name).axes is not None
+    return about_shapes or torch.Tag.pointwise in node.target.tags or has_rule
 
 
 def _values(node: fx.Node) -> tuple[Any, ...]:

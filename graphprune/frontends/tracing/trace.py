@@ -12,13 +12,14 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from graphprune.analysis.program import Source
 from graphprune.analysis.structures import find_structures
 from graphprune.errors import TraceError
 from graphprune.exclusive import one_at_a_time
 from graphprune.frontends.tracing.decompose import decompose
 from graphprune.frontends.tracing.functional import functional
 from graphprune.ir.torch.infer import infer
-from graphprune.ir.torch.program import Program, Source
+from graphprune.ir.torch.program import Program
 
 # torch's recurrent layers keep a list of their own parameters, and renew it while export has put
 # stand-ins in the parameters' place. Export puts the list back, and its graph reads parameters.

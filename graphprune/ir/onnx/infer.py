@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from graphprune.axes import UNIT, Atom, Dims, atoms
 from graphprune.ir.onnx.shapes.quantised import clips
-from graphprune.ir.onnx.shapes.sizes import Known, is_standard
+from graphprune.ir.onnx.shapes.sizes import Known, registered_name
 from graphprune.ops import Context, Operand, Operator, Typing
 from graphprune.ops.families.pointwise import opaque
 from graphprune.ops.families.rules import apply_rule, innermost_line, settle_points
-from graphprune.ops.onnx import ONNX
+from graphprune.ops.onnx import find_op
 from graphprune.ops.onnx.standard import ACTIVATIONS, CARRIERS
 
 _MEASURES = ("Shape", "Size")  # these read sizes, not values
@@ -129,7 +129,7 @@ class _Inference:
             for dims in self.typing.values.get(value.name or "", ()):
                 for e in dims:
                     ctx.freeze(e, f"the body of {node.op_type} reads it")
-        rule = ONNX.find(op.name)
+        rule = find_op(op.name).axes
         if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return opaque(ctx, op, f"{node.op_type} has a body that depends on data")
         if rule is not None and not complete:
@@ -137,7 +137,6 @@ class _Inference:
         return apply_rule(ctx, op, rule)
 
     def _operator(self, node: ir.Node, results: list[Known | None]) -> Operator:
-        prefix = "onnx" if is_standard(node) else node.domain
         arguments: dict[str, Any] = {}
         for i, value in enumerate(node.inputs):
             operand = None if value is None else self._operand(value)
@@ -147,7 +146,7 @@ class _Inference:
             if attribute.type != ir.AttributeType.GRAPH:
                 arguments[name] = attribute.value
         sizes = tuple(None if r is None else r.sizes for r in results)
-        return Operator(f"{prefix}.{node.op_type}", arguments, sizes)
+        return Operator(registered_name(node), arguments, sizes)
 
     def _operand(self, value: ir.Value) -> Operand | None:
         name = value.name or ""

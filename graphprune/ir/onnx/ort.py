@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.files.paths import usable
+from graphprune.ops.registry import find_libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,7 +99,8 @@ def open_raw(
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if kernels:
-        _register_operators(options)
+        _register_ours(options)
+    register_libraries(options)
     try:
         raw = onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code.
@@ -115,7 +117,29 @@ def open_raw(
     return raw
 
 
-def _register_operators(options: Any) -> None:
+def register_libraries(options: Any) -> None:
+    """Tell ONNX Runtime of the kernels of operators that other packages register.
+
+    Args:
+        options: ``onnxruntime.SessionOptions``.
+
+    Raises:
+        LoadError: it doesn't take a library.
+        GraphPruneError: see `graphprune.ops.registry.Operators.find`.
+    """
+    for library in find_libraries():
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # as below
+            raise LoadError(
+                "ONNX Runtime can't load a library of operators",
+                where=library,
+                why=" ".join(str(error).split())[:300],
+                hint="mend or remove the package that registers an operator with it",
+            ) from error
+
+
+def _register_ours(options: Any) -> None:
     """Tell ONNX Runtime of our kernels; a file that wants them computes the same without."""
     from graphprune.kernels import native
 

@@ -7,14 +7,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from graphprune.analysis.blocks import Flow, find_blocks, fixed_blocks, leaving
 from graphprune.analysis.facts import Stored
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, GraphFormat
 from graphprune.analysis.residual import residual_sums
 from graphprune.analysis.signature import Input
 from graphprune.analysis.structure import Block
@@ -48,6 +51,8 @@ class OnnxProgram(BaseProgram):
         origins: the files that a model in memory was made from; no output takes their place.
     """
 
+    format: ClassVar[GraphFormat] = "onnx"
+
     path: Path | None
     model: ir.Model
     known: Mapping[str, Known]
@@ -76,6 +81,15 @@ class OnnxProgram(BaseProgram):
             if name not in self.trainable and value.const_value is not None:
                 lines.append(f"{name} {value.const_value.tobytes().hex()}")
         return "\n".join(lines)
+
+    def as_inputs(self, data: Any) -> Any:
+        """See `BaseProgram.as_inputs`."""
+        return pytree.tree_map_only(torch.Tensor, _array, data)
+
+    @property
+    def origin(self) -> Path | None:
+        """Its file; None for a model in memory."""
+        return self.path
 
     @property
     def files(self) -> frozenset[Path]:
@@ -187,6 +201,10 @@ class OnnxProgram(BaseProgram):
             {n for n in graph if n.outputs[0].name in products},
         )
         return [node.outputs[0].name or "" for node in found]
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class Initializers(Mapping[str, torch.Tensor]):

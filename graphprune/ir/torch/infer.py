@@ -21,7 +21,7 @@ from graphprune.ops import Context, Operand, Operator, Sizes, Typing
 from graphprune.ops.families.pointwise import ACTIVATIONS, elementwise_each
 from graphprune.ops.families.rules import apply_rule, innermost_line, settle_points
 from graphprune.ops.index_types import Points
-from graphprune.ops.torch import ATEN
+from graphprune.ops.torch import find_op
 from graphprune.ops.torch.aten import CARRIERS
 
 _ABOUT_SHAPES = ("aten._assert", "aten.sym_")  # these don't read the values of tensors
@@ -139,7 +139,7 @@ class _Inference:
             self.typing.points[ctx.node] = tuple(ctx.given.get(i) for i in range(len(op.results)))
 
     def _apply(self, ctx: Context, node: fx.Node, op: Operator) -> tuple[Dims, ...]:
-        rule = ATEN.find(op.name)
+        rule = find_op(op.name).axes
         if rule is None and _is_pointwise(node.target):
             rule = elementwise_each
         return tuple(apply_rule(ctx, op, rule))

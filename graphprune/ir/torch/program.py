@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import fx
@@ -15,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from graphprune.analysis.blocks import Flow, fixed_blocks
 from graphprune.analysis.facts import Stored
-from graphprune.analysis.program import BaseProgram
+from graphprune.analysis.program import BaseProgram, Example, GraphFormat
 from graphprune.analysis.signature import Input
 from graphprune.analysis.structure import Block
 from graphprune.analysis.workload import LENGTH, Workload, resized
@@ -24,25 +23,6 @@ from graphprune.checkpoints.config import WINDOWS
 from graphprune.ir.torch.flow import find_layers, flow_of, module_path, sums_of
 from graphprune.ir.torch.signature import inputs_of_graph
 from graphprune.ir.torch.workload import OpenSizes, value_shapes
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a Hugging Face program came from.
-
-    Attributes:
-        path: its directory, or None for a module in memory.
-        config: its configuration object.
-        model_class: the transformers class that was built.
-        trust: whether code in the directory may be run.
-        unused: names in its files that the model has no place for.
-    """
-
-    path: Path | None
-    config: Any
-    model_class: type[torch.nn.Module]
-    trust: bool = False
-    unused: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -56,10 +36,20 @@ class Program(BaseProgram):
         source: the Hugging Face checkpoint behind it, if there is one.
     """
 
+    format: ClassVar[GraphFormat] = "torch"
+
     exported: ExportedProgram
-    module: torch.nn.Module | None
-    example: tuple[tuple[Any, ...], dict[str, Any]]
-    source: Source | None = None
+    module: torch.nn.Module | None = field()
+    example: Example = field()
+
+    def as_module(self) -> torch.nn.Module:
+        """See `BaseProgram.as_module`."""
+        return self.module if self.module is not None else self.exported.module()
+
+    def as_inputs(self, data: Any) -> Any:
+        """See `BaseProgram.as_inputs`: one input needs no name, and may not have one."""
+        only = isinstance(data, Mapping) and len(data) == 1 == len(self.signature())
+        return next(iter(data.values())) if only else data
 
     def stored(self) -> Iterable[Stored]:
         """The tensors that the model's size is made of."""
@@ -154,3 +144,8 @@ class Program(BaseProgram):
         ours = self.source is not None or self.is_causal
         longest = min(length, self.default_window()) if ours else None
         return OpenSizes(self.exported, self.signature(), longest)
+
+
+def is_traced(program: BaseProgram) -> TypeGuard[Program]:
+    """Whether a program is a traced one: it runs node by node, and gradients can be taken of it."""
+    return isinstance(program, Program)

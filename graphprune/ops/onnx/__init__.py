@@ -1,11 +1,11 @@
-"""The ONNX table: its rules, filled in by the files of this folder."""
+"""The rules of ONNX operators, registered by the files of this folder."""
 
-from graphprune.ops.onnx import (  # noqa: F401  (they fill the table)
+from graphprune.ops.onnx import (  # noqa: F401  (they register rules)
     contrib,
     layers,
     quantised,
     standard,
 )
-from graphprune.ops.registry import ONNX
+from graphprune.ops.registry import find_op
 
-__all__ = ["ONNX"]
+__all__ = ["find_op"]

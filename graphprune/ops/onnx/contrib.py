@@ -6,15 +6,13 @@ domain. Inputs and attributes: ContribOperators.md of ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from graphprune.axes import UNIT, Dims, Expr, concat, product
 from graphprune.ops.context import Context, Minimum, Operator, Rule, RuleError, Size
 from graphprune.ops.families import contraction, indexing, normalisation, pointwise
 from graphprune.ops.families.pointwise import operand
 from graphprune.ops.onnx.shapes import matrix_order
 from graphprune.ops.onnx.standard import dims, maybe
-from graphprune.ops.registry import ONNX
+from graphprune.ops.registry import ONNX, RuleTable, find_op
 
 DOMAIN = "com.microsoft."
 PLACES = "the places that attention is paid to"
@@ -25,15 +23,8 @@ PAIR = "the two numbers of a rotary pair"
 GATED = ("swiglu", "geglu")
 
 
-def contrib(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: register a rule for operators of ONNX Runtime."""
-
-    def register(rule: Rule) -> Rule:
-        for name in names:
-            ONNX.add(DOMAIN + name, rule)
-        return rule
-
-    return register
+RUNTIME = RuleTable[Rule]("axes", DOMAIN)
+contrib = RUNTIME.rule
 
 
 # Attention.
@@ -341,7 +332,7 @@ def _gelu(ctx: Context, op: Operator) -> list[Dims]:
     return _activated(ctx, [pointwise.elementwise(ctx, op)])
 
 
-ONNX.add(DOMAIN + "BiasAdd", pointwise.elementwise)
+RUNTIME.add("BiasAdd", pointwise.elementwise)
 
 
 @contrib("BiasSplitGelu")
@@ -401,7 +392,7 @@ def _activated(ctx: Context, results: list[Dims]) -> list[Dims]:
 
 def _as(name: str, ctx: Context, op: Operator) -> list[Dims]:
     """What the rule of another operator, with the same inputs and attributes, says."""
-    rule = ONNX.find(name)
+    rule = find_op(name).axes
     if rule is None:
         raise RuleError(f"no rule for {name}")
     found = rule(ctx, op)

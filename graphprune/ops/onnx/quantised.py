@@ -17,9 +17,10 @@ from graphprune.axes import Dims, Expr, product
 from graphprune.ops.context import Context, Operator, Rule, RuleError
 from graphprune.ops.families import contraction, pointwise, shape
 from graphprune.ops.families.pointwise import wrap
-from graphprune.ops.onnx.shapes import SHAPES, TYPES, Shape
+from graphprune.ops.onnx.shapes import RUNTIME as RUNTIME_SHAPES
+from graphprune.ops.onnx.shapes import TYPES
 from graphprune.ops.onnx.standard import convolved, dims, maybe
-from graphprune.ops.registry import ONNX
+from graphprune.ops.registry import ONNX, Shape
 
 RUNTIME = "com.microsoft."
 PACKED = RUNTIME + "MatMulNBits"
@@ -301,7 +302,7 @@ def _unpacked(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> list[Sh
     return [(*shapes[0][:-1], int(attributes["N"]))]
 
 
-SHAPES |= {
+for _name, _shapes in {
     "QuantizeLinear": _like_first,
     "DequantizeLinear": _like_first,
     "QLinearAdd": _broadcast,
@@ -315,6 +316,7 @@ SHAPES |= {
     "DynamicQuantizeMatMul": _multiplied,
     "MatMulIntegerToFloat": _multiplied,
     "MatMulNBits": _unpacked,
-}
+}.items():
+    RUNTIME_SHAPES.add(_name, _shapes)
 TYPES |= {"QLinearConcat": (1,), "QuantizeLinear": (2,), "DequantizeLinear": (1,), "QGemm": (8,)}
 TYPES |= {"MatMulIntegerToFloat": (2,)}

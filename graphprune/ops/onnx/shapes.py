@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Shape: TypeAlias = "tuple[int, ...]"
-ShapeRule: TypeAlias = "Callable[[Sequence[Shape], Mapping[str, Any]], list[Shape | None]]"
+from graphprune.ops.registry import RuleTable, Shape, ShapeRule
 
-# By operator. Inputs that aren't there have the shape ().
-SHAPES: dict[str, ShapeRule] = {}
+# Inputs that aren't there have the shape ().
+RUNTIME = RuleTable[ShapeRule]("shapes", "com.microsoft.")
 
 # The input that each result has the type of, where that isn't the first one for all of them.
 TYPES: dict[str, tuple[int, ...]] = {"EmbedLayerNormalization": (2, 0, 2)}
@@ -24,12 +23,7 @@ ASIDE: dict[str, tuple[int, ...]] = {
 }
 
 
-def _shapes(*names: str) -> Callable[[ShapeRule], ShapeRule]:
-    def register(rule: ShapeRule) -> ShapeRule:
-        SHAPES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
+_shapes = RUNTIME.rule
 
 
 # Standard operators whose results have the shape of their first input, and which are functions

@@ -1,11 +1,11 @@
-"""The ATen table: its rules, filled in by the files of this folder."""
+"""The rules of ATen operators, registered by the files of this folder."""
 
-from graphprune.ops.registry import ATEN
-from graphprune.ops.torch import (  # noqa: F401  (they fill the table)
+from graphprune.ops.registry import find_op
+from graphprune.ops.torch import (  # noqa: F401  (they register rules)
     aten,
     broadcasting,
     images,
     layers,
 )
 
-__all__ = ["ATEN"]
+__all__ = ["find_op"]

@@ -30,6 +30,7 @@ from graphprune.checkpoints.writing import DTYPES, write_weights
 from graphprune.errors import LoadError
 from graphprune.files import replacing, write_text
 from graphprune.streaming.core.sites import Group
+from graphprune.streaming.core.weights import damaged
 
 VERSION = 1
 _MANIFEST = "manifest.json"
@@ -130,12 +131,7 @@ class State:
             with safe_open(path, framework="pt") as opened:
                 return json.loads((opened.metadata() or {})[_RECORD])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise LoadError(
-                "can't read a file of an interrupted run",
-                where=str(path),
-                why=str(error),
-                hint="remove the directory and begin again",
-            ) from error
+            raise damaged(path, error) from error
 
     def commit(self, index: int, values: Callable[[], Sequence[Mapping[str, Any]]] | None) -> None:
         """Say that a group is done; its weights are saved already.

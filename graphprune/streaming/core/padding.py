@@ -56,7 +56,9 @@ class Padding:
         return found
 
     def _rows_of(self, site: Site, x: Tensor, name: str, mask: Tensor) -> Tensor | None:
-        dims = list(self._values.get(site.reads, ((),))[0])
+        # Of a masked model's own values the axes aren't known, but they are those of the operand.
+        read = site.reads if site.reads in self._values else site.operand
+        dims = list(self._values.get(read, ((),))[0])
         if len(dims) != x.dim() or not isinstance(site.layout, Matrix | Experts):
             raise _unclear(site, "its rows are no tokens")
         features = getattr(site.layout, "features", -1)

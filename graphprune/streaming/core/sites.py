@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import PlanError
 from graphprune.streaming.core.layout import Layout
+
+Globs: TypeAlias = Sequence[str]
+"""Patterns of parameter names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import LoadError, PlanError
-from graphprune.ir.torch.program import Program
 from graphprune.solvers.precision import finite
 
 
@@ -118,31 +115,6 @@ class TreatedWeights(Mapping[str, Tensor]):
             self._files[name] = path
 
 
-def apply_weights(program: Program, new: Mapping[str, Tensor]) -> Program:
-    """A program with some weights exchanged; structures, graph and source stay.
-
-    It is saved as any program is: `graphprune.apply` with an empty plan gives a model that `save`
-    writes in every format.
-
-    Args:
-        program: the program; not changed.
-        new: canonical parameter name to tensor of the same shape.
-
-    Raises:
-        PlanError: a name is unknown, or a shape another.
-    """
-    held = fitting(program, new)
-    module = None if program.module is None else _with_tensors(program, program.module, held)
-    names = tuple(program.weights)
-    aliases = program.aliases
-
-    def read(name: str) -> Tensor:
-        found = held.get(aliases.get(name, name))
-        return program.weights[name] if found is None else found
-
-    return replace(program, weights=Lazily(names, read), module=module)
-
-
 def fitting(program: BaseProgram, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """New weights, those in files mapped into memory.
 
@@ -160,24 +132,6 @@ def fitting(program: BaseProgram, new: Mapping[str, Tensor]) -> dict[str, Tensor
     return held
 
 
-def _with_tensors(
-    program: Program, module: torch.nn.Module, new: Mapping[str, Tensor]
-) -> torch.nn.Module:
-    """A copy of a module that shares all tensors but the new ones."""
-    kept = [*module.parameters(), *module.buffers()]
-    result = copy.deepcopy(module, {id(t): t for t in kept})
-    for name, tensor in new.items():
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        for alias in (name, *(a for a, c in program.aliases.items() if c == name)):
-            path, _, leaf = alias.rpartition(".")
-            owner = result.get_submodule(path)
-            if leaf in owner._parameters:
-                old = owner._parameters[leaf]
-                parameter.requires_grad_(old is not None and old.requires_grad)
-                owner._parameters[leaf] = parameter
-    return result
-
-
 def read_tensor(path: Path, name: str, *, copied: bool = True) -> Tensor:
     """One tensor of a safetensors file; a copy in memory, or the mapped file.
 
@@ -189,7 +143,7 @@ def read_tensor(path: Path, name: str, *, copied: bool = True) -> Tensor:
             tensor: Tensor = opened.get_tensor(name)
             return tensor.clone() if copied else tensor
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -202,10 +156,11 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> LoadError:
+def damaged(path: Path, error: Exception) -> LoadError:
+    """The error for a file of an interrupted run that can't be read."""
     return LoadError(
         "can't read a file of an interrupted run",
         where=str(path),

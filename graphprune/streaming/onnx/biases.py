@@ -1,4 +1,4 @@
-"""What is added to the product of each initialiser; see `graphprune.streaming.biases`."""
+"""What is added to the product of each initialiser; see `graphprune.streaming.find_biases`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ from graphprune.streaming.onnx.products import ATTENTION, CONVOLUTIONS, GEMMS, M
 
 
 def onnx_biases(program: OnnxProgram, sites: Iterable[Site]) -> dict[str, str]:
-    """The biases of products and convolutions that nothing else reads.
-
-    Args:
-        program: the program.
-        sites: where weights are applied.
-
-    Returns:
-        Name of a weight to that of its bias, a parameter with one number per output.
-    """
+    """The biases of products and convolutions; see `graphprune.streaming.find_biases`."""
     nodes = {v.name: node for node in program.model.graph for v in node.outputs}
     found: dict[str, ir.Value | None] = {}
     adding: dict[str, set[ir.Node]] = {}

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from graphprune.errors import PlanError
-from graphprune.ir.onnx.ort import NUMBERS
+from graphprune.ir.onnx.ort import NUMBERS, register_libraries
 from graphprune.streaming.onnx.schedule import Segment
 
 Values: TypeAlias = "dict[str, Tensor]"
@@ -57,7 +57,7 @@ class Piece:
             for name, t in self._tensors.items()
             if t.nbytes > _EMBEDDED and int(t.dtype) in _RUNTIME
         }
-        self._run = self._opened()
+        self._run = self._opened() if segment.nodes else lambda feeds: []
 
     def __call__(self, values: Mapping[str, Tensor]) -> Values:
         """The outputs, in memory of torch's own.
@@ -110,6 +110,7 @@ class Piece:
         self._given = [onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in self._large.values()]
         if self._given:
             options.add_external_initializers(list(self._large), self._given)
+        register_libraries(options)
         session = onnxruntime.InferenceSession(
             self._proto(external=True).SerializeToString(),
             options,
@@ -163,11 +164,11 @@ def to_numpy(x: Any, dtype: ir.DataType) -> NDArray[Any]:
     """A value as a runtime takes it; `dtype` is what it has in the graph."""
     if not isinstance(x, Tensor):  # text
         return np.asarray(x, dtype=object)
-    if x.dtype != torch.bfloat16:
-        return x.numpy()
-    if dtype == ir.DataType.BFLOAT16:
+    if dtype == ir.DataType.FLOAT:  # it may be held in fewer bits
+        return x.to(torch.float32).numpy()
+    if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().view(dtype.numpy())
-    return x.to(torch.float32).numpy()
+    return x.numpy()
 
 
 def _to_torch(name: str, value: Any) -> Tensor:

@@ -8,27 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphprune.ir.onnx.infer import captured
-from graphprune.streaming.core.sites import Group, Site, first_reads
+from graphprune.streaming.core.schedule import Schedule
+from graphprune.streaming.core.sites import Group
 from graphprune.streaming.onnx.products import trains
 
 _RANDOM = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split()
 )
 _MEASURING = frozenset(("Shape", "Size"))
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A place where a group's statistic sees a value, in the order of an ONNX graph."""
-
-    group: Group
-    site: Site
-    sums: tuple[tuple[str, str | None], ...] = ()
-
-    @property
-    def seen(self) -> list[str]:
-        """The values that it looks at."""
-        return [self.site.reads, *(other for _, other in self.sums if other is not None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +35,14 @@ class Segment:
     weights: tuple[str, ...]
 
 
-class OnnxSchedule:
-    """When everything happens; places are positions in the graph's order of operators.
+class OnnxSchedule(Schedule):
+    """When everything happens in an ONNX graph; see `Schedule`.
 
     What is computed from nothing but initialisers, such as a weight that is transposed, is
     computed anew in every segment that reads it: the weight may have changed.
 
     Attributes:
         nodes: all operators, in order.
-        barriers: the place of every group's treatment, in order of the groups.
-        probes: place to the probes there, which happen before the operator of that place runs.
         constant: the values that are the same for all samples of the same sizes.
     """
 
@@ -79,39 +64,22 @@ class OnnxSchedule:
         """
         self._weights = frozenset(graph.initializers)
         self.nodes: list[ir.Node] = list(graph)
-        self.places = {v.name or "": i for i, n in enumerate(self.nodes) for v in n.outputs}
+        places = {v.name or "": i for i, n in enumerate(self.nodes) for v in n.outputs}
+        super().__init__(groups, places, others)
         self.inputs = tuple(v.name or "" for v in graph.inputs)
         self._reads = [self._read(node) for node in self.nodes]
         self._free = self._computed_from_weights()
-        self.barriers: list[int] = []
-        self.probes: dict[int, list[Probe]] = {}
-        for group in groups:
-            first = first_reads(group.sites, self.places)
-            self.barriers.append(max(first.values()))
-            for key, place in first.items():
-                same = [s for s in group.sites if (s.reads, s.chosen) == key]
-                sums = [(s.parameter, others.get(s.node)) for s in same if others is not None]
-                self.probes.setdefault(place, []).append(Probe(group, same[0], tuple(sums)))
         self.needed = self._needed()
         self.constant = self._constant(shared)
-        self._last = self._uses()
+        waiting = (v.name or "" for place in self.needed for v in self.nodes[place].outputs)
+        self.uses = self.last_uses(
+            (name for name in waiting if name and name not in self._free),
+            ((place, self._reads[place]) for place in self.needed),
+        )
 
     def reads(self, value: str) -> list[str]:
         """The values that the operator behind a value reads; none for an input of the model."""
         return self._reads[self.places[value]] if value in self.places else []
-
-    def held(self, place: int) -> frozenset[str]:
-        """Names of the values that live across a barrier, those of the model's inputs aside."""
-        return frozenset(
-            name
-            for name, (node, probe) in self._last.items()
-            if self.places[name] < place and (node >= place or probe > place)
-        )
-
-    def probes_in(self, start: int, end: int) -> list[tuple[int, Probe]]:
-        """The probes of a segment, in order."""
-        places = [*range(start + 1, end), end]
-        return [(place, probe) for place in places for probe in self.probes.get(place, ())]
 
     def segment(self, start: int, end: int, wanted: Iterable[str] | None = None) -> Segment:
         """The segment between two barriers.
@@ -188,24 +156,6 @@ class OnnxSchedule:
             else:
                 constant |= names
         return frozenset(constant)
-
-    def _uses(self) -> dict[str, tuple[int, int]]:
-        """Value to the places where the last operator and the last probe read it."""
-        found = {
-            v.name: [place, -1]
-            for place in self.needed
-            for v in self.nodes[place].outputs
-            if v.name and v.name not in self._free
-        }
-        for place in self.needed:
-            for name in self._reads[place]:
-                if name in found:
-                    found[name][0] = max(found[name][0], place)
-        for place, probes in self.probes.items():
-            for name in (n for p in probes for n in p.seen):
-                if name in found:
-                    found[name][1] = max(found[name][1], place)
-        return {name: (node, probe) for name, (node, probe) in found.items()}
 
 
 def _is_random(node: ir.Node) -> bool:

@@ -1,43 +1,14 @@
-"""What is left alone in an ONNX graph unless it is asked for by name: see `scope`."""
+"""Which products of an ONNX graph are its outputs, and which tell experts apart."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphprune.ir.onnx.infer import captured
 from graphprune.ir.onnx.program import OnnxProgram
-from graphprune.streaming.core.layout import Convolution
-from graphprune.streaming.core.scope import routers
-
-if TYPE_CHECKING:
-    from graphprune.streaming.core.sites import Site
 
 
-def unwanted(program: OnnxProgram, found: Mapping[str, Sequence[Site]]) -> dict[str, str]:
-    """Parameters that are not treated by default, to the reason."""
-    nodes = {v.name: n for n in program.model.graph for v in n.outputs}
-    known_routers = routers(program)
-    reasons: dict[str, str] = {}
-    for name, sites in found.items():
-        layout = sites[0].layout
-        shape = program.parameters[name]
-        out = shape[1] if getattr(layout, "transposed", False) and len(shape) == 2 else shape[0]
-        products = [nodes[s.node].outputs[0] for s in sites]
-        if name in known_routers or any(_is_chosen_from(program, p) for p in products):
-            reasons[name] = "a router"
-        elif any(_is_output(program, p) for p in products):
-            reasons[name] = "its result is an output of the model"
-        elif isinstance(layout, Convolution) and shape[1] == 1 and layout.groups > 1:
-            reasons[name] = "a depthwise convolution"
-        elif len(shape) == 2 and out == 1:
-            reasons[name] = "it has a single output"
-    return reasons
-
-
-def _is_output(program: OnnxProgram, product: ir.Value) -> bool:
+def is_output(program: OnnxProgram, product: ir.Value) -> bool:
     """Whether a result reaches the model's outputs without meeting another tensor.
 
     A bias is a part of the product, and numbers and sizes are no tensors. So are not the two
@@ -46,7 +17,7 @@ def _is_output(program: OnnxProgram, product: ir.Value) -> bool:
     return any(v.is_graph_output() for v in _alone(program, product, biases=False))
 
 
-def _is_chosen_from(program: OnnxProgram, product: ir.Value) -> bool:
+def is_chosen_from(program: OnnxProgram, product: ir.Value) -> bool:
     """Whether the largest of a result are looked for, whatever biases are added before."""
     return any(
         node.op_type == "TopK" and place == 0

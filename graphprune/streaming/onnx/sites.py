@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.onnx.scopes import module_path
+from graphprune.streaming.core.scope import unwanted
 from graphprune.streaming.core.sites import Site, Sites, selected
 from graphprune.streaming.onnx.products import View, followed, origin, product_site
-from graphprune.streaming.onnx.scope import unwanted
+from graphprune.streaming.onnx.scope import is_chosen_from, is_output
 
 
 def find_onnx_sites(
@@ -21,7 +22,7 @@ def find_onnx_sites(
     *,
     every: bool = False,
 ) -> Sites:
-    """See `graphprune.streaming.find_sites`."""
+    """Find the sites of an ONNX program, as `graphprune.streaming.find_sites` does."""
     found: dict[str, list[Site]] = {}
     skipped: dict[str, str] = {}
     places = {v.name or "": i for i, n in enumerate(program.model.graph) for v in n.outputs}
@@ -33,7 +34,17 @@ def find_onnx_sites(
             found[name] = sites
         elif prod(program.parameters[name]) > max(program.parameters[name]):
             skipped[name] = sites  # other than scales and biases with dimensions of size 1
-    reasons = {} if every else unwanted(program, found)
+    products = {n.outputs[0].name: n.outputs[0] for n in program.model.graph}
+    reasons = (
+        {}
+        if every
+        else unwanted(
+            program,
+            found,
+            lambda s: is_output(program, products[s.node]),
+            lambda s: is_chosen_from(program, products[s.node]),
+        )
+    )
     return selected(program, found, skipped, reasons, places, include, exclude)
 
 

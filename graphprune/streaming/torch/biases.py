@@ -17,7 +17,7 @@ _ARGUMENT = {"linear": "bias", "addmm": "self", "conv1d": "bias", "conv2d": "bia
 
 
 def torch_biases(program: Program, sites: Iterable[Site]) -> dict[str, str]:
-    """The biases of linear layers and convolutions; see `graphprune.streaming.biases.biases`."""
+    """The biases of linear layers and convolutions; see `graphprune.streaming.find_biases`."""
     named = {n.name: n for n in program.exported.graph.nodes}
     stored = {
         named[s.arg.name]: program.aliases.get(s.target, s.target)

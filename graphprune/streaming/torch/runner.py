@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,8 @@ from graphprune.ir.torch.program import Program
 from graphprune.oracle.masked import Masking
 from graphprune.oracle.masked_ops import Masks
 from graphprune.plan.plan import Selection, stand_ins
-from graphprune.streaming.core.cache import Held
 from graphprune.streaming.torch.attention import ATTENTION, Attention
-from graphprune.streaming.torch.schedule import Schedule
+from graphprune.streaming.torch.schedule import TorchSchedule
 
 Values = dict[fx.Node, Any]
 _EMBEDDING = torch.ops.aten.embedding.default
@@ -31,7 +30,7 @@ class Runner(GraphRunner):
     def __init__(
         self,
         program: Program,
-        schedule: Schedule,
+        schedule: TorchSchedule,
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         stand_ins: Mapping[str, str] | None = None,
@@ -137,7 +136,7 @@ class MaskedRunner(Masking, Runner):
     def __init__(
         self,
         program: Program,
-        schedule: Schedule,
+        schedule: TorchSchedule,
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         selection: Selection,
@@ -151,96 +150,3 @@ class MaskedRunner(Masking, Runner):
         """The value of `node`, from those of its operands."""
         self.masks = self._masks.setdefault(sizes, Masks(self.keep))
         return super().execute(node, values)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a value, which may be a list of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A value with its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, list | tuple):
-        return tuple(mapped(item, change) for item in value)
-    return value
-
-
-_Known = dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
-"""Address of memory to a tensor there, which keeps it from being reused, and the converted one."""
-
-
-class Holder:
-    """Brings what is held across a barrier into the form that it is held in, and back.
-
-    Every tensor gets memory of its own size, in order: what a file gives back is then the same to
-    the last bit, whatever kernels make of strides. Values that share memory go on sharing it.
-    """
-
-    def __init__(self, dtype: torch.dtype, how: Held) -> None:
-        """A holder.
-
-        Args:
-            dtype: of the computation.
-            how: the type that floating tensors are held in, and where.
-        """
-        self.dtype = dtype
-        self.held = how.dtype or dtype
-        self.how = how
-        self._device: torch.device | None = None
-
-    def pack(self, values: Mapping[fx.Node, Any]) -> Values:
-        """The values as they are held."""
-        known: _Known = {}
-        away: _Known = {}
-        return {n: mapped(v, lambda t: self._packed(t, known, away)) for n, v in values.items()}
-
-    def unpack(self, values: Mapping[fx.Node, Any]) -> Values:
-        """The values as they are computed with."""
-        known: _Known = {}
-        return {
-            n: mapped(v, lambda t: self._shared(self._back(t), self.dtype, known))
-            for n, v in values.items()
-        }
-
-    def _packed(self, x: Tensor, known: _Known, away: _Known) -> Tensor:
-        x = x.resolve_conj().resolve_neg()  # what memory alone doesn't say
-        base = x[tuple(slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim()))]
-        if not base.is_contiguous() or base.untyped_storage().nbytes() != base.nbytes:
-            base = base.clone(memory_format=torch.contiguous_format)
-        return self._away(self._shared(base, self.held, known), away).expand(x.shape)
-
-    def _away(self, x: Tensor, away: _Known) -> Tensor:
-        """`x` where it is held; once for all values that share its memory."""
-        if self.how.folder is None:
-            return x
-        self._device = x.device
-        key = (x.untyped_storage().data_ptr(), x.dtype)
-        if key not in away:
-            away[key] = (x, self.how.away(x.flatten()))
-        return away[key][1].view(x.shape)
-
-    def _back(self, x: Tensor) -> Tensor:
-        """`x` where it is computed with."""
-        return x if self._device in (None, x.device) else x.to(self._device)
-
-    def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
-        """`x` in another dtype; converted once for all values that share its memory."""
-        if x.dtype == dtype or x.dtype not in (self.dtype, self.held):
-            return x
-        if not x.is_contiguous():  # repeated along some dimension
-            shown = [slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim())]
-            return self._shared(x[tuple(shown)], dtype, known).expand(x.shape)
-        key = (x.untyped_storage().data_ptr(), x.dtype)
-        if key not in known:
-            known[key] = (x, x.flatten().to(dtype))
-        return known[key][1].view(x.shape)
-
-
-def _repeats(x: Tensor, dim: int) -> bool:
-    return x.stride(dim) == 0 and x.shape[dim] > 1

@@ -11,9 +11,9 @@ from graphprune.ir.torch.flow import module_path
 from graphprune.ir.torch.liveness import live_nodes
 from graphprune.ir.torch.program import Program
 from graphprune.streaming.core.layout import Layout
+from graphprune.streaming.core.scope import unwanted
 from graphprune.streaming.core.sites import Site, Sites, selected
 from graphprune.streaming.torch.products import followed, origin, product_site
-from graphprune.streaming.torch.scope import unwanted
 
 
 def find_sites(
@@ -23,22 +23,7 @@ def find_sites(
     *,
     every: bool = False,
 ) -> Sites:
-    """Find where weights are applied, and group those that read the same value.
-
-    Matrices of linear layers, convolutions and experts are taken. Routers, depthwise kernels,
-    single outputs and what computes an output of the model are only if `include` has their full
-    name; a weight whose other uses are no such products (an embedding that is the output layer too)
-    never is.
-
-    Args:
-        program: a traced program.
-        include: globs of parameter names to choose from; None for all.
-        exclude: globs of parameter names to leave out.
-        every: whether those are taken, too, that only a full name brings in otherwise.
-
-    Raises:
-        PlanError: nothing is left to treat, or a glob matches nothing that could be.
-    """
+    """Find the sites of a traced program, as `graphprune.streaming.find_sites` does."""
     found: dict[str, list[Site]] = {}
     skipped: dict[str, str] = {}
     live = live_nodes(program.exported.graph)
@@ -49,7 +34,8 @@ def find_sites(
             skipped[name] = sites
         else:
             found[name] = sites
-    reasons = {} if every else unwanted(program, found)
+    named = {n.name: n for n in places}
+    reasons = {} if every else unwanted(program, found, lambda s: _is_output(named[s.node]))
     order = {n.name: i for n, i in places.items()}
     return selected(program, found, skipped, reasons, order, include, exclude)
 
@@ -106,3 +92,18 @@ def _site(
         chosen=None if chosen is None else chosen.name,
         path=module_path(user),
     )
+
+
+def _is_output(node: fx.Node) -> bool:
+    """Whether a result reaches the model's outputs without meeting another tensor."""
+    waiting, seen = [node], {node}
+    while waiting:
+        value = waiting.pop()
+        for user in value.users:
+            if user.op == "output":
+                return True
+            tensors = [n for n in user.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | list | tuple)]  # fmt: skip  # noqa: E501
+            if len(tensors) == 1 and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False

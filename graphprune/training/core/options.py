@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from graphprune.errors import RecipeError
+from graphprune.options import parse_number
 
 Kind = Literal["full", "norms", "lora"]
 LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 
 RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3}
 """Learning rates that do well over a few hundred steps, by what is trained."""
@@ -31,7 +32,8 @@ class Training:
         loss: "ce" is the cross-entropy of the labels, or of the next token; "kd" the divergence
             from the teacher's distribution; "kd+ce" the mean of both; "hidden" the distance from
             the teacher's values between layers; "values" that from outputs that are no logits,
-            such as embeddings.
+            such as embeddings. None is "ce" without a teacher; with one it is "kd" for a language
+            model, and "values" for any other.
         tokens: how many to train on.
         steps: optimiser steps.
         epochs: passes over the data; one, where neither tokens nor steps nor this is given.
@@ -56,7 +58,7 @@ class Training:
     """
 
     train: Kind = "full"
-    loss: LossName = "ce"
+    loss: LossName | None = None
     tokens: Count | None = None
     steps: Annotated[int, Field(ge=0)] | None = None
     epochs: Positive | None = None
@@ -103,7 +105,18 @@ class Training:
     @property
     def needs_teacher(self) -> bool:
         """Whether the loss compares with another model."""
-        return self.loss != "ce"
+        return self.loss not in (None, "ce")
+
+    def settled(self, *, teacher: bool, causal: bool) -> Training:
+        """The options with a loss.
+
+        Args:
+            teacher: whether there is one.
+            causal: whether the model is a causal language model.
+        """
+        if self.loss is not None:
+            return self
+        return replace(self, loss=("kd" if causal else "values") if teacher else "ce")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: it rises linearly, and falls as a cosine does.

@@ -96,7 +96,7 @@ class Objective(nn.Module):
             return self._hidden(micro)
         if kind == "values":
             return self._values(micro)
-        return self._logits(micro, kind)
+        return self._logits(micro, kind or "ce")
 
     def _logits(self, micro: Micro, kind: str) -> tuple[Tensor, Tensor]:
         """Losses of the distribution that the model's logits are."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import TrainingError
 from graphprune.exclusive import one_at_a_time
-from graphprune.ir.torch.program import Program
+from graphprune.ir.torch.program import Program, is_traced
 
 _PACKED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -70,7 +70,7 @@ def check_trainable(program: BaseProgram) -> Program:
     Raises:
         TrainingError: it is no PyTorch model, has no weights, or they are packed numbers.
     """
-    if not isinstance(program, Program):
+    if not is_traced(program):
         raise TrainingError(
             "an ONNX graph can't be trained",
             why="it has no gradients",

@@ -23,7 +23,8 @@ from graphprune.ir.onnx.shapes.channels import channels_read
 from graphprune.ir.onnx.shapes.extent import INPUT, check_shape, may_be_computed
 from graphprune.ir.onnx.shapes.quantised import encodings
 from graphprune.ops.context import Size, Sizes
-from graphprune.ops.onnx.shapes import ASIDE, LIKE_FIRST, SHAPES, TYPES
+from graphprune.ops.onnx import find_op
+from graphprune.ops.onnx.shapes import ASIDE, LIKE_FIRST, TYPES
 
 Shape = tuple[int, ...]
 # Values up to this many elements are computed where their operands are known.
@@ -221,6 +222,11 @@ def qualified(node: ir.Node) -> str:
     return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
+def registered_name(node: ir.Node) -> str:
+    """The name that the operator's rules are registered by, "onnx.Reshape"."""
+    return f"{'onnx' if is_standard(node) else node.domain}.{node.op_type}"
+
+
 def _is_small(dtype: ir.DataType, shape: Sequence[int]) -> bool:
     if dtype == ir.DataType.STRING:  # nothing is computed from it
         return False
@@ -239,7 +245,7 @@ def _outputs(
         shapes = [_standard(node, proto, operands, i, opsets) for i in (0, 1)]
     else:
         proto = None
-        shapes = [_of_runtime(node, operands, i) for i in (0, 1)]
+        shapes = [_registered(node, operands, i) for i in (0, 1)]
     values: Sequence[list[NDArray[np.generic]] | None] | None = None
     measures = node.op_type in ("Shape", "Size")
     if measures and operands[0] is not None:
@@ -273,12 +279,13 @@ def _shapes_of(found: list[tuple[Shape, ir.DataType] | None], node: ir.Node) -> 
     return [None if pair is None else pair[0] for pair in pairs]
 
 
-def _of_runtime(
+def _registered(
     node: ir.Node, operands: Sequence[Known | None], example: int
 ) -> list[tuple[Shape, ir.DataType] | None]:
-    """Shapes and types of the results of one of ONNX Runtime's own operators."""
-    rule = SHAPES.get(node.op_type) if node.domain == RUNTIME else None
-    aside = ASIDE.get(node.op_type, ())
+    """Shapes and types of the results of an operator that isn't ONNX's own."""
+    rule = find_op(registered_name(node)).shapes
+    own = node.domain == RUNTIME
+    aside = ASIDE.get(node.op_type, ()) if own else ()
     unknown = [i for i, v in enumerate(node.inputs) if v is not None and operands[i] is None]
     if rule is None or any(i not in aside for i in unknown):
         return []
@@ -288,7 +295,8 @@ def _of_runtime(
     except (LookupError, ValueError, TypeError, ZeroDivisionError):  # a use that it doesn't know
         return []
     result: list[tuple[Shape, ir.DataType] | None] = []
-    for shape, source in zip(found, TYPES.get(node.op_type, (0,) * len(found)), strict=True):
+    types = TYPES.get(node.op_type) if own else None
+    for shape, source in zip(found, types or (0,) * len(found), strict=True):
         typed = operands[source]
         result.append(None if shape is None or typed is None else (shape, typed.dtype))
     return result

@@ -1,37 +1,27 @@
-"""The stages of a compilation that choose units with the data and repair weights for a plan."""
+"""Choosing units while weights are refitted, and what stands in where that can't be done."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
-from graphprune.emit.written import check_written
-from graphprune.errors import RecipeError
-from graphprune.ir.torch.program import Program
-from graphprune.passes.repair.structured import Repaired, obs, read_by
+from graphprune.ir.torch.program import is_traced
+from graphprune.passes.repair.structured import Repaired, obs
 from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Inputs, Score
-from graphprune.pipeline.masking import slim_names
+from graphprune.pipeline.steps.told import each_group
 from graphprune.plan.kept import is_ragged
 from graphprune.plan.plan import Plan
 from graphprune.plan.units import FloatArray
-from graphprune.recipe.recipe import Recipe
-from graphprune.report.report import Report
-from graphprune.rewrite.slim import Slim
-from graphprune.rewrite.slim_onnx import SlimOnnx
+from graphprune.recipe.selection import Selection
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Surgeon
-from graphprune.streaming import State, Step
+from graphprune.streaming import State
 
 OTHERWISE: Mapping[str, str] = {
     "layers": "block-influence",
@@ -77,7 +67,7 @@ class ByRole:
 
 def chosen_by_surgery(
     program: BaseProgram,
-    recipe: Recipe,
+    options: Selection,
     samples: Any,
     choose: Choose,
     *,
@@ -85,13 +75,13 @@ def chosen_by_surgery(
     progress: Callable[[str], None],
     state: State | None,
 ) -> Repaired:
-    """Units of a recipe's goal by structured optimal brain surgery, with refitted weights.
+    """Choose the units of a goal by structured optimal brain surgery, and refit what reads them.
 
     Args:
         program: the dense program.
-        recipe: with score obs.
+        options: the goal, with score obs.
         samples: see `graphprune.streaming.batches`.
-        choose: makes the recipe's plan with a score.
+        choose: makes the plan of the goal with a score.
         auto: whether roles that surgery can't weigh are left to other scores; otherwise they are
             an error.
         progress: told of each group of weights.
@@ -100,14 +90,8 @@ def chosen_by_surgery(
     Raises:
         GraphPruneError: see `graphprune.passes.repair.structured.obs`.
     """
-    if recipe.rounds > 1:
-        raise RecipeError(
-            "score obs chooses in one round",
-            where="rounds",
-            hint="leave rounds out: every unit is weighed in the model as pruned so far",
-        )
     # Where every structure of a role keeps as many units, counts don't depend on what they are.
-    ranked: Score = Random() if recipe.uniform else get_score("obs")
+    ranked: Score = Random() if options.uniform else get_score("obs")
     unread = unjudged(get_score("obs"), program)
     able = {s.name for s in program.structures if s.prunable and s.name not in unread}
     others = {name: otherwise(program, program.by_name[name].role) for name in unread}
@@ -125,16 +109,16 @@ def chosen_by_surgery(
             del keep[name]
     if not keep:
         return Repaired(program, given, (), {})
-    options = recipe.score.model_extra or {}
-    surgeon = Surgeon(steps=int(options.get("steps", Surgeon.steps)))
+    own = options.score.model_extra or {}
+    surgeon = Surgeon(steps=int(own.get("steps", Surgeon.steps)))
     found = obs(
         program,
         samples,
         keep,
         given=given if rest else None,
         surgeon=surgeon,
-        damping=float(options.get("damping", Reconstruct.damping)),
-        progress=_told(progress, "choosing units"),
+        damping=float(own.get("damping", Reconstruct.damping)),
+        progress=each_group(progress, "choosing units"),
         state=state,
     )
     scores = {n: notes.scores for n, notes in plan.notes.items() if n in rest and notes.scores}
@@ -147,7 +131,7 @@ def otherwise(program: BaseProgram, role: str) -> str:
     Gradients need a loss, which language models alone have, and what is none of the others' is left
     to the size of weights.
     """
-    if not isinstance(program, Program):
+    if not is_traced(program):
         return "magnitude"
     return OTHERWISE.get(role, "taylor" if program.is_causal else "magnitude")
 
@@ -163,68 +147,3 @@ def stood_in(program: BaseProgram, plan: Plan) -> tuple[str, ...]:
         f"{', '.join(roles)}: ranked by {score}, since obs can't weigh what no weight multiplies by"
         for score, roles in scores.items()
     )
-
-
-def may_be_refitted(program: BaseProgram, plan: Plan) -> bool:
-    """Whether anything can make up for what a plan removes: what reads it, or what stays of layers.
-
-    Whole layers are made up for by the others of their residual stream.
-    """
-    layers = any(program.by_name[name].blocks for name in plan.kept_units)
-    return layers or bool(read_by(program, plan))
-
-
-def repaired(
-    program: BaseProgram,
-    plan: Plan,
-    recipe: Recipe,
-    samples: Any,
-    *,
-    progress: Callable[[str], None],
-    state: State | None,
-) -> Repaired:
-    """The dense program with weights that make up for what a plan removes.
-
-    Args:
-        program: the dense program, with its own weights.
-        plan: what stays.
-        recipe: with a repair.
-        samples: see `graphprune.streaming.batches`.
-        progress: told of each group of weights.
-        state: where progress is saved.
-
-    Raises:
-        GraphPruneError: see `graphprune.passes.repair.structured`.
-    """
-    told = _told(progress, "repairing weights")
-    return recipe.repair.built().repair(program, samples, plan, progress=told, state=state)
-
-
-def with_places(report: Report, path: Path, form: str, slim: Slim | SlimOnnx) -> Report:
-    """The report with the places that refitted weights have in a written file.
-
-    Raises:
-        VerifyError: the file doesn't hold them as they are.
-    """
-    if report.refits is None:
-        return report
-    weights: dict[str, Tensor] = {}
-    names, kept = slim_names(slim), slim.plan.kept(slim.program)
-    for parameter in report.refits.parameters:
-        places = [torch.from_numpy(indices) for indices in kept[parameter]]
-        if parameter in names and all(map(len, places)):
-            weight = slim.program.weights[parameter].detach()
-            weights[names[parameter]] = weight[torch.meshgrid(*places, indexing="ij")]
-    tied: dict[str, list[str]] = defaultdict(list)
-    for alias, name in (slim.aliases if isinstance(slim, Slim) else {}).items():
-        tied[name].append(alias)
-    found = check_written(path, form, weights, tied)
-    found_at = {**report.refits.places, **({form: found.places} if found.places else {})}
-    return replace(report, refits=replace(report.refits, places=found_at))
-
-
-def _told(progress: Callable[[str], None], what: str) -> Callable[[Step], None]:
-    def tell(step: Step) -> None:
-        progress(f"{what}: {step.group.index + 1} of {step.total}")
-
-    return tell

@@ -19,56 +19,55 @@ from graphprune.axes.expr import IntArray
 from graphprune.errors import PlanError, RecipeError
 from graphprune.passes.selection.budget import RESOURCES
 from graphprune.passes.selection.coupled import units_of
+from graphprune.passes.turn import Round
 from graphprune.plan.kept import Units, rows_of
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import Selector, own_name
 from graphprune.plan.units import pair_sums, unit_sums
-from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.selection import Selection
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 def interim_goal(
-    recipe: Recipe, dense: BaseProgram, current: BaseProgram, number: int
+    wanted: Selection, turn: Round, dense: BaseProgram, current: BaseProgram
 ) -> dict[str, dict[str, Any]]:
     """The goal of one round, as an argument of `graphprune.select`.
 
     Args:
-        recipe: the whole goal and the number of rounds.
-        dense: the program before the first round.
+        wanted: the goal, which is of the dense program.
+        turn: the round.
+        dense: the program before anything went.
         current: the program that this round starts from.
-        number: of the round, from 1.
 
     Raises:
         RecipeError: globs would name other layers than they did at the start.
     """
-    if recipe.rounds > 1 and (recipe.exclude or recipe.include or recipe.names or any(
-        not _is_role(key) for key in recipe.remove or ())):  # fmt: skip
+    first = current.fingerprint == dense.fingerprint
+    if not (first and turn.of == 1) and (wanted.exclude or wanted.include or wanted.names or any(
+        not _is_role(key) for key in wanted.remove or ())):  # fmt: skip
         _check_globs(dense, current)
-    share = number / recipe.rounds
-    if recipe.remove is not None:
+    if wanted.remove is not None:
         fractions = {
-            role: max(0.0, 1 - (1 - removed) ** share / _left(role, removed, dense, current, recipe,
-                                                             number))
-            for role, removed in recipe.remove.items()
+            role: max(0.0, 1 - (1 - removed) ** turn.share / _left(role, removed, dense, current,
+                                                                   turn))
+            for role, removed in wanted.remove.items()
         }  # fmt: skip
         return {"remove": fractions}
-    if recipe.target is not None:
-        ((resource, budget),) = recipe.target.items()
-        if recipe.rounds == 1:
+    if wanted.target is not None:
+        ((resource, budget),) = wanted.target.items()
+        if first and turn.of == 1:
             return {"target": {resource: budget}}
         whole = RESOURCES[resource](dense.costs.total())
-        wanted = budget if isinstance(budget, int) else int(budget * whole)
-        return {"target": {resource: int(whole * (wanted / whole) ** share)}}
-    assert recipe.shape is not None
-    if number == recipe.rounds:
-        return {"shape": dict(recipe.shape)}
-    sizes = {
-        role: max(_sizes(dense, role), default=wanted) for role, wanted in recipe.shape.items()
-    }
+        final = budget if isinstance(budget, int) else int(budget * whole)
+        return {"target": {resource: int(whole * (final / whole) ** turn.share)}}
+    assert wanted.shape is not None
+    if turn.share == 1:
+        return {"shape": dict(wanted.shape)}
+    sizes = {role: max(_sizes(dense, role), default=size) for role, size in wanted.shape.items()}
     shape = {
-        role: round(sizes[role] * (wanted / sizes[role]) ** share)
-        for role, wanted in recipe.shape.items()
+        role: round(sizes[role] * (size / sizes[role]) ** turn.share)
+        for role, size in wanted.shape.items()
     }
     return {"shape": shape}
 
@@ -148,7 +147,7 @@ def _units_left(
 
 
 def _left(
-    role: str, removed: float, dense: BaseProgram, current: BaseProgram, recipe: Recipe, number: int
+    role: str, removed: float, dense: BaseProgram, current: BaseProgram, turn: Round
 ) -> float:
     """The fraction of a role's units that earlier rounds left.
 
@@ -156,7 +155,7 @@ def _left(
     """
     before = _sizes(dense, role)
     if role == "*" or not before:
-        return float((1 - removed) ** ((number - 1) / recipe.rounds))
+        return 1.0 if turn.given else float((1 - removed) ** ((turn.number - 1) / turn.of))
     return statistics.mean(_sizes(current, role)) / statistics.mean(before)
 
 

@@ -1,0 +1,251 @@
+"""``graphprune compile`` and ``graphprune recover``: what writes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphprune.cli.console import noted, telling
+from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli.shown import show
+
+
+def compile(
+    source: Source,
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; flags override it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory, or a .pt2 or .onnx file.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="Fraction to remove: ffn=0.25, heads=1/3, model.layers.4.*/ffn=0.5."),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Budget: params=0.7, macs=0.5 or bytes=100M.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Exact sizes: hidden=2048, layers=24.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="Replay a saved plan.")] = None,
+    sparsify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Make single weights zero: magnitude, wanda, ria, sparsegpt, alps or dsnot.",
+        ),
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Fraction of the weights that becomes zero: 50%, 0.5.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Instead: n weights kept of every m, such as 2:4.")
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="strip: equal counts in every 256 inputs, for GPUs; default: none."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="How layers share the sparsity: uniform, owl, sensitivity or global."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="sparsegpt: round kept weights to so many bits too.")
+    ] = None,
+    reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--reference/--no-reference",
+            help="Zeros: have later layers make up for what the dense model did.",
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="auto (the default), magnitude, taylor, element-mix, flap, minitron, …"),
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="auto (the default), none, bias, reconstruct, …")
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(help="fast, usual, balanced (matches blocks) or best (trains as well)."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
+    ] = None,
+    uniform: Annotated[
+        bool | None, typer.Option("--uniform/--global", help="Per layer, or over all layers.")
+    ] = None,
+    align: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER|NAME",
+            help="Widths are multiples of this: 64, gpu (64), ort (16), gguf (256), ffn=gguf.",
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
+    ] = None,
+    text: Text = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
+    ] = None,
+    weights: Weights = None,
+    unused: Unused = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    fail_if: FailIf = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
+    ] = False,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model and write it."""
+    goals: dict[str, object] = {"remove": remove, "target": target, "shape": shape, "plan": plan}
+    masks = {
+        "method": sparsify,
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "balance": balance,
+        "budget": budget,
+        "bits": bits,
+        "reference": reference,
+    }
+    if recipe is None and not any(goals.values()) and sparsify is None:
+        raise typer.BadParameter(
+            "say what to remove: a recipe, --remove, --target, --shape, --plan or --sparsify"
+        )
+    if output is None and not dry_run:
+        raise typer.BadParameter("give an output with -o, or --dry-run")
+    options: dict[str, object] = {
+        "sparsify": masks,
+        "score": score,
+        "repair": repair,
+        "effort": effort,
+        "exclude": exclude,
+        "include": include,
+        "uniform": uniform,
+        "align": align,
+        "formats": formats,
+        "text": text,
+        "data": data,
+        "seed": seed,
+        "fail_if": fail_if,
+    }
+    flags = goals | options
+    _carry_out(source, recipe, flags, output, {
+        "weights": weights,
+        "dry_run": dry_run,
+        "overwrite": overwrite,
+        "resume": resume,
+        "trust": trust,
+    }, unused, as_json)  # fmt: skip
+
+
+def recover(
+    source: Source,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory, or a .pt2 file.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="What to train on: see docs/calibration-data.md."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="The dense model, which the losses kd and values compare with."),
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="full (the default), norms or lora.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="ce, kd, kd+ce, hidden or values; default: by the model.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to train on.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows in a step.")] = None,
+    text: Text = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
+    ] = None,
+    weights: Weights = None,
+    unused: Unused = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    fail_if: FailIf = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
+    ] = False,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Train what pruning has left of a model, with its zeros held, and write it."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("give an output with -o, or --dry-run")
+    wanted = {
+        "teacher": teacher,
+        "train": train,
+        "loss": loss,
+        "tokens": tokens,
+        "lr": lr,
+        "batch": batch,
+    }
+    flags: dict[str, object] = {
+        "recover": {name: value for name, value in wanted.items() if value is not None} or True,
+        "formats": formats,
+        "text": text,
+        "data": data,
+        "seed": seed,
+        "fail_if": fail_if,
+    }
+    _carry_out(source, None, flags, output, {
+        "weights": weights,
+        "dry_run": dry_run,
+        "overwrite": overwrite,
+        "resume": resume,
+        "trust": trust,
+    }, unused, as_json)  # fmt: skip
+
+
+def _carry_out(
+    source: str,
+    recipe: Path | None,
+    flags: dict[str, object],
+    output: Path | None,
+    asked: dict[str, Any],
+    unused: bool,
+    as_json: bool,
+) -> None:
+    """Compile, and show the report."""
+    with noted(), telling() as progress:
+        from graphprune.recipe.recipe import Recipe
+
+        settled = Recipe.from_flags(recipe, flags)
+        from graphprune.preflight.checks import check_request
+
+        # torch takes seconds to import
+        check_request(source, settled, output, recipe, **asked, progress=progress)
+        from graphprune.pipeline import compiler
+
+        report = compiler.compile(
+            source, settled, output, **asked, progress=progress, allow_unused_weights=unused
+        )
+    show(report.to_json() if as_json else report.render())

@@ -1,0 +1,150 @@
+"""The driver: runs the passes of a recipe one after the other, and saves what each has done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from graphprune.errors import CalibrationError
+from graphprune.passes.protocol import Pass, State
+from graphprune.pipeline.choices import without_fallback, without_surgery
+from graphprune.pipeline.run import Run
+from graphprune.recipe.recipe import Recipe
+from graphprune.recipe.steps import PASSES, Planned
+
+_PLANNING = ("select", "replay")
+"""Passes that settle sizes."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A pass in its place.
+
+    Attributes:
+        planned: as the recipe has it.
+        step: what runs.
+        label: what it is called in the journal: "2-repair".
+        ahead: the names of those after it.
+    """
+
+    planned: Planned
+    step: Pass
+    label: str
+    ahead: tuple[str, ...]
+
+    def enter(self, run: Run) -> None:
+        """Make it the present pass of a run."""
+        run.round, run.label, run.ahead = self.planned.round, self.label, self.ahead
+
+
+def build_passes(recipe: Recipe) -> tuple[Placed, ...]:
+    """Build the passes of a recipe, in order.
+
+    Raises:
+        PlanError: a pass of another package can't be loaded.
+    """
+    planned = recipe.passes
+    return tuple(
+        Placed(one, _built(one), f"{n}-{one.name}", tuple(p.name for p in planned[n:]))
+        for n, one in enumerate(planned, 1)
+    )
+
+
+def _built(one: Planned) -> Pass:
+    if not isinstance(one.options, Mapping):
+        return PASSES.find(one.name)(one.options)  # type: ignore[call-arg]
+    return PASSES.build(one.name, one.options)
+
+
+def check_passes(passes: Sequence[Placed], state: State, run: Run) -> None:
+    """Have every pass refuse what can't work, before data is read."""
+    for one in passes:
+        one.enter(run)
+        one.step.check(state, run)
+
+
+def run_passes(run: Run, state: State, planned: Callable[[State], None]) -> State:
+    """Run the passes of a run's recipe.
+
+    Where the score and the repair were left to us, and the dense model makes no sense of the data,
+    units are ranked by gradients instead.
+
+    Args:
+        run: the run.
+        state: what they begin with.
+        planned: called once sizes are settled, before what takes long.
+
+    Raises:
+        GraphPruneError: a pass fails.
+    """
+    try:
+        return _run(run, state, planned)
+    except CalibrationError as error:
+        if error is not run.unfit or not {"score", "repair"} <= run.open:
+            raise
+        if run.given:
+            raise without_fallback(error) from error
+        run.recipe, note = without_surgery(run.recipe, error)
+        run.note(note)
+        return _run(run, state, planned)
+
+
+def _run(run: Run, state: State, planned: Callable[[State], None]) -> State:
+    passes = build_passes(run.recipe)
+    settled = max((n for n, one in enumerate(passes) if one.planned.name in _PLANNING), default=-1)
+    if not run.dry:
+        _read(passes, run)
+    if settled < 0:
+        planned(state)
+    for number, one in enumerate(passes):
+        one.enter(run)
+        state = _saved(one, run, state) if not run.dry else one.step.preview(state, run)
+        if number == settled:
+            planned(state)
+    return state
+
+
+def _read(passes: Sequence[Placed], run: Run) -> None:
+    """Read all data before anything is computed with it, so that what is wrong is told at once."""
+    for one in passes:
+        amount: Any = getattr(one.step, "amount", None)
+        done = run.saved is not None and run.saved.has(one.label)
+        if amount is not None and not done:
+            one.enter(run)
+            run.samples(amount)
+
+
+def plan_alone(run: Run, state: State) -> State:
+    """Choose units as the passes do, and leave all weights as they are."""
+    for one in build_passes(run.recipe):
+        if one.planned.name in _PLANNING:
+            one.enter(run)
+            state = cast("Any", one.step).choose(state, run)
+    return state
+
+
+def described(run: Run, state: State) -> tuple[str, ...]:
+    """A line on each pass; those of several rounds once."""
+    lines = []
+    for one in build_passes(run.recipe):
+        turn, line = one.planned.round, one.step.describe(state)
+        if line and turn.number == 1:
+            lines.append(f"{line} in {turn.of} rounds" if turn.of > 1 else line)
+    return tuple(lines)
+
+
+def _saved(one: Placed, run: Run, state: State) -> State:
+    """Run a pass, or take up what it did before an interruption; then save what it did.
+
+    A plan is saved here. Passes that change weights have saved these themselves, as they went, and
+    take them up from there.
+    """
+    before = run.saved.load(one.label, state) if run.saved is not None else None
+    if before is not None:
+        return before
+    found = one.step.run(state, run)
+    same = found.program is state.program and found.masks is state.masks
+    if run.saved is not None and same and found.records[-1].details is None:
+        run.saved.save(one.label, found)
+    return found

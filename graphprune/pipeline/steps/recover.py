@@ -1,0 +1,156 @@
+"""The pass ``recover``: the weights that are left are trained, with their zeros held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from graphprune.calibration.sources.amounts import TRAINING, Amount
+from graphprune.errors import LoadError
+from graphprune.files.paths import usable
+from graphprune.frontends import load_traced
+from graphprune.ir.torch.program import Program
+from graphprune.passes.protocol import Context, Record, State
+from graphprune.pipeline.steps.numbering import kept_part, slim_names, written_back
+from graphprune.pipeline.steps.traced import as_traced
+from graphprune.report.forecast import about_time
+from graphprune.report.trained import Trained
+from graphprune.rewrite.apply import apply
+from graphprune.rewrite.retrace import retrace
+from graphprune.training import Progress, Recovered, Saving, Training, recover
+
+_MANY = 0.05
+"""Share of zeros above which they were put there: checkpoints have 0.03 % by rounding."""
+
+
+@dataclass(frozen=True)
+class Recover(Training):
+    """Train what earlier passes have left, with the dense model as the teacher.
+
+    Its options are those of `graphprune.training.Training`. Without a loss a language model learns
+    the teacher's distribution, and any other one its outputs.
+
+    Attributes:
+        teacher: a model on disk; None for the dense one, as it was read. Where that is what is
+            trained, and nothing has changed it, there is nothing to learn from it, and the loss is
+            the cross-entropy.
+        hold: whether weights that are zero as they were read stay zero, where a matrix has more
+            than a few of them.
+    """
+
+    needs_data: ClassVar[bool] = True
+    teacher: str | None = None
+    hold: bool = True
+
+    @property
+    def amount(self) -> Amount:
+        """How much data it takes."""
+        return TRAINING
+
+    @property
+    def passes(self) -> int:
+        """How often the data goes through a model; a gradient counts as two more."""
+        return 3 + (self.loss != "ce")
+
+    def check(self, state: State, context: Context) -> None:
+        """See that the model has gradients.
+
+        Raises:
+            PlanError: it is an ONNX graph.
+        """
+        as_traced(state.program, "recover")
+        if self.teacher is not None:
+            usable(self.teacher, LoadError)
+
+    def run(self, state: State, context: Context) -> State:
+        """Train.
+
+        Raises:
+            GraphPruneError: see `graphprune.training.recover`.
+        """
+        samples = context.samples(TRAINING)
+        student = as_traced(state.program, "recover")
+        masks = {**(_zeros_of(student) if self.hold else {}), **state.masks}
+        slim = None
+        if state.plan.kept_units:
+            with context.stage("cutting"):
+                slim = apply(student, state.plan)
+            context.prove(student, state.plan, slim)
+            masks = kept_part(slim, list(masks), masks)
+            student = as_traced(retrace(slim), "recover")
+        options = {f.name: getattr(self, f.name) for f in fields(Training)}
+        options["seed"] = self.seed or context.seed
+        changed = student is not context.dense or bool(state.plan.kept_units)
+        taught = changed or self.teacher is not None
+        wanted = Training(**options).settled(teacher=taught, causal=context.dense.is_causal)
+        teacher = self._teacher(context) if wanted.needs_teacher else None
+        journal = context.journal()
+        saving = None if journal is None else Saving(Path(journal.directory), journal.resume)
+        with context.stage("training"):
+            found = recover(
+                student,
+                samples.data,
+                wanted,
+                masks=masks,
+                teacher=teacher,
+                state=saving,
+                progress=_each_step(context.progress),
+            )
+        program = found.program
+        names = tuple(found.weights)
+        if slim is not None:
+            program = as_traced(written_back(slim, found.weights), "recover")
+            dense = {name: old for old, name in slim_names(slim).items()}
+            names = tuple(dense[name] for name in names if name in dense)
+        record = Record("recover", found.notes, _details(found, names, samples.described()))
+        return replace(state, program=program, unfitted=None).recorded(record)
+
+    def _teacher(self, context: Context) -> Program:
+        if self.teacher is None:
+            return as_traced(context.dense, "recover")
+        with context.stage("loading the teacher"):
+            return load_traced(self.teacher)
+
+    def preview(self, state: State, context: Context) -> State:
+        """Check what the run would do."""
+        self.check(state, context)
+        return state.recorded(Record("recover"))
+
+    def describe(self, state: State) -> str:
+        """One line."""
+        return f"train what is left ({self.train})"
+
+
+def _zeros_of(program: Program) -> dict[str, Tensor]:
+    """Masks of the matrices that have more zeros than chance or rounding leaves."""
+    masks = {}
+    for name in sorted(program.trainable - set(program.aliases)):
+        weight = program.weights[name].detach()
+        if weight.ndim > 1 and float((weight == 0).float().mean()) > _MANY:
+            masks[name] = weight != 0
+    return masks
+
+
+def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained | None:
+    if not found.steps:
+        return None
+    tenth = max(1, found.steps // 10)
+    first, last = (sum(part) / tenth for part in (found.losses[:tenth], found.losses[-tenth:]))
+    told = (
+        f"trained on {found.tokens:,} tokens in {found.steps:,} steps: mean loss of the first "
+        f"tenth {first:.4f}, of the last {last:.4f}"
+    )
+    figures = {"tokens": found.tokens, "steps": found.steps, "losses": list(found.losses)}
+    return Trained("recover", names, told, figures, samples)
+
+
+def _each_step(progress: Callable[[str], None]) -> Callable[[Progress], None]:
+    def tell(step: Progress) -> None:
+        left = f", about {about_time(step.left)} left" if step.left else ""
+        progress(f"training: step {step.step} of {step.steps}, loss {step.loss:.4f}{left}")
+
+    return tell

@@ -1,0 +1,175 @@
+"""The streamed run: samples go through the graph partition by partition, weights change in between.
+
+A partition ends where some group of weights is about to be used for the first time. All samples run
+up to there and show the group's statistic the value that its weights read; then the weights are
+treated, one at a time; then the samples go on with the new weights. So every statistic is that of
+a model whose earlier weights have been treated already, and every operator runs once per sample.
+
+A weight that is used several times is treated before its last use: its statistic is that of all
+its uses, of which the earlier ones have run with the weight as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.analysis.program import BaseProgram
+from graphprune.calibration.batches import Batch
+from graphprune.checkpoints.memory import page_out
+from graphprune.errors import PlanError
+from graphprune.streaming.core.adapter import GraphAdapter, Options, Sighting
+from graphprune.streaming.core.cache import nbytes
+from graphprune.streaming.core.checkpoint import State
+from graphprune.streaming.core.observer import Observer, show, tell_gaps
+from graphprune.streaming.core.padding import Padding
+from graphprune.streaming.core.sites import Group, Sites
+from graphprune.streaming.core.treatment import Recording, Step, Treatment
+from graphprune.streaming.core.weights import TreatedWeights
+
+
+class Run:
+    """One streamed run."""
+
+    def __init__(
+        self,
+        program: BaseProgram,
+        adapter: GraphAdapter,
+        sites: Sites,
+        batches: Sequence[Batch],
+        treatment: Treatment,
+        options: Options,
+        state: State | None,
+    ) -> None:
+        """A run; see `graphprune.streaming.stream`. `adapter` is that of the program."""
+        if not batches:
+            raise PlanError("there is no calibration data", hint="give at least one sample")
+        self.program = program
+        self.groups = sites.groups
+        self.batches = batches
+        self.treatment = treatment
+        self.dtype = options.dtype
+        self.treated = TreatedWeights(program)
+        self.models = adapter.models(sites, batches, self.treated, options)
+        self.padding = Padding(program)
+        self.biases = adapter.find_biases(sites.all.values())
+        self.observers: dict[int, list[Observer]] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.state = state
+        self.done = 0
+        if state is not None:
+            self.done = state.begin(program, self.groups, batches, options.settings())
+
+    def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
+        """Go through all groups."""
+        for group in self.groups[self._restore() :]:
+            self._calibrate(group)
+            restored = group.index < self.done
+            if restored:
+                self._take(group)
+            else:
+                self._treat(group)
+                self._save(group)
+            progress(self._step(group, restored))
+        if self.state is not None and self.done < len(self.groups):
+            self.state.finish()
+        return self.treated
+
+    def _calibrate(self, group: Group) -> None:
+        """Run all batches up to a group's barrier, the models in step from probe to probe."""
+        for number, batch in enumerate(self.batches):
+            models = [model.forward(group.index, number) for model in self.models]
+            for sightings in zip(*models, strict=True):
+                if sightings[0].probe.group.index >= self.done:
+                    self._observe(number, batch, sightings)
+        for model in self.models:
+            model.cache.settle(model.held(group.index))
+            model.forget()
+
+    def _observe(self, number: int, batch: Batch, sightings: Sequence[Sighting]) -> None:
+        """Show a value to the statistic of its group; each model has a sighting of it."""
+        seen, site = sightings[0], sightings[0].probe.site
+        # The sites of a masked model aren't those that a treatment knows.
+        group = self.groups[seen.probe.group.index]
+        if group.index not in self.observers:
+            parts = range(group.parts)
+            self.observers[group.index] = [self.treatment.observer(group, p) for p in parts]
+            self.tokens[group.index] = [0] * group.parts
+        observers, tokens = self.observers[group.index], self.tokens[group.index]
+        x = self._wide(seen.value(site.reads))
+        chosen = None if site.chosen is None else seen.value(site.chosen)
+        valid = self.padding.rows(site, x, batch.valid)
+        for part, rows in site.layout.rows(x, chosen, valid):
+            if not len(rows):
+                continue
+            if not show(observers[part], rows):
+                raise self.models[0].not_finite(site, number, seen.place)
+            tokens[part] += len(rows)
+        # Tokens may have chosen other experts in the dense model: their rows don't correspond.
+        if len(sightings) > 1 and chosen is None:
+            tell_gaps(observers, sightings, self.models[1].stored, self._wide, valid)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """A value in the dtype of statistics, or its own if that is wider."""
+        return x.to(torch.promote_types(x.dtype, self.dtype))
+
+    def _treat(self, group: Group) -> None:
+        """Have the weights of a group changed, one at a time."""
+        names = self._own(group)
+        weights = self.treated.lazily(names)
+        for name, weight in self.treatment.treat(group, self.observers[group.index], weights):
+            self.treated.take(names, name, weight)
+            del weight
+            page_out(self.program.weights[name])
+
+    def _step(self, group: Group, restored: bool) -> Step:
+        """What is told of a group that is done, whose statistic is let go."""
+        self.observers.pop(group.index, None)
+        tokens = tuple(self.tokens.pop(group.index, ()))
+        held = self.models[0].held(group.index)
+        memory = nbytes(values for model in self.models for values in model.cache.entries())
+        return Step(group, len(self.groups), tokens, held, memory, restored)
+
+    def _own(self, group: Group) -> tuple[str, ...]:
+        """The weights of a group and their biases."""
+        own = (self.biases.get(name) for name in group.parameters)
+        return (*group.parameters, *(name for name in own if name is not None))
+
+    def _save(self, group: Group) -> None:
+        """Save the new weights, and the activations where no statistic is half done."""
+        if self.state is None:
+            return
+        changed = {n: self.treated[n] for n in self._own(group) if n in self.treated}
+        record = self.treatment.record(group) if isinstance(self.treatment, Recording) else None
+        self.treated.take_file(self.state.save_weights(group.index, changed, record))
+        whole = self.observers.keys() <= {group.index}
+        self.state.commit(group.index, self._saved if whole else None)
+
+    def _saved(self) -> list[Mapping[str, Any]]:
+        return [values for model in self.models for values in model.saved()]
+
+    def _take(self, group: Group) -> None:
+        """Take the new weights of a group from the files of an interrupted run."""
+        assert self.state is not None
+        self.treated.take_file(self.state.weights_file(group.index))
+        if isinstance(self.treatment, Recording):
+            self.treatment.recall(group, self.state.record_of(group.index))
+
+    def _restore(self) -> int:
+        """Take up what an interrupted run has saved; the first group that has to be reached."""
+        if self.state is None:
+            return 0
+        if self.done == len(self.groups):
+            first = self.done
+        elif (found := self.state.load_values()) is None:
+            first = 0
+        else:
+            first, saved = found[0] + 1, iter(found[1])
+            for model in self.models:
+                model.restore(found[0], saved)
+        for group in self.groups[:first]:
+            self._take(group)
+        return first

@@ -1,0 +1,28 @@
+"""What all tests share: what would take most of their time if each did it again."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import exports
+import fresh
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", fresh.instead_of(subprocess.run))
+        patch.setattr(torch.export, "export", exports.shared(torch.export.export))
+        yield
+    fresh.WAITING.close()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what stays until the end: libraries, and the tests."""
+    gc.collect()
+    gc.freeze()
