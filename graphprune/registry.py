@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         what = f"{self.kind} '{name}'"
         values = dict(options)
         if is_dataclass(made):
-            hints, valid = get_type_hints(made), self.options(name)
+            hints, valid = get_type_hints(made, include_extras=True), self.options(name)
             for option, value in options.items():
                 if not valid:
                     raise ValueError(f"{what} has no options")

@@ -177,7 +177,7 @@ def beside(installed):
 @pytest.mark.usefixtures("beside")
 def test_passes_of_another_package_work_together(installed, tmp_path):
     """Every kind of pass of docs/writing-a-pass.md, in an environment of its own."""
-    kinds = ("passes", "masks", "allocations", "repairs")
+    kinds = ("scores", "masks", "allocations", "repairs", "passes")
     assert points().keys() == {f"graphprune.{kind}" for kind in kinds}
     (tmp_path / "net.py").write_text(
         "import numpy, torch\n"
@@ -191,15 +191,17 @@ def test_passes_of_another_package_work_together(installed, tmp_path):
     )
     run(installed / "python", "net.py", cwd=tmp_path)
     (tmp_path / "recipe.yaml").write_text(
-        "remove: {ffn: 0.25}\n"
-        "score: {name: power, p: 2}\n"
-        "repair: louder\n"
-        "sparsify: {method: columns, sparsity: 50%, budget: later}\n"
+        "steps:\n"
+        "- clip: {share: 0.9}\n"
+        "- select: {remove: {ffn: 0.25}, score: {name: power, p: 2}}\n"
+        "- repair: louder\n"
+        "- sparsify: {method: columns, sparsity: 50%, budget: later}\n"
         "calibration: {data: data.npz}\n"
     )
     command = ["compile", "net.py:build", "recipe.yaml", "-o", "slim.pt2"]
     run(installed / "graphprune", *command, cwd=tmp_path)
     report = json.loads((tmp_path / "slim.pt2.report.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in report["passes"]] == ["clip", "select", "repair", "sparsify"]
     assert report["score"] == "power"
     assert report["kept"] == {"ffn": [9, 12]}
     assert report["refits"]["method"] == "louder"

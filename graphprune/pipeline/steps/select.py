@@ -87,9 +87,10 @@ class Select:
             program = state.program
             whole = {} if "score" in context.open else unjudged(get_score("obs"), program)
             score = ByRole({}, Random(), whole)
-            plan = self._chosen(program, context, [], None, score)
+            notes: list[str] = []
+            plan = self._chosen(program, context, notes, None, score)
             if self._sizes_are_known(program, plan, context):
-                return replace(state, plan=plan).recorded(Record("select"))
+                return replace(state, plan=plan).recorded(Record("select", tuple(notes)))
         return self.run(state, context)
 
     def describe(self, state: State) -> str:
