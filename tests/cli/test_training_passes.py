@@ -127,9 +127,9 @@ def test_an_effort_says_what_it_does(run: Run, taught: Path, ids: str) -> None:
         ("fast", ["rank units by taylor"]),
         ("usual", ["choose units by obs, and refit what reads them"]),
         ("balanced", ["choose units by obs, and refit what reads them",
-                      "match 2 blocks with the dense model's"]),
+                      "match 3 blocks with the dense model's"]),
         ("best", ["choose units by obs, and refit what reads them",
-                  "match 2 blocks with the dense model's", "train what is left (full)"]),
+                  "match 3 blocks with the dense model's", "train what is left (full)"]),
     ):  # fmt: skip
         found = run(*words, "--effort", effort)
         assert found.code == 0, found.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -62,7 +63,9 @@ class MatchBlocks(Match):
                 progress=_each_block(context.progress),
                 state=context.journal(),
             )
-        record = Record("match", (), _details(found, samples.described()))
+        reasons = Counter(found.skipped.values())
+        notes = tuple(f"{count} blocks not matched: {why}" for why, count in reasons.items())
+        record = Record("match", notes, _details(found, samples.described()))
         return replace(state, program=found.program, unfitted=None).recorded(record)
 
     def preview(self, state: State, context: Context) -> State:
@@ -73,7 +76,7 @@ class MatchBlocks(Match):
     def describe(self, state: State) -> str:
         """One line."""
         program = as_traced(state.program, "match")
-        count = len(pairs_of(program, state.plan.bind(program)))
+        count = len(pairs_of(program, state.plan.bind(program))[0])
         return f"match {count} blocks with the dense model's"
 
 
