@@ -53,11 +53,12 @@ def check_alone(given: Mapping[str, object]) -> None:
     Raises:
         ValueError: something does.
     """
-    goals = ("remove", "target", "shape", "plan", "sparsify", "repair", "match", "recover",
-             "effort")  # fmt: skip
+    goals = ("remove", "target", "shape", "plan", "sparsify", "repair", "match", "recover")
     name = _first(given, (*goals, "include", "exclude", *_CHOOSING, "align"))
     if name is not None:
         raise ValueError(f"'{name}' stands beside steps; put it into the step that it is for")
+    if "effort" in given:
+        raise ValueError("effort chooses what is done, and steps say it: leave one of them out")
 
 
 def check_shape(given: Mapping[str, object]) -> None:

@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from graphprune.options import Data, bare, nearest
+from graphprune.passes.repair import REPAIRS
 from graphprune.passes.turn import Round
 from graphprune.recipe.mistakes import explain
-from graphprune.recipe.named import AUTO, Repairing
+from graphprune.recipe.named import AUTO, UNREPAIRED, Repairing
 from graphprune.recipe.selection import Selection
 from graphprune.recipe.sparsify import Sparsify
 from graphprune.registry import Registry
@@ -127,8 +128,8 @@ class Step(Data):
         if name in type(self).model_fields:
             if getattr(self, name) is None:
                 raise ValueError(f"'{name}' has no options; write {name}: {{...}}")
-            if self.repair is not None and self.repair.name == AUTO:
-                raise ValueError("a step names its repair: reconstruct, bias, none")
+            if self.repair is not None and self.repair.name in UNREPAIRED:
+                raise ValueError(f"a step names its repair: {', '.join(REPAIRS.names())}")
         else:
             own = dict.fromkeys((*type(self).model_fields, *PASSES.names()))
             if name not in own:

@@ -169,6 +169,7 @@ def test_rounds_of_structures_with_repairs(tmp_path: Path, data: str) -> None:
         (["repair"], "in 'steps.0.repair.name': Field required"),
         ([{"repair": "reconstruct"}], "put it behind select or replay"),
         ([{"repair": "auto"}], "a step names its repair"),
+        ([{"repair": "none"}], "a step names its repair: bias, match, reconstruct"),
         ([{"repeat": {"rounds": 2, "steps": [{"sparsify": {"method": "wand"}}]}}], "wanda"),
         (
             [{"repeat": {"rounds": 2, "steps": [{"sparsify": {"method": "wanda",
@@ -192,6 +193,8 @@ def test_mistakes(steps: list[Any], message: str) -> None:
 def test_flat_keys_do_not_stand_beside_steps() -> None:
     with pytest.raises(RecipeError, match="'remove' stands beside steps"):
         Recipe.parse({"steps": STEPS, "remove": {"ffn": 0.1}})
+    with pytest.raises(RecipeError, match="leave one of them out"):
+        Recipe.parse({"steps": STEPS, "effort": "best"})
 
 
 @dataclass(frozen=True)
