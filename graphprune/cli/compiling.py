@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from graphprune.cli.console import noted, telling
-from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli.options import (
+    DryRun,
+    FailIf,
+    Formats,
+    Json,
+    Overwrite,
+    Resume,
+    Seed,
+    Source,
+    Text,
+    Trust,
+    Unused,
+    Weights,
+)
 from graphprune.cli.shown import show
 
 
@@ -87,10 +100,7 @@ def compile(
             help="Widths are multiples of this: 64, gpu (64), ort (16), gguf (256), ffn=gguf.",
         ),
     ] = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
-    ] = None,
+    formats: Formats = None,
     text: Text = None,
     data: Annotated[
         str | None,
@@ -98,18 +108,11 @@ def compile(
     ] = None,
     weights: Weights = None,
     unused: Unused = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Seed = None,
     fail_if: FailIf = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
-    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -176,24 +179,14 @@ def recover(
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Windows in a step.")] = None,
     text: Text = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable."),
-    ] = None,
+    formats: Formats = None,
     weights: Weights = None,
     unused: Unused = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Seed = None,
     fail_if: FailIf = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the output, or what an interrupted run left."),
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
-    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:

@@ -46,3 +46,16 @@ FailIf = Annotated[
         "'parameters>100M'; also kl, macs and bytes. Repeatable.",
     ),
 ]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output, or what an interrupted run left.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
+]

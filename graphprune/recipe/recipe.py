@@ -37,14 +37,14 @@ _TOLD = 10
 
 ConditionText = Annotated[str, AfterValidator(lambda text: Condition.parse(text).text)]
 FormatName = Annotated[str, one_of("format", FORMATS)]
-Options = Annotated[
-    dict[str, Any] | None,
-    BeforeValidator(
-        lambda value: (
-            {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
-        )
-    ),
-]
+
+
+def _switched(value: object) -> object:
+    """True as no options, and False as nothing."""
+    return {} if value is True else None if value is False else value
+
+
+Options = Annotated[dict[str, Any] | None, BeforeValidator(_switched)]
 """Options of a pass, true for none of them."""
 
 

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from graphprune.errors import LoadError
 from graphprune.files import replacing, write_text
+from graphprune.streaming.core.checkpoint import read_manifest
 from graphprune.training.core.processes import Processes, local
 
 VERSION = 1
@@ -93,7 +94,7 @@ class Saved:
                 where=str(self.directory),
                 hint="resume it, remove it or choose another one",
             )
-        found = _read(manifest)
+        found = read_manifest(manifest, _fits)
         for key, wanted in self.identity.items():
             if found["identity"].get(key) != wanted:
                 raise LoadError(
@@ -204,17 +205,6 @@ def _restore(
         del optimizer.state[parameter]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        fits = isinstance(found["identity"], dict) and type(found["run"]["step"]) is int
-        fits = fits and isinstance(found["steps"], list)
-    except (OSError, ValueError, KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise LoadError(
-            "the manifest of the run is damaged",
-            where=str(path),
-            hint="remove the directory and begin again",
-        )
-    return dict(found)
+def _fits(found: Any) -> bool:
+    whole = isinstance(found["identity"], dict) and type(found["run"]["step"]) is int
+    return whole and isinstance(found["steps"], list)

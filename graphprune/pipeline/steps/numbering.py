@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
+from graphprune.axes.expr import IntArray
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 from graphprune.streaming import apply_weights
@@ -33,12 +34,16 @@ def written_back(slim: Slim | SlimOnnx, weights: Mapping[str, Tensor]) -> BasePr
             continue
         weight = weights[name]
         if tuple(weight.shape) != program.parameters[old]:
-            places = (torch.from_numpy(i) for i in kept[old])
             whole = program.weights[old].detach().clone()
-            whole[torch.meshgrid(*places, indexing="ij")] = weight.to(whole)
+            whole[places_of(kept[old])] = weight.to(whole)
             weight = whole
         new[old] = weight.to(program.weights[old].dtype)
     return apply_weights(program, new)
+
+
+def places_of(kept: Sequence[IntArray]) -> tuple[Tensor, ...]:
+    """Where a tensor has what is kept of each of its dimensions, to index it with."""
+    return torch.meshgrid(*map(torch.from_numpy, kept), indexing="ij")
 
 
 def kept_part(
@@ -55,8 +60,6 @@ def kept_part(
     names, kept = slim_names(slim), slim.plan.kept(slim.program)
     found: dict[str, Tensor] = {}
     for parameter in parameters:
-        places = [torch.from_numpy(indices) for indices in kept[parameter]]
-        if parameter in names and all(map(len, places)):
-            weight = tensors[parameter].detach()
-            found[names[parameter]] = weight[torch.meshgrid(*places, indexing="ij")]
+        if parameter in names and all(map(len, kept[parameter])):
+            found[names[parameter]] = tensors[parameter].detach()[places_of(kept[parameter])]
     return found

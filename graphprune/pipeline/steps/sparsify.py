@@ -17,7 +17,7 @@ from graphprune.ir.torch.program import Program
 from graphprune.passes.masks.oneshot import sparsify
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.pipeline.steps.mask_report import plan_masks, report_masks
-from graphprune.pipeline.steps.numbering import written_back
+from graphprune.pipeline.steps.numbering import places_of, written_back
 from graphprune.pipeline.steps.samples import example_samples, together
 from graphprune.pipeline.steps.told import EachMaskedGroup
 from graphprune.recipe.sparsify import Sparsify
@@ -142,7 +142,7 @@ def _masks(state: State, program: BaseProgram, treated: Iterable[str]) -> dict[s
         if name not in kept:
             masks[name] = weight != 0
             continue
-        places = torch.meshgrid(*(torch.from_numpy(i) for i in kept[name]), indexing="ij")
+        places = places_of(kept[name])
         masks[name] = torch.ones(weight.shape, dtype=torch.bool)
         masks[name][places] = weight[places] != 0
     return masks

@@ -103,7 +103,7 @@ class State:
                 where=str(self.directory),
                 hint="resume it, remove it or choose another one",
             )
-        found = _read_manifest(manifest)
+        found = read_manifest(manifest, _fits)
         self._check(found)
         self._done, self._activations = found["done"], found["activations"]
         return self._done
@@ -212,19 +212,32 @@ _DIFFERENCES = {
 }
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """Read what a run has saved of itself.
+
+    Args:
+        path: of the JSON file.
+        fits: whether its content has what it should have; a KeyError or TypeError says no too.
+
+    Raises:
+        LoadError: it hasn't, or can't be read.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        fits = type(found["done"]) is int and type(found["activations"]) in (int, type(None))
+        whole = fits(found)
     except (OSError, ValueError, KeyError, TypeError):
-        fits = False
-    if not fits:
+        whole = False
+    if not whole:
         raise LoadError(
             "the manifest of the run is damaged",
             where=str(path),
             hint="remove the directory and begin again",
         )
     return dict(found)
+
+
+def _fits(found: Any) -> bool:
+    return type(found["done"]) is int and type(found["activations"]) in (int, type(None))
 
 
 def _graph_digest(program: BaseProgram) -> str:
