@@ -95,13 +95,15 @@ def _run(run: Run, state: State, planned: Callable[[State], None]) -> State:
     settled = max((n for n, one in enumerate(passes) if one.planned.name in _PLANNING), default=-1)
     if not run.dry:
         _read(passes, run)
-    if settled < 0:
-        planned(state)
+    told = None
     for number, one in enumerate(passes):
+        if number == settled + 1:  # what comes now takes long, and rarely changes sizes
+            planned(state)
+            told = state.plan
         one.enter(run)
         state = _saved(one, run, state) if not run.dry else one.step.preview(state, run)
-        if number == settled:
-            planned(state)
+    if state.plan != told:
+        planned(state)
     return state
 
 
