@@ -19,7 +19,7 @@ JUDGES = {4, 12}  # of sixteen samples
 def masked(program, sparsity=0.5):
     """The program without some of the smallest weights of each matrix, and the masks."""
     new = {}
-    for name in program.trainable:
+    for name in sorted(program.trainable):
         weight = program.weights[name].detach()
         if weight.dim() == 2 and name.startswith("layers"):
             small = weight.abs() <= weight.abs().flatten().float().quantile(sparsity)

@@ -87,13 +87,15 @@ def _built(program: Program, config: Any) -> Program:
     assert source is not None
     with parameters_on_meta():
         model = source.model_class(copy.deepcopy(config))
-    dtype = next(iter(program.weights[n].dtype for n in program.trainable))
+    usual = program.weights[min(program.trainable)].dtype
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         stored = program.aliases.get(name, name)
         if stored in program.weights:
             tensor = program.weights[stored].detach()
         else:
+            weight = program.weights.get(f"{path}.weight")
+            dtype = usual if weight is None else weight.dtype
             tensor = torch.zeros(parameter.shape, dtype=dtype)
         fresh = torch.nn.Parameter(tensor, requires_grad=False)
         model.get_submodule(path)._parameters[leaf] = fresh
