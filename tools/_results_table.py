@@ -18,6 +18,7 @@ from _results_rows import (
     smollm2_rows,
     task_rows,
 )
+from _results_training import training_rows, training_sections
 from _tables import table
 
 HEAD = """# Results
@@ -96,7 +97,7 @@ NAMES = {
 
 def all_rows() -> list[Row]:
     """Every row that can be measured, in the order in which the document shows them."""
-    return [*smollm2_rows(), *data_rows(), *task_rows()]
+    return [*smollm2_rows(), *data_rows(), *training_rows(), *task_rows()]
 
 
 def page(
@@ -126,6 +127,7 @@ def page(
     data = data_lines([row for row in rows if row.table == DATA], found)
     if data:
         parts += ["## Calibration data\n", data_text(found) + "\n", table(TITLES, data)]
+    parts += training_sections(rows, found, table)
     rest = [row for row in rows if row.table in TASK_WIDTHS and row.key in found]
     if rest:
         parts.append(
