@@ -25,6 +25,14 @@ class Round:
         return 1.0 if self.given else self.number / self.of
 
     @property
+    def part(self) -> tuple[float, float]:
+        """Which part of all training this turn has, from where to where: the last one has half."""
+        if self.given or self.of == 1:
+            return 0.0, 1.0
+        begin, end = ((n / (2 * (self.of - 1))) for n in (self.number - 1, self.number))
+        return begin, end if self.number < self.of else 1.0
+
+    @property
     def suffix(self) -> str:
         """What is said of a turn behind a name: " (2 of 3)"; nothing where there is one."""
         return f" ({self.number} of {self.of})" if self.of > 1 else ""

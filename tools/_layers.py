@@ -34,7 +34,7 @@ LAYERS = (
     "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline.steps", "pipeline", "integrations", "cli", "__main__",
+    "pipeline.steps", "pipeline.written", "pipeline", "integrations", "cli", "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""
 

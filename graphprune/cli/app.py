@@ -133,7 +133,7 @@ def _verify(
 ) -> None:
     """Compare a written model with the masked dense one again, from the files alone."""
     with telling() as progress:
-        from graphprune.pipeline.artefacts import verify_output
+        from graphprune.pipeline.written.artefacts import verify_output
 
         found = verify_output(
             output,

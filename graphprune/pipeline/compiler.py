@@ -132,7 +132,7 @@ def _check(run: Run, source: object, formats: Sequence[str]) -> None:
     program, recipe = run.dense, run.recipe
     check_read(recipe, program.is_causal)
     check_formats(formats, program, source)
-    check_passes(build_passes(recipe), State.of(program), run)
+    check_passes(build_passes(recipe.passes), State.of(program), run)
     check_measurable(program, recipe, run.progress)
     if not run.dry or has_weights(program):
         with run.stage("checking weights"):

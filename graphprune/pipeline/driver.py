@@ -10,7 +10,6 @@ from graphprune.errors import CalibrationError
 from graphprune.passes.protocol import Pass, State
 from graphprune.pipeline.choices import without_fallback, without_surgery
 from graphprune.pipeline.run import Run
-from graphprune.recipe.recipe import Recipe
 from graphprune.recipe.steps import PASSES, Planned
 
 _PLANNING = ("select", "replay")
@@ -38,15 +37,18 @@ class Placed:
         run.round, run.label, run.ahead = self.planned.round, self.label, self.ahead
 
 
-def build_passes(recipe: Recipe) -> tuple[Placed, ...]:
-    """Build the passes of a recipe, in order.
+def build_passes(planned: Sequence[Planned], within: str = "") -> tuple[Placed, ...]:
+    """Build passes, in order.
+
+    Args:
+        planned: those of a recipe.
+        within: what their labels begin with.
 
     Raises:
         PlanError: a pass of another package can't be loaded.
     """
-    planned = recipe.passes
     return tuple(
-        Placed(one, _built(one), f"{n}-{one.name}", tuple(p.name for p in planned[n:]))
+        Placed(one, _built(one), f"{within}{n}-{one.name}", tuple(p.name for p in planned[n:]))
         for n, one in enumerate(planned, 1)
     )
 
@@ -91,7 +93,7 @@ def run_passes(run: Run, state: State, planned: Callable[[State], None]) -> Stat
 
 
 def _run(run: Run, state: State, planned: Callable[[State], None]) -> State:
-    passes = build_passes(run.recipe)
+    passes = build_passes(run.recipe.passes)
     settled = max((n for n, one in enumerate(passes) if one.planned.name in _PLANNING), default=-1)
     if not run.dry:
         _read(passes, run)
@@ -117,9 +119,29 @@ def _read(passes: Sequence[Placed], run: Run) -> None:
             run.samples(amount)
 
 
+def run_planned(run: Run, planned: Sequence[Planned], within: str) -> State:
+    """Run other passes than those of the run's recipe, from its dense model on.
+
+    Args:
+        run: the run.
+        planned: the passes.
+        within: what they are called in the journal begins with it.
+
+    Raises:
+        GraphPruneError: a pass fails.
+    """
+    passes = build_passes(planned, within)
+    _read(passes, run)
+    state = State.of(run.dense)
+    for one in passes:
+        one.enter(run)
+        state = _saved(one, run, state)
+    return state
+
+
 def plan_alone(run: Run, state: State) -> State:
     """Choose units as the passes do, and leave all weights as they are."""
-    for one in build_passes(run.recipe):
+    for one in build_passes(run.recipe.passes):
         if one.planned.name in _PLANNING:
             one.enter(run)
             state = cast("Any", one.step).choose(state, run)
@@ -129,7 +151,7 @@ def plan_alone(run: Run, state: State) -> State:
 def described(run: Run, state: State) -> tuple[str, ...]:
     """A line on each pass; those of several rounds once."""
     lines = []
-    for one in build_passes(run.recipe):
+    for one in build_passes(run.recipe.passes):
         turn, line = one.planned.round, one.step.describe(state)
         if line and turn.number == 1:
             lines.append(f"{line} in {turn.of} rounds" if turn.of > 1 else line)

@@ -9,8 +9,9 @@ from graphprune.emit.target import Target
 from graphprune.measure.compare import measured
 from graphprune.passes.protocol import State
 from graphprune.pipeline.checking import in_pieces, little_proof
-from graphprune.pipeline.files import check_weights_written
+from graphprune.pipeline.controls import with_controls
 from graphprune.pipeline.run import Run
+from graphprune.pipeline.written.files import check_weights_written
 from graphprune.provenance.recording import record
 from graphprune.report.figures import with_files
 from graphprune.report.report import Report
@@ -60,6 +61,7 @@ def finish(run: Run, state: State, report: Report, target: Target) -> Report:
         with run.stage("measuring"):
             onnx = staged / target.name("onnx") if "onnx" in target.formats else None
             report = measured(report, run.recipe, slim, onnx, staged, run.dense, run.progress)
+        report = with_controls(run, report)
         report = record(
             staged, target, run.making, report, recipe=run.recipe, plan=state.plan,
             program=run.dense, auto="score" in run.open, tell=run.progress,

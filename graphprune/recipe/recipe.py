@@ -79,6 +79,9 @@ class Recipe(Goal):
         effort: How much time a good result is worth: ``fast`` ranks units by a score and leaves
             all weights as they are, ``usual`` is as without it, ``balanced`` matches blocks too,
             ``best`` matches and recovers.
+        control: Whether what training is compared with is made too, and measured beside the result:
+            the model without training, the dense model trained alike, and, where there are rounds,
+            one cut trained alike. None of them is written.
         steps: What to do, pass by pass, instead of all that is about structures and weights here.
         calibration: Data for what needs it, and text to measure the perplexity on.
         rounds: Number of select-and-apply rounds.
@@ -100,6 +103,7 @@ class Recipe(Goal):
     match: Options = None
     recover: Options = None
     effort: Literal["fast", "usual", "balanced", "best"] | None = None
+    control: bool = False
     steps: Steps | None = None
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -114,6 +118,11 @@ class Recipe(Goal):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
+        if self.control and not any(one.name == "recover" for one in self.passes):
+            raise ValueError(
+                "'control' trains what training is compared with, and nothing is trained here; "
+                "add recover, or leave it out"
+            )
         if self.steps is not None:
             if not self.steps:
                 raise ValueError("'steps' is empty: name a pass, such as select")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from graphprune.quality.measures import Measures
 from graphprune.quality.table import quality_table
 from graphprune.quality.timing import Speedup, in_words, speedup
+from graphprune.report.control import Control, control_table
 from graphprune.report.forecast import Forecast
 from graphprune.report.masks import Masks, Refits
 from graphprune.report.provenance import Provenance, varying_apart
@@ -43,6 +44,7 @@ class Report:
         refits: Layers that were fitted anew; None where none were.
         trained: What training has done, by pass.
         quality: How near the slim model is to the dense one; None where it isn't measured.
+        controls: What a trained model is compared with, where the recipe asks for it.
         provenance: How the output was made; None after a dry run.
         forecast: What the real run would do; None after one.
         passes: What was done, pass by pass: ``name``, ``options`` that aren't as by default,
@@ -65,6 +67,7 @@ class Report:
     refits: Refits | None = None
     trained: tuple[Trained, ...] = ()
     quality: Quality | None = None
+    controls: tuple[Control, ...] = ()
     provenance: Provenance | None = None
     forecast: Forecast | None = None
     passes: tuple[dict[str, Any], ...] = ()
@@ -94,6 +97,7 @@ class Report:
         masks = [] if self.masks is None else [self.masks.render()]
         table = comparison(self.before, self.after)
         quality = quality_table(self.before, self.after, self.quality)
+        quality += control_table(self.before, self.after, self.controls)
         ahead = [] if self.forecast is None else [self.forecast.render()]
         return Group(*masks, table, *quality, *ahead, *(Text(line) for line in lines))
 

@@ -25,6 +25,7 @@ def identity(
     samples: Samples,
     training: Training,
     loss: Any,
+    part: tuple[float, float],
     world: int,
 ) -> dict[str, Any]:
     """The parts of a run's identity, as JSON values."""
@@ -36,6 +37,7 @@ def identity(
         "masks": _masks_digest(masks),
         "data": samples.digest(),
         "training": json.loads(json.dumps(options)),
+        "part": list(part),
         "processes": world,
     }
 

@@ -22,6 +22,9 @@ from graphprune.training.state import Saved
 
 BETAS = (0.9, 0.95)
 
+_REWARMED = 2
+"""Steps in which the learning rate rises where a run goes on from another."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -128,7 +131,7 @@ def _step(
     size = run.samples.together or training.micro_batch
     parts = run.order.share(step, everyone.rank, everyone.world, size)
     for number, chosen in enumerate(parts):
-        run.trainable.draw.key = (training.seed, step, number, everyone.rank)
+        run.trainable.draw.key = (training.seed, run.order.first + step, number, everyone.rank)
         # FSDP gathers weights in each pass, so that every process has one, with samples or without.
         micro = run.feed(run.samples.take(chosen or [0])).to(everyone.device)
         micro = replace(micro, count=len(chosen))
@@ -158,7 +161,7 @@ def _step(
     loss_of_step = total / count
     watch.check_finite(step, loss_of_step, norm)
     for group in optimizer.param_groups:
-        group["lr"] = training.rate(step, run.order.steps)
+        group["lr"] = _rate(run, step)
     if optimizer.param_groups[0]["lr"]:  # a step of none would still change -0.0 to 0.0
         optimizer.step()
     run.trainable.held.fill()
@@ -166,6 +169,13 @@ def _step(
     run.losses.append(loss_of_step)
     run.tokens += int(count)
     watch.add(step, loss_of_step)
+
+
+def _rate(run: Run, step: int) -> float:
+    """The learning rate of a step; a run that goes on from another has moments to gather first."""
+    order = run.order
+    rising = min(1.0, (step + 1) / _REWARMED) if order.first else 1.0
+    return rising * run.training.rate(order.first + step, order.whole)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ class Job:
     loss: OwnLoss | None
     vocabulary: Tensor | None
     layers: Mapping[str, str] | None
+    part: tuple[float, float]
 
     def first(self) -> Micro:
         """The first sample."""
@@ -142,7 +143,7 @@ def _order(job: Job, first: Micro) -> Order:
                 "the data have no tokens to count", hint="say how many steps, not how many tokens"
             )
         total = -(-training.tokens * first.count // first.tokens.numel())
-    return Order(count, total, training.batch, training.seed)
+    return Order(count, total, training.batch, training.seed).part(*job.part)
 
 
 def _pairs(job: Job, student: Student, teacher: Student | None) -> Mapping[str, str]:

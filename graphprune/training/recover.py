@@ -91,6 +91,7 @@ def recover(
     loss: OwnLoss | None = None,
     vocabulary: Tensor | None = None,
     layers: Mapping[str, str] | None = None,
+    part: tuple[float, float] = (0.0, 1.0),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> RecoveredProgram:
@@ -113,6 +114,8 @@ def recover(
         vocabulary: int ``[classes]``, which of the teacher's classes the student has kept.
         layers: for "hidden", path of each layer to the path of the teacher's it is compared with;
             None for the layers of all stacks, in order.
+        part: which part of the steps this call does, from where to where: where a model is pruned
+            in rounds, samples and learning rate go on from one to the next.
         state: where progress is saved, after each of some steps and when SIGTERM comes.
         progress: told after each step.
 
@@ -135,7 +138,7 @@ def recover(
         right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
         student_of(program), right, samples_of(data), feed, training,
-        masks or {}, layouts, everyone, loss, vocabulary, layers,
+        masks or {}, layouts, everyone, loss, vocabulary, layers, part,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
     return RecoveredProgram(**vars(found), program=apply_weights(program, found.weights))
@@ -167,7 +170,7 @@ def recover_module(
     right = None if teacher is None else student_of_module(teacher)
     job = Job(
         student, right, samples_of(data), feed, training, masks or {}, layouts,
-        processes(), loss, vocabulary, layers,
+        processes(), loss, vocabulary, layers, (0.0, 1.0),
     )  # fmt: skip
     found = _run(job, module, teacher, state, progress)
     with torch.no_grad():
@@ -189,8 +192,9 @@ def _run(
     if state is not None:
         saving = state if isinstance(state, Saving) else Saving(Path(state))
         names = identity(
-            base, teacher, job.masks, job.samples, job.training, job.loss, job.everyone.world
-        )
+            base, teacher, job.masks, job.samples, job.training, job.loss, job.part,
+            job.everyone.world,
+        )  # fmt: skip
         run.saved = Saved(
             Path(saving.directory), names, job.everyone, job.training.fsdp, saving.every
         )
@@ -205,7 +209,7 @@ def _run(
             hint=f"resume it from {run.saved.directory}" if run.saved else None,
         )
     weights, zeros = finish(job, run)
-    passes = run.order.total / run.order.count
+    passes = run.order.seen / run.order.count
     notes = (f"the data went through {passes:.2g} times",) if passes > 1 else ()
     return Recovered(weights, len(run.losses), run.tokens, tuple(run.losses), zeros, notes)
 

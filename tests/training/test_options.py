@@ -3,6 +3,7 @@
 import pytest
 
 from graphprune.errors import RecipeError
+from graphprune.passes.turn import Round
 from graphprune.training import LLM_PRUNER, Training
 from graphprune.training.core.order import Order, permutation
 
@@ -73,3 +74,27 @@ def test_processes_share_the_samples_of_a_step(world, size):
         shares = [order.share(step, rank, world, size) for rank in range(world)]
         assert len({len(s) for s in shares}) == 1  # as many micro-batches each
         assert [n for s in shares for m in s for n in m] == order.samples(step)
+
+
+def test_parts_of_a_run_see_what_the_whole_sees():
+    whole = Order(count=10, total=31, batch=4, seed=3)
+    parts = [whole.part(*ends) for ends in ((0, 0.25), (0.25, 0.5), (0.5, 1))]
+    assert [part.steps for part in parts] == [2, 2, 4]
+    assert sum(part.seen for part in parts) == whole.seen == 31
+    seen = [part.samples(step) for part in parts for step in range(part.steps)]
+    assert seen == [whole.samples(step) for step in range(whole.steps)]
+
+
+@pytest.mark.parametrize(
+    ("turn", "part"),
+    [
+        (Round(), (0.0, 1.0)),
+        (Round(1, 3), (0.0, 0.25)),
+        (Round(2, 3), (0.25, 0.5)),
+        (Round(3, 3), (0.5, 1.0)),
+        (Round(2, 2), (0.5, 1.0)),
+        (Round(2, 3, given=True), (0.0, 1.0)),
+    ],
+)
+def test_the_last_turn_has_half_of_the_training(turn, part):
+    assert turn.part == part

@@ -97,6 +97,7 @@ class Recover(Training):
                 wanted,
                 masks=masks,
                 teacher=teacher,
+                part=context.round.part,
                 state=saving,
                 progress=_each_step(context.progress),
             )

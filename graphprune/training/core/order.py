@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -20,20 +20,44 @@ class Order:
         total: samples that the run sees, some of them several times.
         batch: samples of a step; the last step has what is left.
         seed: of the orders.
+        first: steps of these that other runs have done before this one.
+        last: the step that this run ends before; None for all.
     """
 
     count: int
     total: int
     batch: int
     seed: int
+    first: int = 0
+    last: int | None = None
+
+    @property
+    def whole(self) -> int:
+        """Optimiser steps of all runs together, a last one that isn't full included."""
+        return -(-self.total // self.batch)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps, a last one that isn't full included."""
-        return -(-self.total // self.batch)
+        """Optimiser steps of this run."""
+        return (self.whole if self.last is None else self.last) - self.first
+
+    @property
+    def seen(self) -> int:
+        """Samples that this run sees, some of them several times."""
+        return min((self.first + self.steps) * self.batch, self.total) - self.first * self.batch
+
+    def part(self, begin: float, end: float) -> Order:
+        """A run of some of its steps.
+
+        Args:
+            begin: share of all steps that is done before.
+            end: share that is done afterwards.
+        """
+        return replace(self, first=round(begin * self.whole), last=round(end * self.whole))
 
     def samples(self, step: int) -> list[int]:
-        """Numbers of the samples of a step."""
+        """Numbers of the samples of a step of this run."""
+        step += self.first
         places = range(step * self.batch, min((step + 1) * self.batch, self.total))
         return [permutation(self.count, self.seed, p // self.count)[p % self.count] for p in places]
 
