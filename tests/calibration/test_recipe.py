@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
+from calibration.helpers import save_tokenizer, text_of
 from graphprune.errors import RecipeError
 from graphprune.frontends import load_traced
 from graphprune.pipeline.compiler import compile
 from graphprune.quality.perplexity import perplexity
 from graphprune.recipe.recipe import Recipe
-from samples.helpers import save_tokenizer, text_of
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
+from calibration.helpers import samples, save_tokenizer, tagger, text_of
 from graphprune.calibration.calibrate import calibration_samples
 from graphprune.calibration.measured import evaluation_windows, measured_texts
 from graphprune.calibration.sources.amounts import SCORES
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, RecipeError
 from graphprune.streaming import batches
-from samples.helpers import samples, save_tokenizer, tagger, text_of
 from streaming.oracle import tokens, traced
 from zoo import decoders, encoders
 

@@ -7,12 +7,12 @@ import itertools
 import pytest
 import torch
 
+from calibration.helpers import pixels, samples, save_tokenizer, text_of
 from graphprune.calibration.text.order import alternate, halve
 from graphprune.calibration.text.read import load_tokenizer, read_text
 from graphprune.errors import RecipeError
 from graphprune.pipeline.default_data import with_data
 from graphprune.recipe.recipe import Recipe
-from samples.helpers import pixels, samples, save_tokenizer, text_of
 from streaming.oracle import traced
 from zoo import decoders
 

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import graphprune as gp
+from calibration.helpers import gradient, pixels, samples, save_tokenizer, tagger
 from graphprune.calibration.programs import batches as any_batches
 from graphprune.errors import LoadError, PlanError, RecipeError
 from graphprune.recipe.recipe import Recipe
 from graphprune.streaming import batches
-from samples.helpers import gradient, pixels, samples, save_tokenizer, tagger
 from streaming.oracle import tokens, traced
 from zoo import decoders, encoders
 

@@ -449,7 +449,7 @@ def test_it_is_saved_with_its_zeros(tmp_path):
 
 
 def test_the_example_of_the_documentation_runs(capsys):
-    text = (Path(__file__).parents[1] / "docs" / "streaming.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "streaming.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     space: dict = {}
     exec(compile(code, "streaming.md", "exec"), space)

@@ -12,7 +12,7 @@ from graphprune.errors import PlanError
 from graphprune.passes.match import Match, masks_of, match
 from graphprune.passes.repair.matching import Matching
 from graphprune.streaming import apply_weights
-from match.models import relative
+from passes.match.models import relative
 from streaming.oracle import tokens, traced
 from zoo import decoders, encoders, mixtures
 

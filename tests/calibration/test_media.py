@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import graphprune as gp
+from calibration.helpers import gradient, pixels, samples, save_tokenizer
 from graphprune.errors import LoadError
 from graphprune.streaming import batches
-from samples.helpers import gradient, pixels, samples, save_tokenizer
 
 
 @pytest.fixture(scope="module")

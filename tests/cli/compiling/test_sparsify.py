@@ -27,7 +27,7 @@ from cli.helpers import CYCLE, LETTERS, Result, check_failure, teach, tree
 from graphprune.errors import VerifyError
 from plan_files import units
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LINEARS = [
     f"self_attn.{n}_proj" for n in "qkvo"
 ] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]  # fmt: skip

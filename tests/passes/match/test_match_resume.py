@@ -9,7 +9,7 @@ import graphprune as gp
 from graphprune.errors import LoadError
 from graphprune.passes.match import Match, masks_of, match
 from graphprune.streaming import State, apply_weights
-from match.models import halves, net, windows
+from passes.match.models import halves, net, windows
 
 
 class Interrupted(Exception):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from calibration.helpers import gradient, pixels, samples
 from graphprune.calibration.sources.arrays import read_arrays
 from graphprune.calibration.sources.audio import load_audio
 from graphprune.calibration.sources.contents import File
@@ -26,7 +27,6 @@ from graphprune.calibration.sources.read import read
 from graphprune.calibration.sources.section import Calibration
 from graphprune.calibration.text.read import read_text
 from graphprune.errors import LoadError
-from samples.helpers import gradient, pixels, samples
 
 
 def peak():

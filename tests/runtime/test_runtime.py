@@ -277,7 +277,7 @@ def test_without_onnx_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_documentation_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     model = graph(
         """ g (int64[batch, length] input_ids, int64[batch, length] attention_mask)

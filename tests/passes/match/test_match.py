@@ -11,7 +11,7 @@ import graphprune as gp
 from graphprune.errors import PlanError, RecipeError
 from graphprune.passes.match import BlockStep, Match, masks_of, match
 from graphprune.streaming import apply_weights
-from match.models import WIDTH, Net, Straight, halves, net, relative, windows
+from passes.match.models import WIDTH, Net, Straight, halves, net, relative, windows
 
 JUDGES = {4, 12}  # of sixteen samples
 

@@ -12,7 +12,7 @@ from graphprune.passes.repair import REPAIRS
 from graphprune.passes.repair.matching import Matching
 from graphprune.passes.repair.structured import reconstruct
 from graphprune.streaming import State
-from match.models import halves, net, relative, windows
+from passes.match.models import halves, net, relative, windows
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import graphprune as gp
+from calibration.helpers import pixels, samples, save_tokenizer, text_of
 from graphprune.calibration.calibrate import calibration_samples
 from graphprune.calibration.measured import evaluation_windows, measured_texts
 from graphprune.calibration.mixture import apportion
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import LoadError, RecipeError
 from graphprune.recipe.recipe import Recipe
-from samples.helpers import pixels, samples, save_tokenizer, text_of
 from streaming.oracle import traced
 from zoo import decoders
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from calibration.helpers import pixels, tagger
 from graphprune.calibration.dense import check_dense
 from graphprune.calibration.text.frequencies import entropy
 from graphprune.errors import CalibrationError, LoadError
-from samples.helpers import pixels, tagger
 from streaming.oracle import tokens, traced
 from zoo import encoders
 
