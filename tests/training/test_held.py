@@ -40,6 +40,7 @@ OPTIMISERS = {
     "fused": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
     "lion-like": lambda p: torch.optim.Rprop(p, lr=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
 }
 
 
@@ -133,6 +134,92 @@ def test_rounds_with_gradients_that_are_left_over(micro_batches, optimiser):
                     optimizer.zero_grad()
             handle.check()
             assert handle.zeros() == {name: int((~m).sum()) for name, m in masks.items()}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_masks_change_in_the_middle_of_a_group_of_micro_batches(given):
+    module = net()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    first, second = masks_of(module), masks_of(module, seed=5)
+    with hold(module, first, optimizer if given else None) as handle:
+        steps(module, optimizer, 3)
+        module(torch.ones(2, 6)).sum().backward()  # left over from here
+        handle.change(second)
+        for name, mask in second.items():
+            weight = module.get_parameter(name)
+            assert not bits(weight)[~mask].any()
+            assert not bits(weight.grad)[~mask].any()
+        module(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+        for name, mask in second.items():
+            weight = module.get_parameter(name)
+            assert not bits(weight)[~mask].any()
+            assert weight[mask & ~first[name]].count_nonzero()  # what is held no longer trains
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert not optimizer.state[weight][moment][~mask].any()
+        with pytest.raises(TrainingError, match="belongs to no parameter"):
+            handle.change({"3.weight": torch.ones(2, dtype=torch.bool)})
+
+
+def test_an_optimiser_that_is_wrapped():
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+    module = net()
+    masks = masks_of(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module, wrapped = accelerator.prepare(module, optimizer)
+    assert wrapped is not optimizer
+    with hold(module, masks, wrapped) as handle:
+        steps(module, wrapped)
+        handle.check()
+
+
+def test_an_optimiser_that_is_none():
+    class Own:
+        def step(self):
+            pass
+
+    with pytest.raises(TrainingError, match=r"no torch\.optim\.Optimizer[^$]*call fill"):
+        hold(net(), {}, Own())
+
+
+def test_an_optimiser_that_calls_the_model_itself():
+    module, x = net(), torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
+    masks = masks_of(module)
+    optimizer = torch.optim.LBFGS(module.parameters(), max_iter=5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = module(x).square().sum()
+        loss.backward()
+        return loss
+
+    with hold(module, masks, optimizer) as handle:
+        optimizer.step(closure)
+        handle.check()
+
+
+def test_gradients_of_a_few_rows():
+    embedding = nn.Embedding(6, 3, sparse=True)
+    mask = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)) > 0.5
+    optimizer = torch.optim.SparseAdam(embedding.parameters(), lr=0.1)
+    with hold(embedding, {"weight": mask}, optimizer):
+        for _ in range(3):
+            before = embedding.weight.detach().clone()
+            embedding(torch.tensor([1, 4])).sum().backward()
+            assert embedding.weight.grad.is_sparse
+            optimizer.step()
+            optimizer.zero_grad()
+            assert not bits(embedding.weight)[~mask].any()
+            assert (embedding.weight != before)[1][mask[1]].all()
+
+
+def test_a_compiled_module():
+    module = net()
+    masks = masks_of(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    with hold(module, masks, optimizer) as handle:
+        steps(torch.compile(module, backend="aot_eager"), optimizer)
+        handle.check()
 
 
 def test_nothing_is_hooked_on_parameters():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class HeldMasks:
     def fill_gradients(self) -> None:
         """Zeros into the gradients, so that they count in no norm and in no moment."""
         for name, parameter in self._parameters():
-            if parameter.grad is not None:
+            # Those of a few rows of an embedding count only in the moments of these rows.
+            if parameter.grad is not None and not parameter.grad.is_sparse:
                 self._fill(name, parameter, parameter.grad)
 
     @torch.no_grad()
@@ -111,17 +113,63 @@ class HeldMasks:
 
 @dataclass
 class Handle(HeldMasks):
-    """What keeps zeros in a module while any optimiser trains it; see `hold`."""
+    """What keeps zeros in a module while any optimiser trains it; see `hold`.
+
+    Attributes:
+        optimizer: whose steps are followed; None for those of every optimiser.
+    """
+
+    optimizer: Optimizer | None = None
 
     def __post_init__(self) -> None:
-        """Nothing is hooked yet."""
+        """Zeros into the weights as they are, and from now on after each step."""
         super().__post_init__()
         self._hooks: list[Any] = []
+        self._cleared: WeakSet[Optimizer] = WeakSet()
+        self._settle()
+        if self.optimizer is None:
+            before = register_optimizer_step_pre_hook(lambda one, *_: self._before(one))
+            after = register_optimizer_step_post_hook(lambda *_: self.fill())
+        else:
+            before = self.optimizer.register_step_pre_hook(lambda one, *_: self._before(one))
+            after = self.optimizer.register_step_post_hook(lambda *_: self.fill())
+        self._hooks += [before, after]
+
+    def change(self, masks: Mapping[str, Tensor]) -> None:
+        """Hold other masks from now on, in the middle of training.
+
+        What they remove becomes 0 at once, with its gradients, those left over from micro-batches
+        too, and with what the optimiser remembers of it.
+
+        Args:
+            masks: see `hold`; they take the place of all earlier ones.
+
+        Raises:
+            TrainingError: see `hold`.
+        """
+        self.removed = removed_of(self.module, masks)
+        self._parts.clear()
+        self._cleared.clear()
+        self._settle()
 
     def remove(self) -> None:
         """Let the weights go."""
         while self._hooks:
             self._hooks.pop().remove()
+
+    def _settle(self) -> None:
+        self.fill()
+        if self.optimizer is None:
+            self.fill_gradients()
+        else:
+            self._before(self.optimizer)
+
+    def _before(self, optimizer: Optimizer) -> None:
+        """What comes before a step of an optimiser, which may not have met these masks yet."""
+        self.fill_gradients()
+        if optimizer not in self._cleared:
+            self.fill_state(optimizer)
+            self._cleared.add(optimizer)
 
     def __enter__(self) -> Handle:
         return self
@@ -136,33 +184,40 @@ def hold(
     """Keep the zeros of pruned weights while a training loop of one's own changes the others.
 
     Works with every optimiser of torch, gradient accumulation, DDP and FSDP2, whether they wrap the
-    module before or after. Gradients and moments of pruned weights are 0 too, so that a mask may
-    change in the middle of training: `remove` the old one and hold the new one.
+    module before or after. Gradients and moments of pruned weights are 0 too, so that masks may
+    `change` in the middle of training.
 
     Args:
         module: the model.
         masks: parameter name to bool of its shape, True where a weight stays.
-        optimizer: the optimiser of the module's weights; None for whichever takes a step.
+        optimizer: the optimiser of the module's weights, or what wraps it (accelerate's and
+            Lightning's do); None for whichever takes a step.
 
     Returns:
         A handle: ``check()`` makes sure that every zero is one, ``zeros()`` counts, ``remove()``
         ends it. It does so too as a context manager.
 
     Raises:
-        TrainingError: a mask belongs to no parameter, or has another shape.
+        TrainingError: a mask belongs to no parameter, or has another shape; or the optimiser is
+            none of torch.
     """
-    handle = Handle(module, removed_of(module, masks))
-    handle.fill()
-    if optimizer is None:
-        before = register_optimizer_step_pre_hook(lambda *_: handle.fill_gradients())
-        after = register_optimizer_step_post_hook(lambda *_: handle.fill())
-        handle._hooks += [before, after]
-        return handle
-    handle.fill_gradients()
-    handle.fill_state(optimizer)
-    handle._hooks.append(optimizer.register_step_pre_hook(lambda *_: handle.fill_gradients()))
-    handle._hooks.append(optimizer.register_step_post_hook(lambda *_: handle.fill()))
-    return handle
+    plain = None if optimizer is None else _unwrapped(optimizer)
+    return Handle(module, removed_of(module, masks), plain)
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    """The optimiser that takes the steps, which wrappers keep under this name."""
+    found = optimizer
+    while isinstance(inner := getattr(found, "optimizer", None), Optimizer):
+        found = inner
+    if not isinstance(found, Optimizer):
+        raise TrainingError(
+            "zeros can't be held under this optimiser",
+            where=type(optimizer).__name__,
+            why="it is no torch.optim.Optimizer, so that nothing says when it takes a step",
+            hint="leave the optimizer out, and call fill() after each of its steps",
+        )
+    return found
 
 
 def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
