@@ -30,12 +30,22 @@ class Net(nn.Module):
 
 
 @functools.cache
-def program():
-    return gp.trace(Net().eval(), (torch.randint(0, 40, (2, 6)),))
+def program(dtype=torch.float32):
+    return gp.trace(Net().to(dtype).eval(), (torch.randint(0, 40, (2, 6)),))
 
 
 def data():
     return torch.randint(0, 40, (14, 6), generator=torch.Generator().manual_seed(1))
+
+
+def labelled():
+    """15 samples, whose counts of labels are 0 to 5."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 40, (15, 6), generator=generator)
+    labels = ids.clone()
+    for row in range(15):
+        labels[row, row % 6 + 1 :] = -100
+    return {"ids": ids, "labels": labels}
 
 
 def masks():

@@ -16,7 +16,7 @@ from graphprune.training import Saving, Training, hold, recover
 from graphprune.training import state as states
 from graphprune.training.core.processes import full, processes
 from graphprune.training.core.samples import Tensors
-from training.nets import data, masks, program
+from training.nets import data, labelled, masks, program
 
 
 def train(options, **given):
@@ -26,10 +26,16 @@ def train(options, **given):
     return recover(net, data(), Training(**options), **given)
 
 
-def two(folder, options):
+def train_wide(options):
+    """Train the net in float64, on samples of which some have more labels than others."""
+    net = program(torch.float64)
+    return recover(net, labelled(), Training(**options), masks=masks(), teacher=net)
+
+
+def two(folder, options, work=train):
     """What a process of two does: train, and let the first one write what came out."""
     assert processes().world == 2
-    found = train(options)
+    found = work(options)
     if dist.get_rank() == 0:
         save_file(dict(found.weights), folder / "two.safetensors")
         numbers = found.losses, found.zeros, found.tokens

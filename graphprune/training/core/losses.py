@@ -1,4 +1,7 @@
-"""Sums of losses over tokens; whoever adds them up divides by the number of all tokens once."""
+"""Sums of losses over tokens; whoever adds them up divides by the number of all tokens once.
+
+They are computed in float32, or in float64 where the model computes in that.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: ``[tokens, classes]``.
         labels: int64 ``[tokens]``; `OUT` doesn't count.
     """
-    return F.cross_entropy(logits.float(), labels, ignore_index=OUT, reduction="sum")
+    return F.cross_entropy(_wide(logits), labels, ignore_index=OUT, reduction="sum")
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -31,8 +34,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
         teacher: logits of the same shape.
         temperature: T, which both are divided by.
     """
-    ours = F.log_softmax(student.float() / temperature, -1)
-    theirs = F.log_softmax(teacher.float() / temperature, -1)
+    ours = F.log_softmax(_wide(student) / temperature, -1)
+    theirs = F.log_softmax(_wide(teacher) / temperature, -1)
     return temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True)
 
 
@@ -46,7 +49,7 @@ def square_head(student: Tensor, teacher: Tensor) -> Tensor:
         student: ``[tokens, width]``.
         teacher: of the same shape.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher = _wide(student), _wide(teacher)
     size = teacher.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     return ((student - teacher).square().sum(-1) / size).sum()
 
@@ -59,8 +62,13 @@ def relative_error(student: Tensor, teacher: Tensor, variance: float) -> Tensor:
         teacher: of the same shape.
         variance: of an element of the teacher's output over samples.
     """
-    difference = (student.float() - teacher.float()).square()
+    difference = (_wide(student) - _wide(teacher)).square()
     return difference.flatten(1).mean(1).sum() / variance
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or what is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 Part = Callable[[Tensor, slice], Tensor]
@@ -102,7 +110,7 @@ class _Summed(torch.autograd.Function):
             torch.zeros_like(x) if need and x is not None else None
             for x, need in zip(given, wanted, strict=True)
         ]
-        total = rows.new_zeros((), dtype=torch.float32)
+        total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         leaves = [None if x is None else x.detach() for x in (weight, bias)]
         for leaf, need in zip(leaves, wanted[1:], strict=True):
             if leaf is not None:

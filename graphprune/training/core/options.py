@@ -51,7 +51,8 @@ class Training:
         exclude: globs of parameters that stay.
         also: what trains beside adapters: "biases", "norms".
         precision: of the products: "auto" is bfloat16 where the processor has it. Weights,
-            gradients and the optimiser's state are float32 in any case.
+            gradients and the optimiser's state are float32 in any case; of a model in float64,
+            float64.
         checkpointing: compute the activations of layers twice rather than keep them.
         fsdp: share weights, gradients and the optimiser's state among processes.
         seed: of the order of samples, adapters and dropout.

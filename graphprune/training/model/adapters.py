@@ -46,10 +46,10 @@ class Adapter(nn.Module):
         parts, out, width = layout.matrices(weight).shape
         thin = min(rank, out, width)
         bound = width**-0.5
-        a = torch.empty(parts, thin, width)
+        a = torch.empty(parts, thin, width, dtype=weight.dtype)
         a.uniform_(-bound, bound, generator=generator("adapter", seed, name))
         self.a = nn.Parameter(a.to(weight.device))
-        self.b = nn.Parameter(torch.zeros(parts, out, thin, device=weight.device))
+        self.b = nn.Parameter(weight.new_zeros(parts, out, thin))
         self.scale = alpha / thin
         self.name, self.layout, self.dropout, self.draw = name, layout, dropout, draw
         self.removed: Tensor | None
@@ -57,7 +57,7 @@ class Adapter(nn.Module):
         self.register_buffer("removed", placed, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight; float32, whatever the products around it are computed in."""
+        """The effective weight, in its own dtype: products around it may be in another."""
         with torch.autocast(weight.device.type, enabled=False):
             return self.effective(weight, self.a * self._seen(), self.b, self.removed)
 
