@@ -36,16 +36,18 @@ STARTS: Mapping[str, str] = {
     "-4 layers": "block-influence + reconstruct",
 }
 MATCHED = tuple(STARTS)[:5]
+MASKS = tuple(STARTS)[:3]
 OTHERS = NAMES[1:]
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "full, ce": {"train": "full", "loss": "ce"},
-    "full, kd": {"train": "full", "loss": "kd"},
-    "lora, ce": {"train": "lora", "loss": "ce"},
-    "lora, kd": {"train": "lora", "loss": "kd"},
+    "full, ce": {"train": "full", "loss": "ce", "batch": 4},
+    "full, kd": {"train": "full", "loss": "kd", "batch": 4},
+    "lora, ce": {"train": "lora", "loss": "ce", "batch": 4},
+    "lora, kd": {"train": "lora", "loss": "kd", "batch": 4},
+    "llm-pruner": {"preset": "llm-pruner"},
 }
 """What is trained, and towards what. The control of each is the dense model in the same way."""
-CONTROLS = tuple(name for name in ARMS if name.endswith("ce"))
+CONTROLS = tuple(name for name in ARMS if not name.endswith("kd"))
 """The dense model learns nothing from itself: of an arm of ``kd`` it is the control as it is."""
 
 MATCH_TEXT = (
@@ -55,7 +57,7 @@ MATCH_TEXT = (
 )
 RECOVER_TEXT = (
     "`recover` on {tokens:,} tokens that follow the calibration windows (batches of 4 windows, one "
-    "pass, seed 0), zeros held. *Over control*: perplexity over that of the dense model after the "
+    "pass, seed 0; *llm-pruner* is its preset, of batches of 64), zeros held. *Over control*: perplexity over that of the dense model after the "
     "same training; of `kd`, over the dense model as it is. Training on one kind of text makes any "
     "model better on it, so that the other texts, as ratios to the dense model as it is, tell more."
 )
@@ -74,7 +76,9 @@ def training_rows() -> list[Row]:
         rows.append(Row(MATCH, target, STARTS[target]))
         rows.append(Row(MATCH, target, f"{STARTS[target]} + match"))
     rows += [Row(RECOVER, "", arm) for arm in CONTROLS]
-    rows += [Row(RECOVER, target, arm) for target in STARTS for arm in ARMS]
+    for target in STARTS:
+        arms = (arm for arm in ARMS if arm != "llm-pruner" or target not in MASKS)
+        rows += [Row(RECOVER, target, arm) for arm in arms]
     return rows
 
 
@@ -208,6 +212,7 @@ class Trainings:
         from graphprune import apply
         from graphprune.rewrite.retrace import retrace
         from graphprune.training import Training, recover
+        from graphprune.training.core.options import with_preset
 
         dense = self.bench.program
         program, masks = dense, {}
@@ -216,7 +221,7 @@ class Trainings:
             program, masks = start.program, start.masks
             if start.plan.kept_units:
                 program = retrace(apply(program, start.plan))
-        options = Training(**ARMS[row.method], tokens=TOKENS, batch=4)
+        options = Training(**with_preset({**ARMS[row.method], "tokens": TOKENS}))
         teacher = dense if options.needs_teacher else None
         begun = time.process_time()
         found = recover(program, self.training, options, masks=masks, teacher=teacher)

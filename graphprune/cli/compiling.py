@@ -171,6 +171,9 @@ def recover(
         str | None,
         typer.Option(help="The dense model, which the losses kd and values compare with."),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Published settings: llm-pruner; other options go first.")
+    ] = None,
     train: Annotated[str | None, typer.Option(help="full (the default), norms or lora.")] = None,
     loss: Annotated[
         str | None, typer.Option(help="ce, kd, kd+ce, hidden or values; default: by the model.")
@@ -195,6 +198,7 @@ def recover(
         raise typer.BadParameter("give an output with -o, or --dry-run")
     wanted = {
         "teacher": teacher,
+        "preset": preset,
         "train": train,
         "loss": loss,
         "tokens": tokens,

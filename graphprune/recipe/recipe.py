@@ -27,7 +27,7 @@ from graphprune.recipe.order import check_order
 from graphprune.recipe.rules import changed, check_alone, check_together
 from graphprune.recipe.selection import NAMES, WHAT, Goal, Selection
 from graphprune.recipe.sparsify import Sparsify
-from graphprune.recipe.steps import PASSES, Planned, Replayed, Steps
+from graphprune.recipe.steps import PASSES, Planned, Replayed, Steps, written_out
 
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 GOALS = (*WHAT, "plan")
@@ -74,8 +74,8 @@ class Recipe(Goal):
         sparsify: Which single weights become zero; a bare word stands for ``{method: ...}``.
         match: Train each block on what the dense block computes; options of
             `graphprune.passes.match.Match`, or true.
-        recover: Train what is left; options of `graphprune.pipeline.steps.recover.Recover`, or
-            true.
+        recover: Train what is left; options of `graphprune.pipeline.steps.recover.Recover`, the
+            name of a preset (``llm-pruner``), or true.
         effort: How much time a good result is worth: ``fast`` ranks units by a score and leaves
             all weights as they are, ``usual`` is as without it, ``balanced`` matches blocks too,
             ``best`` matches and recovers.
@@ -101,7 +101,7 @@ class Recipe(Goal):
     plan: Annotated[str, Field(min_length=1)] | None = None
     sparsify: Annotated[Sparsify, bare("method")] | None = None
     match: Options = None
-    recover: Options = None
+    recover: Annotated[Options, BeforeValidator(written_out)] = None
     effort: Literal["fast", "usual", "balanced", "best"] | None = None
     control: bool = False
     steps: Steps | None = None

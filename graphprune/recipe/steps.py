@@ -96,7 +96,23 @@ class Planned:
 
 
 def _entry(value: object) -> object:
+    """An entry as a mapping, in which a preset of ``recover`` is written out."""
+    if isinstance(value, Mapping) and "recover" in value:
+        return {**value, "recover": written_out(value["recover"])}
     return {value: {}} if isinstance(value, str) else value
+
+
+def written_out(options: object) -> object:
+    """The options of ``recover`` with what a preset of it stands for.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if not isinstance(options, str | Mapping):
+        return options
+    from graphprune.training.core.options import with_preset  # imports torch
+
+    return with_preset(options)
 
 
 class Step(Data):

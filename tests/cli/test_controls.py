@@ -104,3 +104,33 @@ def test_controls_of_models_without_perplexity(tmp_path: Path) -> None:
 def test_a_control_is_of_training() -> None:
     with pytest.raises(RecipeError, match="nothing is trained here"):
         Recipe.parse({"remove": {"ffn": 0.5}, "control": True})
+
+
+def test_a_tuned_teacher_is_the_dense_model_trained_by_itself(
+    taught: Path, ids: str, tmp_path: Path
+) -> None:
+    calibration = {"data": ids, "general": 0.0}
+    masks = {"sparsify": {"method": "magnitude", "sparsity": 0.6}}
+
+    def weights(source: Path, name: str, **recipe: Any) -> dict[str, torch.Tensor]:
+        whole = {"calibration": calibration, "seed": 1, **recipe}
+        graphprune.compile(str(source), whole, tmp_path / name)
+        return dict(load_file(tmp_path / name / "model.safetensors"))
+
+    budget = {"steps": 3, "batch": 4}
+    weights(taught, "teacher", recover={"loss": "ce", **budget})
+    tuned = weights(
+        taught,
+        "tuned",
+        **masks,
+        recover={"teacher": "tuned", "lr": 1e-3, "train": "lora", **budget},
+    )
+    given = weights(
+        taught,
+        "given",
+        **masks,
+        recover={"teacher": str(tmp_path / "teacher"), "lr": 1e-3, "train": "lora", **budget},
+    )
+    plain = weights(taught, "plain", **masks, recover={"lr": 1e-3, "train": "lora", **budget})
+    assert all(torch.equal(tuned[name], given[name]) for name in given)
+    assert not all(torch.equal(tuned[name], plain[name]) for name in plain)

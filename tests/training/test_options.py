@@ -4,6 +4,7 @@ import pytest
 
 from graphprune.errors import RecipeError
 from graphprune.passes.turn import Round
+from graphprune.recipe.recipe import Recipe
 from graphprune.training import LLM_PRUNER, Training
 from graphprune.training.core.order import Order, permutation
 
@@ -43,6 +44,24 @@ def test_published_settings():
     assert (LLM_PRUNER.batch, LLM_PRUNER.micro_batch, LLM_PRUNER.epochs) == (64, 4, 2)
     assert LLM_PRUNER.rate(99, 1556) == pytest.approx(1e-4, rel=0.02)
     assert LLM_PRUNER.rate(49, 1556) == pytest.approx(5e-5, rel=0.01)
+    assert LLM_PRUNER.rate(828, 1556) == pytest.approx(5e-5, rel=0.01)  # halfway down a line
+    assert LLM_PRUNER.rate(1555, 1556) == pytest.approx(1e-4 / 1456, rel=0.01)
+    assert LLM_PRUNER.loss == "ce"
+
+
+def test_a_preset_in_a_recipe():
+    whole = {"train": "lora", "loss": "ce", "batch": 64, "micro_batch": 4, "lr": 1e-4,
+             "falling": "linear", "final": 0.0, "warmup": 100 / 1556}  # fmt: skip
+    cut = {"remove": {"ffn": 0.5}}
+    assert Recipe.parse({**cut, "recover": "llm-pruner"}).recover == {**whole, "epochs": 2}
+    given = {"preset": "llm-pruner", "tokens": 640, "batch": 8}
+    expected = {**whole, "tokens": 640, "batch": 8}
+    assert Recipe.parse({**cut, "recover": given}).recover == expected
+    for step in ({"recover": given}, {"repeat": {"rounds": 1, "steps": [{"recover": given}]}}):
+        (one,) = Recipe.parse({"steps": [step]}).passes
+        assert one.options == expected
+    with pytest.raises(RecipeError, match="did you mean 'llm-pruner'"):
+        Recipe.parse({**cut, "recover": "llm-prune"})
 
 
 def test_options_from_a_recipe():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from graphprune.calibration.sources.amounts import TRAINING, Amount
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, PlanError
 from graphprune.files.paths import usable
 from graphprune.frontends import load_traced
 from graphprune.ir.torch.program import Program
@@ -22,6 +22,9 @@ from graphprune.report.trained import Trained
 from graphprune.rewrite.apply import apply
 from graphprune.rewrite.retrace import retrace
 from graphprune.training import Progress, Recovered, Saving, Training, recover
+
+TUNED = "tuned"
+"""The dense model as a teacher, trained on the same text before."""
 
 _MANY = 0.05
 """Share of zeros above which they were put there: checkpoints have 0.03 % by rounding."""
@@ -35,9 +38,11 @@ class Recover(Training):
     the teacher's distribution, and any other one its outputs.
 
     Attributes:
-        teacher: a model on disk; None for the dense one, as it was read. Where that is what is
-            trained, and nothing has changed it, there is nothing to learn from it, and the loss is
-            the cross-entropy.
+        teacher: a model on disk; "tuned" for the dense one after a training of its own, of all its
+            weights on the same samples by cross-entropy, which takes about as long again (Minitron,
+            Muralidharan et al., 2024, tunes it where the text is foreign to it); None for the
+            dense one, as it was read. Where that is what is trained, and nothing has changed it,
+            there is nothing to learn from it, and the loss is the cross-entropy.
         hold: whether weights that are zero as they were read stay zero, where a matrix has more
             than a few of them.
     """
@@ -54,16 +59,22 @@ class Recover(Training):
     @property
     def passes(self) -> int:
         """How often the data goes through a model; a gradient counts as two more."""
-        return 3 + (self.loss != "ce")
+        return 3 + (self.loss != "ce") + 3 * (self.teacher == TUNED)
 
     def check(self, state: State, context: Context) -> None:
         """See that the model has gradients.
 
         Raises:
-            PlanError: it is an ONNX graph.
+            PlanError: it is an ONNX graph, or no language model and its teacher is to be tuned.
         """
         as_traced(state.program, "recover")
-        if self.teacher is not None:
+        if self.teacher == TUNED and not state.program.is_causal:
+            raise PlanError(
+                "a teacher is tuned on what comes next in a text",
+                why="the model is no causal language model",
+                hint="give teacher the path of a tuned model, or leave it out",
+            )
+        if self.teacher not in (None, TUNED):
             usable(self.teacher, LoadError)
 
     def run(self, state: State, context: Context) -> State:
@@ -87,9 +98,8 @@ class Recover(Training):
         changed = student is not context.dense or bool(state.plan.kept_units)
         taught = changed or self.teacher is not None
         wanted = Training(**options).settled(teacher=taught, causal=context.dense.is_causal)
-        teacher = self._teacher(context) if wanted.needs_teacher else None
-        journal = context.journal()
-        saving = None if journal is None else Saving(Path(journal.directory), journal.resume)
+        saving = _saving(context)
+        teacher = self._teacher(context, wanted, samples.data) if wanted.needs_teacher else None
         with context.stage("training"):
             found = recover(
                 student,
@@ -110,9 +120,18 @@ class Recover(Training):
         record = Record("recover", found.notes, _details(found, names, samples.described()))
         return replace(state, program=program, unfitted=None).recorded(record)
 
-    def _teacher(self, context: Context) -> Program:
+    def _teacher(self, context: Context, wanted: Training, data: Any) -> Program:
+        dense = as_traced(context.dense, "recover")
         if self.teacher is None:
-            return as_traced(context.dense, "recover")
+            return dense
+        if self.teacher == TUNED:
+            rate = self.lr if self.train == "full" else None
+            plain = {"include": None, "exclude": (), "also": (), "lr": rate}
+            alone = replace(wanted, train="full", loss="ce", **plain)
+            with context.stage("tuning the teacher"):
+                tell = _each_step(context.progress, "tuning the teacher")
+                saving = _saving(context, "-teacher")
+                return recover(dense, data, alone, state=saving, progress=tell).program
         with context.stage("loading the teacher"):
             return load_traced(self.teacher)
 
@@ -124,6 +143,15 @@ class Recover(Training):
     def describe(self, state: State) -> str:
         """One line."""
         return f"train what is left ({self.train})"
+
+
+def _saving(context: Context, suffix: str = "") -> Saving | None:
+    """Where training saves its progress."""
+    journal = context.journal()
+    if journal is None:
+        return None
+    place = Path(journal.directory)
+    return Saving(place.with_name(place.name + suffix), journal.resume)
 
 
 def _zeros_of(program: Program) -> dict[str, Tensor]:
@@ -149,9 +177,11 @@ def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained 
     return Trained("recover", names, told, figures, samples)
 
 
-def _each_step(progress: Callable[[str], None]) -> Callable[[Progress], None]:
+def _each_step(
+    progress: Callable[[str], None], what: str = "training"
+) -> Callable[[Progress], None]:
     def tell(step: Progress) -> None:
         left = f", about {about_time(step.left)} left" if step.left else ""
-        progress(f"training: step {step.step} of {step.steps}, loss {step.loss:.4f}{left}")
+        progress(f"{what}: step {step.step} of {step.steps}, loss {step.loss:.4f}{left}")
 
     return tell

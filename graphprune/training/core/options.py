@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from graphprune.errors import RecipeError
-from graphprune.options import parse_number
+from graphprune.options import nearest, parse_number
 
 Kind = Literal["full", "norms", "lora"]
 LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
@@ -41,6 +42,7 @@ class Training:
         micro_batch: samples that go through the model together; None for all of a step's.
         lr: the highest learning rate; None for that of `RATES`.
         warmup: share of the steps in which the learning rate rises.
+        falling: along what the learning rate falls after that: "cosine" or "linear".
         final: share of the learning rate that is left in the end.
         clip: largest norm of all gradients together; 0 for no limit.
         rank: columns of an adapter.
@@ -67,6 +69,7 @@ class Training:
     micro_batch: Count | None = None
     lr: NotNegative | None = None
     warmup: Share = 0.1
+    falling: Literal["cosine", "linear"] = "cosine"
     final: Share = 0.1
     clip: NotNegative = 1.0
     rank: Count = 8
@@ -120,7 +123,7 @@ class Training:
         return replace(self, loss=("kd" if causal else "values") if teacher else "ce")
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: it rises linearly, and falls as a cosine does.
+        """The learning rate of a step: it rises linearly, and then falls.
 
         Args:
             step: from 0.
@@ -128,8 +131,11 @@ class Training:
         """
         peak = RATES[self.train] if self.lr is None else self.lr
         rising = max(1, int(self.warmup * steps))
-        cosine = (1 + math.cos(math.pi * step / steps)) / 2
-        return peak * min(1.0, (step + 1) / rising) * (self.final + (1 - self.final) * cosine)
+        if self.falling == "linear":
+            left = min(1.0, (steps - step) / max(1, steps - rising))
+        else:
+            left = (1 + math.cos(math.pi * step / steps)) / 2
+        return peak * min(1.0, (step + 1) / rising) * (self.final + (1 - self.final) * left)
 
 
 def _adapters() -> dict[str, TypeAdapter[object]]:
@@ -142,8 +148,44 @@ def _adapters() -> dict[str, TypeAdapter[object]]:
 
 _known: dict[str, TypeAdapter[object]] = {}
 
-LLM_PRUNER = Training(
-    train="lora", epochs=2, batch=64, micro_batch=4, lr=1e-4, warmup=100 / 1556, final=0.0
-)
-"""LLM-Pruner's recovery with its published settings: adapters of rank 8 for two passes over 50,000
-instructions, of which 100 steps warm up. Its learning rate falls linearly; here along a cosine."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "llm-pruner": {
+        "train": "lora",
+        "loss": "ce",
+        "epochs": 2,
+        "batch": 64,
+        "micro_batch": 4,
+        "lr": 1e-4,
+        "warmup": 100 / 1556,
+        "falling": "linear",
+        "final": 0.0,
+    }
+}
+"""Options by the name of a published recovery. LLM-Pruner's (Ma et al., 2023) trains adapters of
+rank 8 for two passes over 50,000 instructions, of which 100 steps warm up."""
+
+LLM_PRUNER = Training(**PRESETS["llm-pruner"])
+"""LLM-Pruner's recovery with its published settings."""
+
+
+def with_preset(options: object) -> object:
+    """Options in which ``preset`` is replaced by what it stands for, beside what else is given.
+
+    Args:
+        options: of a recovery, or the name of a preset; everything else is given back.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if isinstance(options, str):
+        options = {"preset": options}
+    if not isinstance(options, Mapping) or options.get("preset") is None:
+        return options
+    given = {name: value for name, value in options.items() if name != "preset"}
+    name = options["preset"]
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; {nearest(str(name), PRESETS)}")
+    preset = dict(PRESETS[name])
+    if not {"tokens", "steps", "epochs"}.isdisjoint(given):
+        del preset["epochs"]
+    return preset | given
