@@ -57,9 +57,10 @@ MATCH_TEXT = (
 )
 RECOVER_TEXT = (
     "`recover` on {tokens:,} tokens that follow the calibration windows (batches of 4 windows, one "
-    "pass, seed 0; *llm-pruner* is its preset, of batches of 64), zeros held. *Over control*: perplexity over that of the dense model after the "
-    "same training; of `kd`, over the dense model as it is. Training on one kind of text makes any "
-    "model better on it, so that the other texts, as ratios to the dense model as it is, tell more."
+    "pass, seed 0; *llm-pruner* is its preset, of batches of 64), zeros held. *Over control*: "
+    "perplexity over that of the dense model after the same training; of `kd`, over the dense "
+    "model as it is. Training on one kind of text makes any model better on it, so that the other "
+    "texts, as ratios to the dense model as it is, tell more."
 )
 TITLES = (
     "removed", "method", "perplexity", "over dense", "plays", "help", "code", "passes"
