@@ -29,7 +29,7 @@ LAYERS = (
     "solvers",
     "calibration.text.builtin", "calibration.text", "calibration.sources", "quality", "calibration",
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
-    "training.text", "training.core", "training.model", "training",
+    "training.text", "training.core", "training.model", "training.schedule", "training",
     "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection",
     "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",

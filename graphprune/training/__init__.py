@@ -17,12 +17,17 @@ from graphprune.training.recover import (
     recover,
     recover_module,
 )
+from graphprune.training.schedule.options import GradualPruning
+from graphprune.training.schedule.pruner import GradualPruner, Pruned
 from graphprune.training.text.token_file import TokenFile, token_file
 
 __all__ = [
     "LLM_PRUNER",
+    "GradualPruner",
+    "GradualPruning",
     "Handle",
     "Progress",
+    "Pruned",
     "Recovered",
     "RecoveredProgram",
     "Saving",
