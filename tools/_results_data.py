@@ -50,7 +50,6 @@ SOURCES = (
     "64 builtin + 64 self",
     "120 builtin + 64 self",
     "64 wikitext",
-    "64 wikitext + 32 builtin + 32 self",
     "51 wikitext + 38 builtin + 39 self",
 )
 BUDGETED = SOURCES[1:7]
