@@ -1,0 +1,69 @@
+"""The help of commands names what recipes take.
+
+It is written by hand: options that were made from a recipe's fields would have every command import
+pydantic and the recipe, and those of `recover` torch, before it prints a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import typer
+
+from graphprune.cli.app import app
+from graphprune.passes.masks import ALLOCATIONS, METHODS
+from graphprune.passes.repair import REPAIRS
+from graphprune.passes.scores import SCORES
+from graphprune.passes.selection.alignment import ALIGNMENTS
+from graphprune.quality.conditions import METRICS
+from graphprune.recipe.named import UNREPAIRED
+from graphprune.recipe.recipe import FORMATS, Recipe
+from graphprune.recipe.selection import BUDGETS
+from graphprune.recipe.sparsify import Sparsify
+from graphprune.training import Training
+
+
+def names(model: Any, field: str) -> set[str]:
+    """The words that a field may be."""
+    found: list[Any] = [get_type_hints(model)[field]]
+    for one in found:
+        found += get_args(one)
+    return {one for one in found if isinstance(one, str)}
+
+
+def words(command: str, option: str) -> set[str]:
+    """The words of an option's help."""
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    (text,) = (p.help for p in parameters if p.name == option)
+    return set(re.findall(r"\w+(?:[+-]\w+)*", text))
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "wanted"),
+    [
+        ("compile", "sparsify", METHODS.own),
+        ("compile", "budget", ALLOCATIONS.own),
+        ("compile", "target", BUDGETS),
+        ("compile", "balance", names(Sparsify, "balance")),
+        ("compile", "effort", names(Recipe, "effort")),
+        ("compile", "align", ALIGNMENTS),
+        ("compile", "formats", FORMATS),
+        ("compile", "fail_if", METRICS),
+        ("recover", "train", names(Training, "train")),
+        ("recover", "loss", names(Training, "loss")),
+    ],
+)
+def test_every_name_is_in_the_help(command: str, option: str, wanted: Iterable[str]) -> None:
+    assert set(wanted)
+    assert set(wanted) <= words(command, option)
+
+
+@pytest.mark.parametrize(
+    ("option", "valid"),
+    [("score", {"auto", *SCORES.own}), ("repair", {*UNREPAIRED, *REPAIRS.own})],
+)
+def test_what_the_help_names_there_is(option: str, valid: set[str]) -> None:
+    assert words("compile", option) - {"the", "default"} <= valid
