@@ -84,8 +84,7 @@ class Registry(Generic[T]):
         Raises:
             ValueError, PlanError: see `find`.
         """
-        made: Any = self.find(name)
-        return tuple(f.name for f in fields(made)) if is_dataclass(made) else ()
+        return _options(self.find(name))
 
     def build(
         self, name: str, options: Mapping[str, Any], ready: Mapping[str, Any] | None = None
@@ -106,7 +105,7 @@ class Registry(Generic[T]):
         what = f"{self.kind} '{name}'"
         values = dict(options)
         if is_dataclass(made):
-            hints, valid = get_type_hints(made, include_extras=True), self.options(name)
+            hints, valid = get_type_hints(made, include_extras=True), _options(made)
             for option, value in options.items():
                 if not valid:
                     raise ValueError(f"{what} has no options")
@@ -142,6 +141,10 @@ class Registry(Generic[T]):
                 )
             found[point.name] = point
         return found
+
+
+def _options(made: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(made)) if is_dataclass(made) else ()
 
 
 def _value(hint: Any, what: str, value: Any) -> Any:

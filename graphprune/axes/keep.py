@@ -99,17 +99,29 @@ def evaluate(e: Expr, size_of: Callable[[Atom], int]) -> int:
 
 def count(e: Expr, keep: Keep) -> int:
     """Number of kept indices of `e`; for ragged atoms the count within one outer index."""
+    return counter(keep)(e)
+
+
+def counter(keep: Keep) -> Callable[[Expr], int]:
+    """`count` of many expressions, which looks at the mask of each atom once."""
+    counts: dict[Atom, int] = {}
 
     def size_of(a: Atom) -> int:
-        kept = keep.get(a)
-        if kept is None:
-            return a.size
-        return kept.count if isinstance(kept, Ragged) else int(kept.sum())
+        if a not in counts:
+            kept = keep.get(a)
+            if kept is None:
+                counts[a] = a.size
+            else:
+                counts[a] = kept.count if isinstance(kept, Ragged) else int(kept.sum())
+        return counts[a]
 
-    try:
-        return evaluate(e, size_of)
-    except ValueError:
-        return int(mask(e, keep).sum())
+    def counted(e: Expr) -> int:
+        try:
+            return evaluate(e, size_of)
+        except ValueError:
+            return int(mask(e, keep).sum())
+
+    return counted
 
 
 def _mask(e: Expr, keep: Keep, at: dict[Atom, int]) -> BoolArray:

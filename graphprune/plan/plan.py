@@ -70,7 +70,11 @@ class Plan:
     def __post_init__(self) -> None:
         for name, units in self.kept_units.items():
             for row in rows_of(units):
-                wrong = [unit for unit in row if not _is_whole(unit)]
+                wrong = (
+                    [unit for unit in row if not _is_whole(unit)]
+                    if {*map(type, row)} - {int}
+                    else ()
+                )
                 if wrong:
                     raise PlanError(
                         "kept units are not whole numbers",

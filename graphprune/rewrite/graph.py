@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from graphprune.axes import Dims, Keep, count
+from graphprune.axes import Dims, Keep, counter
 from graphprune.errors import GraphPruneError
 from graphprune.exclusive import one_at_a_time
 from graphprune.ir.torch.constants import asks_for_values
@@ -64,11 +64,12 @@ def rewrite_graph(program: Program, selection: Selection) -> fx.Graph:
         canonical = program.aliases.get(target, target) if target else None
         if node.op == "placeholder" and canonical in selection.removed_parameters:
             continue
-        new = graph.node_copy(node, resolve)
-        new.name = node.name  # a graph of its own would rename what is called like a builtin
-        made[node.name] = new
-        if node.op == "call_function":
-            made[node.name] = _rewrite_call(node, new, program, selection, resolve)
+        # Arguments are set once, when they are known: fx looks through all those that it is given.
+        new = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+        if new.name != node.name:  # a graph of its own renames what is called like a builtin
+            new.name = node.name
+        new.meta = node.meta.copy()
+        made[node.name] = _rewrite_call(node, new, program, selection, resolve)
     _drop_dead_code(graph)
     return graph
 
@@ -77,9 +78,14 @@ def _rewrite_call(
     node: fx.Node, new: fx.Node, program: Program, selection: Selection, resolve: Any
 ) -> fx.Node:
     """Give the copy `new` of `node` its slim arguments; returns what takes its place."""
-    rule = find_op(_schema_name(node).replace("::", ".")).sizes
+    rule = None
     typing = program.typing
-    if rule is None or node.name not in typing.values or node.name in typing.opaque:
+    if node.name in typing.values and node.name not in typing.opaque:
+        rule = find_op(_schema_name(node).replace("::", ".")).sizes
+    if node.op != "call_function" or rule is None:
+        new.args = fx.map_arg(node.args, resolve)
+        if node.kwargs:
+            new.kwargs = fx.map_arg(node.kwargs, resolve)
         return new
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
@@ -111,11 +117,9 @@ def _rewrite_call(
         new.target = call.target
         names = [a.name for a in call.target._schema.arguments]
     positional = [n for n in names if n in call.arguments]
-    new.args = ()
-    new.kwargs = {
+    _set_arguments(new, {
         n: _made(fx.map_arg(call.arguments[n], resolve), new, program, resolve) for n in positional
-    }
-    _to_positional(new)
+    })  # fmt: skip
     return new
 
 
@@ -173,16 +177,16 @@ def graph_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
     return {n.name: n.meta[CONSTANT] for n in graph.nodes if CONSTANT in n.meta}
 
 
-def _to_positional(node: fx.Node) -> None:
+def _set_arguments(node: fx.Node, arguments: dict[str, Any]) -> None:
     """Arguments in the form that export writes: positional up to the first keyword-only one."""
     args: list[Any] = []
-    kwargs = dict(node.kwargs)
     for argument in node.target._schema.arguments:  # type: ignore[union-attr]
-        if argument.kwarg_only or argument.name not in kwargs:
+        if argument.kwarg_only or argument.name not in arguments:
             break
-        args.append(kwargs.pop(argument.name))
+        args.append(arguments.pop(argument.name))
     node.args = tuple(args)
-    node.kwargs = kwargs
+    if arguments:
+        node.kwargs = arguments
 
 
 def _schema_name(node: fx.Node) -> str:
@@ -247,7 +251,7 @@ class _ShapeCheck(fx.Interpreter):
         super().__init__(program.exported.graph_module, graph=graph)
         self._known = known
         self._values = program.typing.values
-        self._keep = keep
+        self._count = counter(keep)
         self._counts: dict[int, int] = {}
         self._results: dict[Any, Any] = {}
 
@@ -258,6 +262,9 @@ class _ShapeCheck(fx.Interpreter):
                 result = fx.node.map_aggregate(self._known[n.name], _without_data)
             elif asking:
                 result = self._ask(n)
+            elif n.op == "call_function":  # without what `Interpreter` notes for those that trace
+                args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
+                result = self.call_function(n.target, args, kwargs)
             else:
                 result = super().run_node(n)
         except NotImplementedError:
@@ -294,7 +301,7 @@ class _ShapeCheck(fx.Interpreter):
     def _shape(self, dims: Dims) -> tuple[int, ...]:
         for e in dims:
             if id(e) not in self._counts:
-                self._counts[id(e)] = count(e, self._keep)
+                self._counts[id(e)] = self._count(e)
         return tuple(self._counts[id(e)] for e in dims)
 
 

@@ -20,7 +20,7 @@ from torch.export.graph_signature import (
 )
 
 from graphprune.analysis.cost import Cost
-from graphprune.axes import count
+from graphprune.axes import count, counter
 from graphprune.errors import EmitError
 from graphprune.exclusive import one_at_a_time
 from graphprune.ir.torch.constants import known_values
@@ -89,9 +89,9 @@ class Slim:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Slim name to shape, for every parameter, buffer and constant, tied names included."""
-        keep = self.selection.keep
+        count = counter(self.selection.keep)
         dims = self.program.typing.parameters
-        return {new: tuple(count(d, keep) for d in dims[old]) for old, new in self.renamed.items()}
+        return {new: tuple(map(count, dims[old])) for old, new in self.renamed.items()}
 
     @cached_property
     def idle_buffers(self) -> frozenset[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
 from graphprune.axes import BoolArray, indices, mask, touched
+from graphprune.axes.expr import IntArray
 from graphprune.ir.torch.program import Program
 from graphprune.plan.plan import Selection
+
+PIECE = 1 << 17  # elements: half a MiB of float32, which stays in the processor's cache
 
 
 class SlicedWeights(Mapping[str, torch.Tensor]):
@@ -56,21 +60,44 @@ class SlicedWeights(Mapping[str, torch.Tensor]):
         keep = self._selection.keep
         dims = self._program.typing.parameters[old]
         with torch.no_grad():
-            for dim, e in enumerate(dims):
-                if touched(e, keep):
-                    tensor = _take(tensor, dim, indices(e, keep))
+            tensor = _taken(
+                tensor, {dim: indices(e, keep) for dim, e in enumerate(dims) if touched(e, keep)}
+            )
             points = self._program.typing.stored.get(old)
             if points is not None and touched(points.axis, keep):
                 tensor = _renumbered(tensor, mask(points.axis, keep))
             return tensor.detach()
 
 
-def _take(tensor: torch.Tensor, dim: int, kept: np.ndarray) -> torch.Tensor:
+def _taken(tensor: torch.Tensor, kept: Mapping[int, IntArray]) -> torch.Tensor:
+    """What stays of a tensor, given the indices that stay by dimension, ascending."""
     if tensor.is_meta:
-        shape = list(tensor.shape)
-        shape[dim] = len(kept)
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
-    return tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+        shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta") if kept else tensor
+    chosen = {dim: torch.from_numpy(places).to(tensor.device) for dim, places in kept.items()}
+    plain = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    if plain and len(chosen) > 1 and 0 in chosen and not tensor.is_quantized:
+        return _taken_by_pieces(tensor, chosen)
+    for dim, places in chosen.items():
+        tensor = tensor.index_select(dim, places)
+    return tensor
+
+
+def _taken_by_pieces(tensor: torch.Tensor, chosen: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The same for several dimensions, the first among them.
+
+    What a dimension alone would leave is much larger than the result, and is never made as a whole.
+    """
+    (_, rows), *between, (last, places) = sorted(chosen.items())
+    shape = [len(chosen.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+    result = tensor.new_empty(shape)
+    length = max(1, PIECE // max(1, math.prod(tensor.shape[1:])))
+    for start in range(0, len(rows), length):
+        piece = tensor.index_select(0, rows[start : start + length])
+        for dim, inner in between:
+            piece = piece.index_select(dim, inner)
+        torch.index_select(piece, last, places, out=result[start : start + length])
+    return result
 
 
 def _renumbered(places: torch.Tensor, kept: BoolArray) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError
+from graphprune.passes.shared.reduce import Salience
 from graphprune.passes.shared.score import Inputs, member_sums
 from graphprune.plan.units import FloatArray
 
@@ -37,9 +38,22 @@ class Magnitude:
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs
     ) -> dict[str, FloatArray]:
         """Score every unit of `structures`; see `graphprune.passes.shared.score.Score`."""
-        return member_sums(program, structures, lambda name: (program.weights[name],), self._of)
+        salience: Salience = torch.abs if self.norm == "l1" else _Squares()
+        return member_sums(program, structures, lambda name: (program.weights[name],), salience)
 
-    def _of(self, weight: torch.Tensor) -> torch.Tensor:
-        if self.norm == "l1" or weight.is_complex():
+
+class _Squares:
+    """Squares of one piece of a weight after the other, all in the same memory."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        if weight.is_complex():
             weight = weight.abs()
-        return weight if self.norm == "l1" else weight.square()
+        if weight.device.type != "cpu":
+            return weight.square()
+        room = self._room
+        if room.numel() < weight.numel() or room.dtype != weight.dtype:
+            self._room = room = torch.empty(weight.numel(), dtype=weight.dtype, device="cpu")
+        return torch.mul(weight, weight, out=room[: weight.numel()].view(weight.shape))

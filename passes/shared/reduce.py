@@ -26,7 +26,8 @@ def marginals(
 
     Args:
         tensors: of one shape; half precision is widened to float32 piece by piece.
-        salience: element by element, from pieces of `tensors` to a new tensor ``>= 0``.
+        salience: element by element, from pieces of `tensors` to a tensor ``>= 0`` that isn't one
+            of them; it may overwrite what it gave before.
         dims: the dimensions wanted, at least one; a scalar counts as one dimension of size 1.
 
     Returns:

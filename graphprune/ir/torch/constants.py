@@ -7,6 +7,7 @@ without data can tell it. The operators that ask for values are few, and so are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,13 +26,19 @@ def asks_for_values(node: fx.Node) -> bool:
     """Whether a call can't be made with tensors that have no data."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    tensors = [n.meta.get("val") for n in node.all_input_nodes]
     name = node.target._schema.name
     if name == "aten::index":
+        tensors = [n.meta.get("val") for n in node.all_input_nodes]
         return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tensors[1:])
     if name in ("aten::tensor_split", "aten::repeat_interleave"):
-        return len(tensors) > 1 or node.target is torch.ops.aten.repeat_interleave.Tensor
-    return name in _ASKING_TOO or any(tag in node.target.tags for tag in _ASKING)
+        several = len(node.all_input_nodes) > 1
+        return several or node.target is torch.ops.aten.repeat_interleave.Tensor
+    return name in _ASKING_TOO or _is_tagged(node.target)
+
+
+@cache
+def _is_tagged(target: torch._ops.OpOverload) -> bool:
+    return any(tag in target.tags for tag in _ASKING)
 
 
 def known_values(
@@ -47,11 +54,13 @@ def known_values(
     Returns:
         By name; without those that depend on more than constants, or on tensors without data.
     """
+    waiting = [n for n in graph.nodes if asks_for_values(n)]
+    if not waiting:
+        return {}
     constant: set[fx.Node] = set()
     for node in graph.nodes:
         if node.name in stored if node.op == "placeholder" else _computes(node, constant):
             constant.add(node)
-    waiting = [n for n in graph.nodes if asks_for_values(n)]
     waiting += [operand for n in waiting for operand in n.all_input_nodes]
     wanted: set[fx.Node] = set()
     while waiting:

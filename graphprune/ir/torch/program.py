@@ -84,6 +84,10 @@ class Program(BaseProgram):
 
     def flow(self) -> Flow:
         """What of the graph matters to its layers."""
+        return self._flow
+
+    @cached_property
+    def _flow(self) -> Flow:
         return flow_of(self.exported, self.typing, self.aliases)
 
     def operator_of(self, value: str) -> tuple[str, str] | None:
