@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from graphprune.frontends import load
     from graphprune.frontends.tracing.trace import trace
+    from graphprune.integrations.module import prune
     from graphprune.ir.torch.program import Program
     from graphprune.oracle.verification import Certificate
     from graphprune.oracle.verify import verify
@@ -54,6 +55,7 @@ _HOMES = {
     "select": "graphprune.passes.selection.select",
     "sparsify": "graphprune.passes.masks.oneshot",
     "apply": "graphprune.rewrite.apply",
+    "prune": "graphprune.integrations.module",
     "verify": "graphprune.oracle.verify",
     "Plan": "graphprune.plan.plan",
     "Program": "graphprune.ir.torch.program",
@@ -121,6 +123,7 @@ __all__ = [
     "apply",
     "compile",
     "load",
+    "prune",
     "runtime",
     "select",
     "sparsify",

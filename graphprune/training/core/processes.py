@@ -98,6 +98,11 @@ def shard(module: nn.Module, blocks: Iterable[str], everyone: Processes) -> None
     fully_shard(module, mesh=mesh)
 
 
+def is_shared(tensor: Tensor) -> bool:
+    """Whether each process holds a part of a tensor only."""
+    return hasattr(tensor, "full_tensor")
+
+
 def full(tensor: Tensor) -> Tensor:
     """A whole tensor, of which each process may hold a share."""
     gathered: Any = getattr(tensor, "full_tensor", None)

@@ -126,6 +126,10 @@ class GradualPruner:
             return False
         return self._prune(step, self.options.sparsity_at(step, steps))
 
+    def clear_gradients(self) -> None:
+        """Zeros into the gradients of what is pruned, which clipping would count in their norm."""
+        self._held.fill_gradients()
+
     def check(self) -> None:
         """Make sure that every zero is one.
 
