@@ -14,7 +14,7 @@ from graphprune.recipe.recipe import Recipe
 def with_data(recipe: Recipe, program: BaseProgram) -> Recipe:
     """The recipe with data for choosing units and refitting weights of a language model.
 
-    Without any it is general text; of a text of the user's two windows of five are taken, and the
+    Without any it is general text; of a text of the user's 45 % of the windows are taken, and the
     others are general text, unless the recipe says otherwise. Other sources and mixtures are taken
     as they are. Masks have windows so long that a model would write its own for hours: with them
     the data is the built-in text or the user's.

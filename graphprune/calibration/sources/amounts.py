@@ -45,5 +45,5 @@ every ffn at random (2.1 times the dense perplexity), 16 windows of 128 tokens t
 these within 5 %. Two texts take both models 33,000 tokens, a quarter of what weights are fitted to.
 """
 
-GENERAL = 0.6
+GENERAL = 0.55
 """Share of the windows that are general text where the data is a text of the user's."""

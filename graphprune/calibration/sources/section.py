@@ -84,7 +84,7 @@ class Calibration(Data):
             in what changes the weights of a language model, and else for the built-in text.
         general: Share of the windows that are general text (the built-in one, and what the model
             writes itself) where `data` is a text, so that the model keeps what that text lacks.
-            None: 0.6 where units are chosen by obs or weights refitted, and else 0.
+            None: 0.55 where units are chosen by obs or weights refitted, and else 0.
         text: What a language model's quality is measured on: ``builtin``, ``help`` or the path of a
             text or JSONL file, or several of them. None for `data` where that is text. One text
             alone is joined by a second of another kind; see `graphprune.calibration.measured`.

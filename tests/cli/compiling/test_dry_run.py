@@ -56,7 +56,7 @@ def test_a_budget_with_a_named_alignment(run: Run, dense: Path) -> None:
 def test_data_and_passes(run: Run, taught: Path, cycles: Path) -> None:
     flags = ("--remove", "ffn=0.5", "--data", cycles, "--dry-run")
     shown = run("compile", taught, *flags, "--repair", "reconstruct").out
-    data = f"data: {cycles} (60% general text), up to 128 samples of 256 tokens"
+    data = f"data: {cycles} (55% general text), up to 128 samples of 256 tokens"
     assert data in " ".join(shown.split())
     passes = "choose units by obs, and refit what reads them; repair 3 layers by reconstruct; cut"
     assert f"passes: {passes}; verify; write; measure" in shown
