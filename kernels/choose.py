@@ -32,7 +32,7 @@ DENSE = "dense"
 MARGIN = 1.03
 """How much faster than the dense layer a format has to be."""
 
-_COLD = 256 << 20  # bytes of dense weights that are gone through, more than a last-level cache
+COLD = 256 << 20  # bytes of dense weights that are gone through, more than a last-level cache
 _TURNS = 15
 
 
@@ -71,7 +71,7 @@ class Setting:
         threads = torch.get_num_threads() if cpu else 0
         dtype = str(weight.dtype).removeprefix("torch.")
         sparsity = int(zeros * 20) * 5
-        blocks, slots = _structure(weight)
+        blocks, slots = structure_of(weight)
         slots = 0 if cpu else slots
         device = device_name(weight.device)
         return cls(rows, columns, sparsity, blocks, slots, tokens, dtype, device, threads)
@@ -85,8 +85,8 @@ class Setting:
         return f"{self.device}/{self.threads}/{self.dtype}/{size}/{zeros}/{self.tokens}"
 
 
-def _structure(weight: Tensor) -> tuple[int, int]:
-    """The fields `blocks` and `slots` of a setting."""
+def structure_of(weight: Tensor) -> tuple[int, int]:
+    """The fields `blocks` and `slots` of a setting on a GPU; on a CPU `slots` is 0."""
     rows, columns = weight.shape
     kept = torch.nn.functional.pad(weight != 0, (0, -columns % 256, 0, -rows % 16))
     tiles = kept.view(-(-rows // 16), 16, -1, 16).any(3).any(1)
@@ -225,7 +225,7 @@ def measure(weight: Tensor, tokens: int, formats: Sequence[str]) -> dict[str, fl
         Median seconds by format, ``dense`` among them.
     """
     weight = weight.detach()
-    copies = max(2, min(64, -(-_COLD // (weight.numel() * weight.element_size()))))
+    copies = max(2, min(64, -(-COLD // (weight.numel() * weight.element_size()))))
     drawn = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x = drawn.to(weight.device, weight.dtype)
     arena = Arena()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 64 << 20
+CHUNK = 64 << 20
 _PAGE = 2 << 20
 _ALIGNMENT = 64
 _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -35,14 +35,14 @@ def available() -> bool:
 class Arena:
     """Memory in huge pages, taken in chunks. A chunk lives as long as a tensor in it does."""
 
-    def __init__(self, expected: int = _CHUNK) -> None:
+    def __init__(self, expected: int = CHUNK) -> None:
         """An arena.
 
         Args:
             expected: bytes that all tensors together will take, as far as is known: less than a
                 chunk is taken for fewer.
         """
-        self._size = min(_CHUNK, expected + _PAGE)
+        self._size = min(CHUNK, expected + _PAGE)
         self._chunk: mmap.mmap | None = None
         self._end = 0
 

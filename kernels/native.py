@@ -32,7 +32,7 @@ class NativeError(RuntimeError):
     """The library isn't there, or refused to work."""
 
 
-class _Bitmap(ctypes.Structure):
+class BitmapStruct(ctypes.Structure):
     """`graphprune_bitmap` of the header."""
 
     _fields_ = (
@@ -48,7 +48,7 @@ class _Bitmap(ctypes.Structure):
 
 def path() -> Path | None:
     """The library, which ONNX Runtime can register too; None if there is none that fits."""
-    return _loaded()[0]
+    return find_library()[0]
 
 
 def available() -> bool:
@@ -100,7 +100,7 @@ def bitmap_linear(
     """
     library = _library()
     rows, columns = packed.shape
-    weight = _weight(packed)
+    weight = bitmap_struct(packed)
     _check_tensor("x", x, None)
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x is {list(x.shape)}, but the weight has {columns} columns")
@@ -146,7 +146,7 @@ class Prepared:
         """
         verify(packed)
         self.packed = packed
-        self._weight = byref(_weight(packed))
+        self._weight = byref(bitmap_struct(packed))
         self._call = _library().graphprune_bitmap_linear
         self._dtype = packed.values.dtype
         self._type = TYPES[self._dtype]
@@ -195,7 +195,7 @@ def verify(packed: Bitmap) -> None:
         ValueError: A size, an offset or a bit is wrong.
     """
     row = c_int64()
-    status = _library().graphprune_verify(byref(_weight(packed)), byref(row))
+    status = _library().graphprune_verify(byref(bitmap_struct(packed)), byref(row))
     _check(status, f" (row {row.value})")
 
 
@@ -208,7 +208,7 @@ def onnxruntime_calls() -> int:
     return int(_library().graphprune_onnxruntime_calls())
 
 
-def _weight(packed: Bitmap) -> _Bitmap:
+def bitmap_struct(packed: Bitmap) -> BitmapStruct:
     """Check types and sizes; the result holds no reference to the tensors."""
     rows, columns = packed.shape
     _check_tensor("values", packed.values, None)
@@ -224,7 +224,7 @@ def _weight(packed: Bitmap) -> _Bitmap:
             raise ValueError(f"{name} is {list(tensor.shape)} instead of {list(shape)}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} isn't contiguous")
-    return _Bitmap(
+    return BitmapStruct(
         rows,
         columns,
         packed.values.numel(),
@@ -251,14 +251,14 @@ def _check(status: int, where: str = "") -> None:
 
 
 def _library() -> ctypes.CDLL:
-    found, library, why = _loaded()
+    found, library, why = find_library()
     if found is None or library is None:
         raise NativeError(f"there is no native library: {why}")
     return library
 
 
 @functools.cache
-def _loaded() -> tuple[Path | None, ctypes.CDLL | None, str]:
+def find_library() -> tuple[Path | None, ctypes.CDLL | None, str]:
     """Look for the library once: where it is, itself, and why there is none."""
     why = f"no _native*.so beside {Path(__file__).name}"
     folder = Path(__file__).resolve().parent
@@ -283,12 +283,12 @@ def load(file: Path) -> ctypes.CDLL:
         version = library.graphprune_native_version()
         library.graphprune_variant.restype = c_char_p
         library.graphprune_force_variant.argtypes = [c_char_p]
-        library.graphprune_verify.argtypes = [POINTER(_Bitmap), POINTER(c_int64)]
+        library.graphprune_verify.argtypes = [POINTER(BitmapStruct), POINTER(c_int64)]
         library.graphprune_onnxruntime_calls.restype = c_int64
         linear = library.graphprune_bitmap_linear
         linear.restype = c_int
         linear.argtypes = [
-            POINTER(_Bitmap),
+            POINTER(BitmapStruct),
             c_int32,
             c_int64,
             c_void_p,

@@ -31,7 +31,7 @@ _CONFIG = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
-_SHAPES = {
+SHAPES = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (GROUPS * HEAD, HIDDEN),
     "self_attn.v_proj": (GROUPS * HEAD, HIDDEN),
@@ -73,7 +73,7 @@ def _parts() -> Iterator[dict[str, Tensor]]:
     yield {"model.embed_tokens.weight": normal(VOCABULARY, HIDDEN), "model.norm.weight": ones}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
-        found = {f"{prefix}.{name}.weight": normal(*shape) for name, shape in _SHAPES.items()}
+        found = {f"{prefix}.{name}.weight": normal(*shape) for name, shape in SHAPES.items()}
         for name in ("input_layernorm", "post_attention_layernorm"):
             found[f"{prefix}.{name}.weight"] = ones.clone()
         yield found

@@ -55,13 +55,13 @@ def write_weights(
         EmitError: The format has no name for the dtype of a tensor.
     """
     names = list(names)
-    shards = [_Shard.open(directory / "1.part", names)]
+    shards = [Shard.open(directory / "1.part", names)]
     try:
         for name in names:
             value = tensor(name)
             if shards[-1].entries and shards[-1].end + value.nbytes > shard:
                 shards[-1].finish()
-                shards.append(_Shard.open(directory / f"{len(shards) + 1}.part", names))
+                shards.append(Shard.open(directory / f"{len(shards) + 1}.part", names))
             shards[-1].add(name, value)
         shards[-1].finish()
     finally:
@@ -84,7 +84,7 @@ def write_weights(
 
 
 @dataclass
-class _Shard:
+class Shard:
     """One file under construction.
 
     The format begins with a header that tells where every tensor lies. Room for it is left at
@@ -99,7 +99,7 @@ class _Shard:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, names: Iterable[str]) -> _Shard:
+    def open(cls, path: Path, names: Iterable[str]) -> Shard:
         """Begin a file that may hold all of the names."""
         room = sum(len(json.dumps(name)) + 160 for name in names) + 64
         room += -room % 8

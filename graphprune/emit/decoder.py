@@ -107,7 +107,7 @@ def save(slim: Slim, path: Path) -> None:
         written = convert(
             exported, ["logits", *(PRESENT + n for n in names)], inputs + [PAST + n for n in names]
         )
-        _tidy(written.model, layers, _tied(module))
+        tidy(written.model, layers, _tied(module))
         written.model.metadata_props["graphprune.version"] = __version__
         written.model.metadata_props["graphprune.plan"] = json.dumps(
             json.loads(slim.plan.to_json())
@@ -258,7 +258,7 @@ def _tied(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def _tidy(model: ir.Model, layers: Sequence[Layer], tied: Mapping[str, str]) -> None:
+def tidy(model: ir.Model, layers: Sequence[Layer], tied: Mapping[str, str]) -> None:
     """Give dimensions and weights their names, and drop what nothing reads."""
     graph = model.graph
     ids, mask, past = graph.inputs[0], graph.inputs[1], graph.inputs[-1]

@@ -69,7 +69,7 @@ def save(slim: Any, path: str | Path) -> None:
     with evaluating(slim.module):  # as a loaded model is
         expected = Expected.of(slim)
     with replacing(Path(path)) as directory:
-        job = _Job(slim, solved, directory, expected)
+        job = Job(slim, solved, directory, expected)
         _write(job)
         if slim.program.source.path is not None:
             source = slim.program.source
@@ -80,7 +80,7 @@ def save(slim: Any, path: str | Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What is to be written.
 
     Attributes:
@@ -134,7 +134,7 @@ def _solve(slim: Any) -> SolvedConfig:
     )
 
 
-def _write(job: _Job) -> None:
+def _write(job: Job) -> None:
     """Write the first form that gives the right outputs.
 
     Raises:
@@ -156,7 +156,7 @@ def _write(job: _Job) -> None:
     )
 
 
-def _write_native(job: _Job) -> list[str]:
+def _write_native(job: Job) -> list[str]:
     """Write config and weights; return what is wrong with them."""
     if job.solved.problems:
         return list(job.solved.problems)
@@ -174,13 +174,13 @@ def _write_native(job: _Job) -> list[str]:
                 trouble = trouble or wrong
                 continue
         if not is_own(job.model_class):
-            return _reopen(job, job.model_class.__module__, job.model_class.__name__, trust=False)
+            return reopen(job, job.model_class.__module__, job.model_class.__name__, trust=False)
         copy_code(Path(job.slim.program.source.path), job.directory)
-        return _reopen(job, "transformers", auto_class(config, job.model_class), trust=True)
+        return reopen(job, "transformers", auto_class(config, job.model_class), trust=True)
     return [trouble]
 
 
-def _write_self_contained(job: _Job) -> list[str]:
+def _write_self_contained(job: Job) -> list[str]:
     """Write config with patch, modelling file and weights; return what is wrong with them."""
     if not isinstance(job.slim.module, job.model_class):
         return ["the slim module is a graph, not a resized instance of the original class"]
@@ -196,10 +196,10 @@ def _write_self_contained(job: _Job) -> list[str]:
     annotated.save_pretrained(job.directory)
     source = self_contained.modelling_source(job.model_class)
     (job.directory / f"{self_contained.FILE}.py").write_text(source, encoding="utf-8")
-    return _reopen(job, "transformers", next(iter(annotated.auto_map)), trust=True)
+    return reopen(job, "transformers", next(iter(annotated.auto_map)), trust=True)
 
 
-def _patched(job: _Job) -> tuple[PretrainedConfig, Patch]:
+def _patched(job: Job) -> tuple[PretrainedConfig, Patch]:
     """Return the config to build the original class from, and what to change then.
 
     A config that gives the right shapes and wrong outputs is the better start: the patch holds
@@ -217,7 +217,7 @@ def _patched(job: _Job) -> tuple[PretrainedConfig, Patch]:
     return job.solved.config, replace(patch, dropped=job.solved.dropped)
 
 
-def _load(job: _Job) -> nn.Module:
+def _load(job: Job) -> nn.Module:
     """Open the native form in this process."""
     options = {"attn_implementation": job.attention} if job.attention else {}
     model: nn.Module = job.model_class.from_pretrained(  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ def _load(job: _Job) -> nn.Module:
     return model
 
 
-def _write_weights(job: _Job, blank: nn.Module) -> None:
+def _write_weights(job: Job, blank: nn.Module) -> None:
     """Write every tensor that transformers stores for a model like `blank`, ties once."""
     tied = set(getattr(blank, "all_tied_weights_keys", None) or {})
     ignored = set(getattr(blank, "_keys_to_ignore_on_save", None) or ())
@@ -241,7 +241,7 @@ def _write_weights(job: _Job, blank: nn.Module) -> None:
     write_weights(job.directory, names, tensor)
 
 
-def _reopen(job: _Job, module: str, name: str, *, trust: bool) -> list[str]:
+def reopen(job: Job, module: str, name: str, *, trust: bool) -> list[str]:
     """Open the checkpoint in a fresh process and return what is wrong with it."""
     with temporary_folder() as scratch:
         inputs, found = scratch / "inputs.pt", scratch / "outputs.safetensors"

@@ -113,7 +113,7 @@ def _occupied(target: Path) -> FileExistsError:
 
 def _renamed(source: Path, target: Path, flag: int) -> bool:
     """Whether ``renameat2`` knows a flag and has renamed."""
-    rename = _renameat2()
+    rename = renameat2()
     if rename is None:
         return False
     sys.audit("graphprune.rename", str(source), str(target))
@@ -126,7 +126,8 @@ def _renamed(source: Path, target: Path, flag: int) -> bool:
 
 
 @cache
-def _renameat2() -> Any:
+def renameat2() -> Any:
+    """Linux's function of that name; None where the system has none."""
     if not sys.platform.startswith("linux"):
         return None
     found = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -21,7 +21,7 @@ from graphprune.errors import EmitError
 from graphprune.files import Claim
 from graphprune.files.refusals import check_space
 from graphprune.frontends.onnx.read import read_onnx
-from graphprune.ir.onnx.files import data_of, write_checked
+from graphprune.ir.onnx.files import EXTERNAL_ABOVE, data_of, write_checked
 from graphprune.ir.onnx.tensors import weight_bytes
 from graphprune.kernels.choose import DENSE, Table
 from graphprune.kernels.formats.bitmap import Bitmap
@@ -38,8 +38,6 @@ from graphprune.kernels.onnx_function import (
 from graphprune.packing.onnx_timing import faster
 from graphprune.packing.report import Layer, Packing
 from graphprune.runtime.formats import AUTO, check_format
-
-_ABOVE = 1 << 30  # bytes of weights that go to a second file
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,7 @@ def pack_onnx(
     progress("writing")
     check_space(output, after)
     with claim.writing() as file:
-        write_checked(model, file, external=after > _ABOVE)
+        write_checked(model, file, external=after > EXTERNAL_ABOVE)
         progress("putting the file in place")
     return Packing(str(source), str(output), tuple(layers), before, after)
 
@@ -172,29 +170,18 @@ def _packed(
 
 def _replace(graph: ir.Graph, product: _Product, packed: Bitmap) -> None:
     node, weight = product.node, product.weight
-    parts = []
     name = _free(graph, str(weight.name))
-    for proto in initializers(name, packed):
-        tensor = ir.serde.deserialize_tensor(proto)
-        value = ir.Value(
-            name=proto.name,
-            shape=ir.Shape(proto.dims),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        parts.append(value)
+    placed = ir.tape.Tape(graph)
+    parts = [
+        placed.initializer(ir.serde.deserialize_tensor(part)) for part in initializers(name, packed)
+    ]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    result = node.outputs[0]
-    new = ir.Node(DOMAIN, NAME, [node.inputs[0], *parts], name=node.name)
-    new.outputs[0].shape, new.outputs[0].type = result.shape, result.type
-    last = [new]
+    new = ir.tape.Tape()
+    result = new.op(NAME, [node.inputs[0], *parts], domain=DOMAIN, name=node.name)
     if bias is not None:
-        new.outputs[0].name = f"{name}.product"
-        last.append(ir.Node("", "Add", [new.outputs[0], bias], name=f"{node.name}_bias"))
-        last[1].outputs[0].shape, last[1].outputs[0].type = result.shape, result.type
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], last, [result], [last[-1].outputs[0]]
-    )
+        result.name = f"{name}.product"
+        result.shape, result.type = node.outputs[0].shape, node.outputs[0].type
+        result = new.op("Add", [result, bias], name=f"{node.name}_bias")
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new.nodes, node.outputs, [result])
     assert weight.name is not None
     del graph.initializers[weight.name]

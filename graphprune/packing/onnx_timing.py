@@ -16,9 +16,9 @@ from graphprune.kernels.choose import DENSE, MARGIN, Setting, Table
 from graphprune.kernels.formats.bitmap import Bitmap
 from graphprune.kernels.onnx_function import function, initializers, node, opset_imports
 
-_COLD = 128 << 20  # bytes of dense weights in a model, more than a last-level cache
+COLD = 128 << 20  # bytes of dense weights in a model, more than a last-level cache
 _TURNS = 9
-_INSIDE = 1 << 30  # bytes of weights in the file itself; of two gigabytes there can't be any
+INSIDE = 1 << 30  # bytes of weights in the file itself; of two gigabytes there can't be any
 
 
 def faster(matrix: torch.Tensor, tokens: tuple[int, ...], table: Table) -> bool:
@@ -49,7 +49,7 @@ def faster(matrix: torch.Tensor, tokens: tuple[int, ...], table: Table) -> bool:
 def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float]:
     """Seconds of a product, among others whose weights together fit no cache."""
     columns = matrix.shape[1]
-    copies = max(2, min(32, -(-_COLD // (matrix.numel() * 4))))
+    copies = max(2, min(32, -(-COLD // (matrix.numel() * 4))))
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0)).numpy()
     models = {
         DENSE: _model(matrix, copies, packed=False),
@@ -59,7 +59,7 @@ def _measure(matrix: torch.Tensor, tokens: int, threads: int) -> dict[str, float
         sessions = {}
         for name, model in models.items():
             file = holder / f"{name}.onnx"
-            beside = copies * matrix.numel() * matrix.element_size() > _INSIDE
+            beside = copies * matrix.numel() * matrix.element_size() > INSIDE
             onnx.save(model, file, save_as_external_data=beside, location=f"{name}.data")
             sessions[name] = open_raw(file, threads, ["cpu"])
     times: dict[str, list[float]] = {name: [] for name in sessions}

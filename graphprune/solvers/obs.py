@@ -69,7 +69,7 @@ class Problem:
 
     def loss(self, units: Sequence[int]) -> float:
         """E(K) for the kept units."""
-        return _Fit(self, units).loss
+        return Fit(self, units).loss
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Surgeon:
         Returns:
             ([size] units, [size] the rise of the error with each, never negative).
         """
-        state = _State(problems)
+        state = Descent(problems)
         left = np.arange(size)
         order: list[int] = []
         costs: list[float] = []
@@ -135,14 +135,14 @@ class Surgeon:
         """Exchange units as long as the error falls: drop some more, then take the best back."""
         keep = kept.shape[1]
         number = max(1, min(keep - 1, size - keep) // 16)
-        fits = [_Fit(p, kept.ravel().tolist()) for p in problems]
+        fits = [Fit(p, kept.ravel().tolist()) for p in problems]
         skip = 0
         for _ in range(self.rounds if keep > 1 else 0):
             if number > 1:
                 trial = _exchanged(problems, fits, kept, size, number)
             else:
                 trial = _exchanged_one(problems, fits, kept, size, skip)
-            found = [_Fit(p, trial.ravel().tolist()) for p in problems]
+            found = [Fit(p, trial.ravel().tolist()) for p in problems]
             if sum(f.loss for f in found) < sum(f.loss for f in fits) * (1 - 1e-9):
                 kept, fits, skip = trial, found, 0
             elif number > 1:
@@ -154,7 +154,7 @@ class Surgeon:
         return kept
 
 
-class _State:
+class Descent:
     """Weights and inverse Hessians of all layers in the course of the descent."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -189,7 +189,7 @@ class _State:
             inverse[gone, gone] = 1
 
 
-class _Fit:
+class Fit:
     """The best weights for given units, and what follows from them."""
 
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:
@@ -308,7 +308,7 @@ def _best(problems: Sequence[Problem], choices: Iterator[tuple[int, ...]]) -> In
 
 def _descend(problems: Sequence[Problem], size: int, keep: int, outer: int, steps: int) -> IntArray:
     """The units that the greedy descent leaves, [outer, keep]."""
-    state = _State(problems)
+    state = Descent(problems)
     left = np.ones((outer, size), dtype=bool)
     step = max(1, -(-outer * (size - keep) // steps))
     while left.sum() > outer * keep:
@@ -328,7 +328,7 @@ def _descend(problems: Sequence[Problem], size: int, keep: int, outer: int, step
 
 
 def _exchanged(
-    problems: Sequence[Problem], fits: Sequence[_Fit], kept: IntArray, size: int, number: int
+    problems: Sequence[Problem], fits: Sequence[Fit], kept: IntArray, size: int, number: int
 ) -> IntArray:
     """`kept` without the `number` cheapest of each outer unit, filled up with the best others."""
     outer, keep = kept.shape
@@ -343,7 +343,7 @@ def _exchanged(
 
 
 def _exchanged_one(
-    problems: Sequence[Problem], fits: Sequence[_Fit], kept: IntArray, size: int, skip: int
+    problems: Sequence[Problem], fits: Sequence[Fit], kept: IntArray, size: int, skip: int
 ) -> IntArray:
     """`kept` with the best other unit in place of the one that `skip` others are cheaper than."""
     outer, keep = kept.shape
@@ -363,7 +363,7 @@ def _gains(
     left = np.zeros(count, dtype=bool)
     left[kept] = True
     gone = np.flatnonzero(~left)
-    return gone, _total(_Fit(p, kept.tolist()).gains(gone) for p in problems)
+    return gone, _total(Fit(p, kept.tolist()).gains(gone) for p in problems)
 
 
 def _total(

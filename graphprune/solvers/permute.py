@@ -56,13 +56,13 @@ def exchange(scores: Tensor, order: Tensor, n: int, m: int) -> Tensor:
             [torch.maximum(nth[:, [g]], coming).sum(0, dtype=torch.float64) for g in range(groups)]
         )
         # What a group keeps apart from the exchanged place is the same for every column.
-        places[:, place] = places[_assign(-gain.cpu().numpy()), place]
+        places[:, place] = places[assign(-gain.cpu().numpy()), place]
     result = order.clone()
     result[: groups * m] = places.reshape(-1)
     return result
 
 
-def _assign(cost: npt.NDArray[np.float64]) -> Tensor:
+def assign(cost: npt.NDArray[np.float64]) -> Tensor:
     """The column of each row in a cheapest perfect matching, by shortest augmenting paths.
 
     Kuhn's Hungarian method in the form with potentials, O(n³), its inner loop over arrays.

@@ -18,7 +18,7 @@ from graphprune.solvers.precision import exact, inner
 from graphprune.solvers.solved import Solved, masked, second_moment, widened
 from graphprune.solvers.statistic import SecondMoment, Statistic
 
-_SAMPLED = 2**16
+SAMPLED = 2**16
 """Entries that tell between two looks at the mask what goes: some 0.2 % too many or too few."""
 
 
@@ -251,11 +251,11 @@ class _Rough:
 
 def _rough(x: Tensor, kept: Tensor, pattern: Pattern) -> _Rough | None:
     """The sample of a matrix like x; None where it wouldn't do, or save no time."""
-    if not isinstance(pattern, Unstructured) or pattern.preserve or x.numel() <= 4 * _SAMPLED:
+    if not isinstance(pattern, Unstructured) or pattern.preserve or x.numel() <= 4 * SAMPLED:
         return None
-    places = torch.arange(_SAMPLED, device=x.device) * SCATTER % x.numel()
-    rank = round((1 - float(kept.sum()) / kept.numel()) * _SAMPLED)
-    return _Rough(places, min(max(rank, 1), _SAMPLED))
+    places = torch.arange(SAMPLED, device=x.device) * SCATTER % x.numel()
+    rank = round((1 - float(kept.sum()) / kept.numel()) * SAMPLED)
+    return _Rough(places, min(max(rank, 1), SAMPLED))
 
 
 def _lost(x: Tensor, dense: Tensor, matrix: Tensor) -> float:

@@ -244,7 +244,7 @@ def test_recordings_are_measured_by_their_headers(tmp_path, monkeypatch, raw, me
     from graphprune.analysis.signature import Input
 
     given = Input("input_values", (None, None), torch.float32)
-    monkeypatch.setattr("graphprune.calibration.sources.audio._extractor", lambda *_: Source())
+    monkeypatch.setattr("graphprune.calibration.sources.audio.open_extractor", lambda *_: Source())
     (tmp_path / "a.wav").write_bytes(raw)
     for content in (tmp_path / "a.wav", raw):
         before = peak()

@@ -211,8 +211,8 @@ def test_dense_weights_may_have_been_let_go_of():
     slim = llama_slim()
     model = slim.program.module
     for owner in model.modules():
-        for name in owner._parameters:
-            owner._parameters[name] = None
+        for name, _ in list(owner.named_parameters(recurse=False)):
+            setattr(owner, name, None)
     slim.program.aliases["lm_head.weight"] = "model.embed_tokens.weight"
     module: Any = build(slim)
     assert module.lm_head.weight is module.model.embed_tokens.weight
@@ -413,7 +413,7 @@ def test_named_children_keep_their_names():
         inner.add_module(name, nn.Linear(2, 2))
     model: Any = nn.Sequential(inner, nn.Sequential(nn.ReLU(), nn.Tanh()))
     apply_patch(model, Patch(dropped={"0": [1], "1": [0]}))
-    assert list(model[0]._modules) == ["first", "third"]
+    assert [name for name, _ in model[0].named_children()] == ["first", "third"]
     assert isinstance(model[1][0], nn.Tanh)
 
 

@@ -357,8 +357,8 @@ def interrupt(*_, **__):
 @pytest.mark.parametrize(
     ("owner", "name", "effect", "error"),
     [
-        (checkpoint._Shard, "add", full_disk, EmitError),
-        (checkpoint._Shard, "finish", full_disk, EmitError),
+        (checkpoint.Shard, "add", full_disk, EmitError),
+        (checkpoint.Shard, "finish", full_disk, EmitError),
         (subprocess, "run", interrupt, KeyboardInterrupt),
         (hf, "copy_companions", full_disk, EmitError),
     ],
@@ -371,7 +371,7 @@ def test_nothing_stays_behind(source, tmp_path, monkeypatch, owner, name, effect
         out.mkdir()
         (out / "precious").write_text("old")
     if owner is hf:
-        monkeypatch.setattr(hf, "_reopen", lambda *_, **__: [])
+        monkeypatch.setattr(hf, "reopen", lambda *_, **__: [])
     monkeypatch.setattr(owner, name, effect)
     with pytest.raises(error):
         save(slim, out)
@@ -383,7 +383,7 @@ def test_nothing_stays_behind(source, tmp_path, monkeypatch, owner, name, effect
 def test_neither_form_is_right(source, tmp_path, monkeypatch):
     """What a fresh process computes decides, and the error says what each form had wrong."""
     slim = native_slim(source)
-    monkeypatch.setattr(hf, "_reopen", lambda *_, **__: ["something is off"])
+    monkeypatch.setattr(hf, "reopen", lambda *_, **__: ["something is off"])
     with pytest.raises(EmitError) as caught:
         save(slim, tmp_path / "out")
     assert "native form: something is off" in str(caught.value.why)

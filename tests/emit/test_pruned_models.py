@@ -11,6 +11,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.checkpoints import self_contained as pruned
 from graphprune.emit import hf
+from graphprune.emit.expected import Expected
 from graphprune.emit.hf import precheck
 from graphprune.rewrite.config.config import SolvedConfig
 from graphprune.rewrite.config.search import Verdict, best_first
@@ -22,7 +23,7 @@ from zoo.pretrained import Pretrained
 @pytest.fixture
 def unopened(monkeypatch):
     """Save without opening the checkpoint in a process of its own."""
-    monkeypatch.setattr(hf, "_reopen", lambda *_, **__: [])
+    monkeypatch.setattr(hf, "reopen", lambda *_, **__: [])
 
 
 def pruned_model(build, *roles):
@@ -86,16 +87,16 @@ def test_an_error_that_looks_like_rounding():
         assert type(slim.module) is not type(slim.program.module)
 
 
-def test_a_model_that_can_not_run(tmp_path, monkeypatch, unopened):
+def test_a_model_that_can_not_run(tmp_path, monkeypatch):
     """Kernels may refuse a size, such as rows that are no multiple of 16 bytes: no crash."""
 
-    def refuse(_):
+    def refuse(*_):
         raise RuntimeError("strides should be multiple of 16 bytes")
 
     slim = pruned_model(decoders.gpt2, "ffn")
     monkeypatch.setattr(SolvedConfig, "candidates", lambda self: iter([self.config] * 2))
-    monkeypatch.setattr(hf, "_load", refuse)
-    monkeypatch.setattr(hf, "_write_self_contained", lambda _: ["not tried"])
+    monkeypatch.setattr(Expected, "deviation_of", refuse)
+    monkeypatch.setattr(hf, "reopen", lambda *_, **__: ["not tried"])
     with pytest.raises(gp.EmitError) as caught:
         slim.save(tmp_path / "out", format="hf")
     assert "can't be loaded or run: strides should be multiple" in str(caught.value)

@@ -144,7 +144,7 @@ def test_systems_that_lack_a_rename(
     every: int,
 ) -> None:
     """Directories can't be exchanged there: an older one is put back by whoever comes next."""
-    monkeypatch.setattr(moves, "_renameat2", lambda: None)
+    monkeypatch.setattr(moves, "renameat2", lambda: None)
     if not links:
 
         def refuse(*_: object, **__: object) -> None:

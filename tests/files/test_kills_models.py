@@ -93,9 +93,9 @@ def test_compiled(
 ) -> None:
     torch.set_num_threads(1)
     name, formats = FORMATS[kind]
-    monkeypatch.setattr(hf, "_reopen", lambda *_, **__: [])  # which writes nothing
-    monkeypatch.setattr(decoder, "_export", lambda *_: None)
-    monkeypatch.setattr(decoder, "_tidy", lambda *_: None)  # it has been tidied
+    monkeypatch.setattr(hf, "reopen", lambda *_, **__: [])  # which writes nothing
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    monkeypatch.setattr(decoder, "tidy", lambda *_: None)  # it has been tidied
     for module in (onnx, decoder):
         monkeypatch.setattr(module, "EXTERNAL_ABOVE", 0)
 
@@ -145,7 +145,7 @@ def test_packed(
             sources[version] = tmp_path / f"{version}.onnx"
             gp.apply(program, gp.Plan(program.fingerprint, {})).save(sources[version], "onnx")
     if kind == "onnx with data":
-        monkeypatch.setattr("graphprune.packing.onnx._ABOVE", 100)
+        monkeypatch.setattr("graphprune.packing.onnx.EXTERNAL_ABOVE", 100)
 
     def make(version: str, output: Path) -> Act:
         return lambda: pack(sources[version], output, overwrite=True)

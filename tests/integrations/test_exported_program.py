@@ -118,7 +118,7 @@ def test_without_example_inputs(dense, masked):
     torch.export.save(dense, file)
     file.seek(0)
     bare = torch.export.load(file)
-    bare._example_inputs = None
+    bare.example_inputs = None
     args = inputs(3, 5)
     close(prune(bare, remove=REMOVE).module()(*args), masked(*args))
 

@@ -16,7 +16,7 @@ import torch
 
 from graphprune.kernels.formats.bitmap import Bitmap
 from graphprune.kernels.gpu import prebuilt
-from graphprune.kernels.native import _weight
+from graphprune.kernels.native import bitmap_struct
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Launch = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, POINTER(c_uint32), c_void_p, POINTER(c_void_p))
@@ -135,7 +135,7 @@ class Product:
     def __init__(self, fake, packed: Bitmap, stream=None):
         self.fake, self.packed, self.made = fake, packed, c_void_p()
         self._why = ctypes.create_string_buffer(1000)
-        weight = ctypes.byref(_weight(packed))
+        weight = ctypes.byref(bitmap_struct(packed))
         made = ctypes.byref(self.made)
         self._check(
             fake.native.graphprune_cuda_prepare(

@@ -50,5 +50,5 @@ def library():
         return
     loaded = built, native.load(built), ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_loaded", lambda: loaded)
+        patch.setattr(native, "find_library", lambda: loaded)
         yield built

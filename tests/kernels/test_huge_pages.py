@@ -46,7 +46,7 @@ def test_a_copy_with_memory_of_its_own(dtype):
 
 @needed
 def test_chunks_are_followed_by_others(monkeypatch):
-    monkeypatch.setattr(huge_pages, "_CHUNK", 1 << 20)
+    monkeypatch.setattr(huge_pages, "CHUNK", 1 << 20)
     arena = Arena()
     tensors = [torch.randn(n) for n in (1 << 17, 1 << 17, 1 << 20, 5, 1 << 19)]
     placed = [arena.place(t) for t in tensors]

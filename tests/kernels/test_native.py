@@ -241,7 +241,7 @@ def test_other_files_are_no_library(tmp_path):
 
 
 def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(native, "_loaded", lambda: (None, None, "none was built"))
+    monkeypatch.setattr(native, "find_library", lambda: (None, None, "none was built"))
     assert not native.available()
     assert native.path() is None
     with pytest.raises(native.NativeError, match="none was built"):
@@ -262,7 +262,7 @@ def test_the_program_ends_with_threads_waiting(library):
         "from graphprune.kernels import native\n"
         "from graphprune.kernels.formats.bitmap import Bitmap\n"
         f"made = Path({str(library)!r})\n"
-        "native._loaded = lambda found=(made, native.load(made), ''): found\n"
+        "native.find_library = lambda found=(made, native.load(made), ''): found\n"
         "packed = Bitmap.pack(torch.ones(1024, 512))\n"
         "print(native.bitmap_linear(torch.ones(1, 512), packed, threads=4).sum().item())\n"
     )

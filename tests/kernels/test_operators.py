@@ -423,18 +423,21 @@ def test_settings_tell_structures_apart():
     assert first.key != second.key
     # Strips have no kernel on the processor: how full they are would have others timed again.
     assert first.slots == second.slots == 0
-    assert choosing._structure(full) == (30, 64)
-    assert choosing._structure(spread) == (100, 16)
+    assert choosing.structure_of(full) == (30, 64)
+    assert choosing.structure_of(spread) == (100, 16)
 
 
 def test_what_a_layer_prepares_is_not_timed(monkeypatch):
-    def slow_at_first(x, packed):
-        calls = iter([0.05])
-        return lambda: time.sleep(next(calls, 0.0))
+    class SlowAtFirst:
+        def __init__(self, packed):
+            self.waits = iter([0.05])
 
-    monkeypatch.setattr(choosing, "_sparse", slow_at_first)
+        def __call__(self, x):
+            time.sleep(next(self.waits, 0.0))
+
+    monkeypatch.setattr(choosing, "SparseLinear", SlowAtFirst)
     weight = torch.randn(32, 32).where(torch.rand(32, 32) < 0.5, 0)
-    monkeypatch.setattr(choosing, "_COLD", 4 * weight.nbytes)
+    monkeypatch.setattr(choosing, "COLD", 4 * weight.nbytes)
     assert measure(weight, 1, ["bitmap"])["bitmap"] < 0.02
 
 

@@ -305,10 +305,10 @@ def test_example_serves_where_random_inputs_fail():
 def test_dtype_follows_the_memory(mlp, monkeypatch):
     needed = 4 * 4 * sum(p.numel() for p in mlp.dense.parameters())
     for available, dtype in ((2 * needed, torch.float64), (2 * needed - 2, torch.float32)):
-        monkeypatch.setattr(memory, "_available_memory", lambda n=available: n)
+        monkeypatch.setattr(memory, "available_memory", lambda n=available: n)
         assert affordable_dtype(mlp.program) is dtype
     monkeypatch.undo()
-    assert memory._available_memory() > 2**20
+    assert memory.available_memory() > 2**20
 
 
 @pytest.mark.parametrize(

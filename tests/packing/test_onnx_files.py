@@ -152,8 +152,8 @@ def test_the_fastest_products_are_measured_and_kept(source, tmp_path):
 
 @pytest.mark.skipif(not native.available(), reason="the package was built without a compiler")
 def test_matrices_too_large_for_a_file_are_measured(monkeypatch):
-    monkeypatch.setattr(onnx_timing, "_INSIDE", 10_000)
-    monkeypatch.setattr(onnx_timing, "_COLD", 100_000)
+    monkeypatch.setattr(onnx_timing, "INSIDE", 10_000)
+    monkeypatch.setattr(onnx_timing, "COLD", 100_000)
     saved = []
     save = onnx.save
 
@@ -206,7 +206,7 @@ def test_what_can_t_be_packed_is_refused(source, tmp_path):
 
 
 def test_large_files_keep_weights_beside_them(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("graphprune.packing.onnx._ABOVE", 1000)
+    monkeypatch.setattr("graphprune.packing.onnx.EXTERNAL_ABOVE", 1000)
     pack(source, tmp_path / "out" / "packed.onnx")
     assert len(list((tmp_path / "out").glob("packed.onnx.*.data"))) == 1
     x = np.ones((1, 1, 300), np.float32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graphprune.errors import CalibrationError
-from graphprune.solvers.obs import Problem, Surgeon, _Fit, _State
+from graphprune.solvers.obs import Descent, Fit, Problem, Surgeon
 
 
 def made(seed: int, out: int, units: list[int]) -> Problem:
@@ -51,10 +51,10 @@ def test_costs_and_gains_are_differences_of_losses(units: list[int]) -> None:
         problem.loss([u for u in everything.tolist() if u != gone]) - whole
         for gone in everything.tolist()
     ]
-    assert _State([problem]).scores(everything) == pytest.approx(dearer, rel=1e-7)
-    assert _Fit(problem, everything.tolist()).costs(everything) == pytest.approx(dearer, rel=1e-7)
+    assert Descent([problem]).scores(everything) == pytest.approx(dearer, rel=1e-7)
+    assert Fit(problem, everything.tolist()).costs(everything) == pytest.approx(dearer, rel=1e-7)
     some = [0, 1]
-    fit = _Fit(problem, some)
+    fit = Fit(problem, some)
     others = np.array([u for u in everything if u not in some])
     cheaper = [fit.loss - problem.loss([*some, int(u)]) for u in others]
     assert fit.gains(others) == pytest.approx(cheaper, rel=1e-7)

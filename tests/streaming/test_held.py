@@ -28,14 +28,14 @@ HALF = Unstructured(0.5)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of each file that is made."""
     found: list[int] = []
-    reserve = module._reserve
+    reserve = module.reserve
 
     def counting(file: int, size: int) -> None:
         reserve(file, size)
         assert os.fstat(file).st_size == size
         found.append(size)
 
-    monkeypatch.setattr(module, "_reserve", counting)
+    monkeypatch.setattr(module, "reserve", counting)
     monkeypatch.setattr(module, "SMALL", 1)
     return found
 

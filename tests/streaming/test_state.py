@@ -109,16 +109,15 @@ def test_activations_are_saved_where_it_takes_little_of_the_time(
     """Here it takes five seconds each time, and a group takes so many."""
     now, found = [1000.0], []
 
-    def write(directory, values):
-        directory.mkdir()
+    def values():
         found.append(len(times))
         now[0] += 5.0
+        return []
 
     monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(states, "_write_values", write)
     state, times = State(tmp_path), []
     for index in range(5):
-        state.commit(index, list)
+        state.commit(index, values)
         times.append(index)
         now[0] += seconds
     assert found == saved
@@ -136,8 +135,9 @@ def test_nothing_keeps_activations_that_were_written_or_read(tmp_path):
     try:
         before = tensors()
         values = [{"x": torch.ones(3), "pair": (torch.ones(2), [torch.zeros(1)])}]
-        states._write_values(tmp_path / "values", values)
-        again = states._read_values(tmp_path / "values")
+        state = State(tmp_path, every=1)
+        state.commit(0, lambda values=values: values)
+        _, again = state.load_values()
         assert torch.equal(again[0]["pair"][0], torch.ones(2))
         assert tensors() >= before + 6
         del values, again

@@ -77,7 +77,7 @@ def test_the_large_model_is_a_checkpoint(tmp_path, monkeypatch):
     small = {"HIDDEN": 16, "LAYERS": 2, "VOCABULARY": 30}
     for name, value in small.items():
         monkeypatch.setattr(billion, name, value)
-    monkeypatch.setattr(billion, "_SHAPES", {"mlp.up_proj": (8, 16)})
+    monkeypatch.setattr(billion, "SHAPES", {"mlp.up_proj": (8, 16)})
     billion.write(tmp_path / "model")
     config = AutoConfig.from_pretrained(tmp_path / "model")
     assert (config.hidden_size, config.num_hidden_layers) == (2048, 16)

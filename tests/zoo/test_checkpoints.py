@@ -50,7 +50,7 @@ def _same_process(monkeypatch):
         wrong = job.expected.deviation_of(opened(job.directory))
         return [wrong] if wrong else []
 
-    monkeypatch.setattr(hf, "_reopen", reopen)
+    monkeypatch.setattr(hf, "reopen", reopen)
 
 
 @pytest.mark.parametrize("model", models)

@@ -66,7 +66,7 @@ def load_audio(
     """
     given = audio_input(inputs)
     assert given is not None
-    extractor = _extractor(program, given)
+    extractor = open_extractor(program, given)
     rate = int(getattr(extractor, "sampling_rate", RATE))
     whole = given.name == "input_values"
     length = given.shape[1] if whole else getattr(extractor, "n_samples", None)
@@ -122,7 +122,16 @@ def _features(extractor: Any, piece: NDArray[Any], rate: int, name: str, file: F
         ) from error
 
 
-def _extractor(program: BaseProgram, given: Input) -> Any:
+def open_extractor(program: BaseProgram, given: Input) -> Any:
+    """Open the feature extractor of a program's checkpoint.
+
+    Args:
+        program: the model.
+        given: the input that recordings go to, for the error's hint.
+
+    Raises:
+        LoadError: there is none, or transformers can't open it.
+    """
     source = program.source
     path = _folder(program)
     hint = f"give {given.name} as arrays: a .npz or .safetensors file"

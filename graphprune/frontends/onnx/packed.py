@@ -48,10 +48,10 @@ def unpack_products(model: ir.Model) -> None:
         key = tuple(parts)
         if key not in dense:
             dense[key] = _register(graph, parts)
-        product = ir.Node("", "MatMul", [x, dense[key]], name=node.name)
-        old, new = node.outputs[0], product.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
+        product = ir.node("MatMul", [x, dense[key]], name=node.name)
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], [product], node.outputs, product.outputs
+        )
     for key in dense:
         for part in key:
             if part.name is not None and not part.uses():
@@ -89,11 +89,5 @@ def _register(graph: ir.Graph, parts: list[ir.Value]) -> ir.Value:
     array = matrix.view(torch.int16).numpy().view(values.dtype) if short else matrix.numpy()
     while name in graph.initializers:
         name += "_"
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(parts[0].const_value.dtype),  # type: ignore[union-attr]
-        const_value=ir.tensor(array, dtype=parts[0].const_value.dtype, name=name),  # type: ignore[union-attr]
-    )
-    graph.register_initializer(value)
-    return value
+    dtype = parts[0].const_value.dtype  # type: ignore[union-attr]
+    return ir.tape.Tape(graph).initializer(ir.tensor(array, dtype=dtype, name=name))

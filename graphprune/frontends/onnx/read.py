@@ -187,9 +187,7 @@ def _part_vectors(graph: ir.Graph) -> None:
             while own in taken:
                 own += "_"
             taken.add(own)
-            part = ir.Value(name=own, shape=value.shape, type=value.type, const_value=tensor)
-            graph.register_initializer(part)
-            node.replace_input_with(place, part)
+            node.replace_input_with(place, ir.tape.Tape(graph).initializer(tensor, own))
 
 
 def _is_affine(node: ir.Node, place: int) -> bool:

@@ -35,11 +35,7 @@ class Editor:
 
     def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """A new initialiser with a name that is free."""
-        shape = ir.Shape(tensor.shape.numpy())
-        kind = ir.TensorType(tensor.dtype)
-        value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return ir.tape.Tape(self.graph).initializer(tensor, name)
 
     def before(
         self,

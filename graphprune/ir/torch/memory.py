@@ -24,10 +24,10 @@ def affordable_dtype(program: Program) -> torch.dtype:
         if spec.kind != InputKind.USER_INPUT and spec.target not in program.aliases
     }
     size = sum(v.numel() * v.element_size() for v in stored.values() if isinstance(v, Tensor))
-    return torch.float64 if 4 * size <= _available_memory() // 2 else torch.float32
+    return torch.float64 if 4 * size <= available_memory() // 2 else torch.float32
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that can be used without swapping; where the system doesn't say, all there are."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

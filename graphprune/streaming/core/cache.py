@@ -50,7 +50,7 @@ class Held:
             return x
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                _reserve(file.fileno(), x.nbytes)
+                reserve(file.fileno(), x.nbytes)
                 memory = mmap.mmap(file.fileno(), x.nbytes)
         except OSError as error:
             raise CalibrationError(
@@ -65,7 +65,7 @@ class Held:
         return copy
 
 
-def _reserve(file: int, size: int) -> None:
+def reserve(file: int, size: int) -> None:
     """Give a file its blocks: one that lacks them ends the process when it is written to."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)

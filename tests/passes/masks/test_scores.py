@@ -14,7 +14,7 @@ from graphprune.passes.masks.ria import RIA
 from graphprune.passes.masks.sparsegpt import SparseGPT
 from graphprune.passes.masks.wanda import Wanda
 from graphprune.solvers import NM, Given, Norms, Unstructured
-from graphprune.solvers.permute import _assign, deal, exchange
+from graphprune.solvers.permute import assign, deal, exchange
 from solvers.oracle import layer, rows_smallest, smallest
 
 
@@ -125,7 +125,7 @@ def test_assignment_is_cheapest() -> None:
     rng = np.random.default_rng(0)
     for size in (1, 2, 5, 6):
         for cost in (rng.normal(size=(size, size)), rng.integers(0, 3, (size, size)).astype(float)):
-            taken = _assign(cost).numpy()
+            taken = assign(cost).numpy()
             assert sorted(taken) == list(range(size))
             least = min(cost[range(size), p].sum() for p in permutations(range(size)))
             assert cost[range(size), taken].sum() == pytest.approx(least)

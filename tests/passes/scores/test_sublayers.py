@@ -143,7 +143,7 @@ def test_nothing_takes_branches_unless_it_names_them():
     assert not any("/" in n and ":" not in n for n in (*everything, *budget))
     assert "attention_blocks" not in str(as_data(program))
     table = as_text(program).renderables[1]
-    assert sum("_blocks" in str(cell) for cell in table.columns[0]._cells) == 2
+    assert sum("_blocks" in str(cell) for cell in table.columns[0].cells) == 2
     named = select(program, remove={"attention_blocks": 0.5}).kept_units
     assert [*named] == ["model.layers/attention_blocks"]
     both = select(program, remove={"mlp_blocks": 0.5, "*": 0.25}).kept_units
@@ -184,15 +184,17 @@ def test_scores_of_branches():
     windows = tokens(4, 8)
     attention, mlp = program.sublayers
     scores = get_score("block-influence").score(program, [attention, mlp], Inputs(windows))
-    entries, exits = [], []
+    entries, exits, hooks = [], [], []
     for layer in module.model.layers:
-        layer.input_layernorm.register_forward_pre_hook(lambda _, x: entries.append(x[0]))
-        layer.pre_feedforward_layernorm.register_forward_pre_hook(lambda _, x: exits.append(x[0]))
+        for norm, seen in (
+            (layer.input_layernorm, entries),
+            (layer.pre_feedforward_layernorm, exits),
+        ):
+            hooks.append(norm.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0])))
     with torch.no_grad():
         module(windows)
-    for layer in module.model.layers:
-        for norm in (layer.input_layernorm, layer.pre_feedforward_layernorm):
-            norm._forward_pre_hooks.clear()
+    for hook in hooks:
+        hook.remove()
     expected = [1 - torch.cosine_similarity(x, y, -1).mean().item()
                 for x, y in zip(entries, exits, strict=True)]  # fmt: skip
     np.testing.assert_allclose(scores[attention.name][0], expected, atol=2e-6)
