@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import subprocess
 from collections.abc import Iterator
 
@@ -11,6 +12,10 @@ import torch
 
 import exports
 import fresh
+
+# pytest hands its own handler to every logger that doesn't propagate, and torch writes a trace of
+# each export, with all its graphs in words, as soon as this logger has one.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)
