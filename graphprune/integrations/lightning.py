@@ -76,8 +76,7 @@ class PruningCallback(*_bases()):  # type: ignore[misc]  # which one is known on
             RecipeError: an option is of another type, or out of its range.
         """
         super().__init__()
-        given = isinstance(options, GradualPruning)
-        self.options = options if given else GradualPruning(**options)
+        self.options = GradualPruning.of(options)
         self.output = None if output is None else Path(output)
         self.path = path
         self.steps = steps

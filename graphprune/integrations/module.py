@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -95,7 +95,8 @@ def _traced(module: nn.Module, example: Any, dynamic_shapes: Any) -> Program:
         example = (example,)
     named = isinstance(example, Mapping)
     args, kwargs = ((), example) if named else (tuple(example), {})
-    source, guard = None, nullcontext()
+    source: Source | None = None
+    guard: AbstractContextManager[None] = nullcontext()
     if own:
         from graphprune.frontends.hf.load import plain_experts, traceable
 

@@ -67,16 +67,21 @@ def write_sparse(
     check_free(output)
     with replacing(output) as directory:
         directory.mkdir()
-        if hasattr(module, "save_pretrained"):
-            module.save_pretrained(directory, state_dict=state if shared else None)
-            if hasattr(beside, "save_pretrained"):
-                beside.save_pretrained(directory)
+        if (save := _saving(module)) is not None:
+            save(directory, state_dict=state if shared else None)
+            if (save := _saving(beside)) is not None:
+                save(directory)
         else:
             write_weights(directory, sorted(_alone(module, state)), lambda name: state[name])
         _check(directory, module, state, pruned.masks)
         report = {"graphprune": __version__, **pruned.to_json()}
         text = json.dumps(report, indent=1) + "\n"
         (directory / REPORT).write_text(text, encoding="utf-8")
+
+
+def _saving(thing: Any) -> Any:
+    """How something of transformers is saved; None for anything else."""
+    return getattr(thing, "save_pretrained", None)
 
 
 def _alone(module: nn.Module, names: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -47,8 +47,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         Raises:
             RecipeError: an option is of another type, or out of its range.
         """
-        given = isinstance(options, GradualPruning)
-        self.options = options if given else GradualPruning(**options)
+        self.options = GradualPruning.of(options)
         self.output = None if output is None else Path(output)
         self.pruned: Pruned | None = None
         self.saved: Mapping[str, Any] | None = None
@@ -81,8 +80,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         assert model is not None
         if self._pruner is not None:  # of a training that an error has ended
             self._pruner.remove()
-        name = type(self).__name__
-        before = state.stateful_callbacks.get(name)
+        name, states = type(self).__name__, cast("dict[str, Any]", state.stateful_callbacks)
+        before = states.get(name)
         _check_trainer(args, state, before, writes=self.output is not None)
         if self.output is not None:
             check_free(self.output)
@@ -98,7 +97,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             else:
                 pruner.load_state_dict(from_text(saved, pruner.module))
         self._pruner = pruner
-        state.stateful_callbacks[name] = self.state()  # where saving looks for an older one
+        states[name] = self.state()  # where saving looks for an older one
         pruner.update(state.global_step, state.max_steps)
 
     def on_step_end(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from graphprune.errors import EmitError, TrainingError
 from graphprune.training import GradualPruning
 
-lightning = pytest.importorskip("lightning.pytorch")
+lightning: Any = pytest.importorskip("lightning.pytorch")
 
 from graphprune.integrations.lightning import PruningCallback  # noqa: E402  (needs Lightning)
 
@@ -25,12 +26,12 @@ def bits(tensor):
     return tensor.detach().view(torch.int32)
 
 
-class Module(lightning.LightningModule):
-    def __init__(self, seen=None):
+class Module(lightning.LightningModule):  # type: ignore[misc]
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 7))
-        self.seen = [] if seen is None else seen
+        self.seen = []
 
     def training_step(self, batch, number):
         self.seen.append({n: bits(p).clone() for n, p in self.named_parameters()})

@@ -9,7 +9,7 @@ from torch import nn
 import graphprune as gp
 from integrations.nets import HEADS, INNER, inputs, switched_off, tagger
 from training.gloo import together
-from training.pruned_module import distributed
+from training.pruning_workers import distributed
 
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

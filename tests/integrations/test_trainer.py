@@ -225,6 +225,8 @@ def test_options_as_plain_data():
     assert PruningCallback({"sparsity": 0.6, "every": 2}).options == OPTIONS
     with pytest.raises(RecipeError, match="'every'"):
         PruningCallback({"sparsity": 0.6, "every": 0})
+    with pytest.raises(RecipeError, match=r"unknown pruning option 'sparsty'[^$]*'sparsity'"):
+        PruningCallback({"sparsty": 0.6})
 
 
 def test_an_output_that_exists(tmp_path):

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from graphprune.errors import RecipeError, TrainingError
 from graphprune.training import GradualPruner, GradualPruning
+from training.gloo import together
+from training.pruning_workers import Net, gradual, train
 
 # Zhu and Gupta's cubic with half of everything gone in the end, a tenth of 100 steps before it
 # begins and a tenth after it has ended.
@@ -284,6 +287,24 @@ def test_weights_that_come_back():
     module.load_state_dict(before)
     with pytest.raises(TrainingError, match="weights that were pruned are not 0"):
         pruner.finish()
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_two_processes_prune_as_one(wrap, scope, tmp_path):
+    together(gradual, tmp_path, wrap, scope)
+    masks, weights, events = torch.load(tmp_path / "found.pt")
+    module = Net()
+    alone = train(module, module, GradualPruning(sparsity=0.6, every=2, scope=scope))
+    assert events == alone.events
+    stored = load_file(tmp_path / "sparse" / "model.safetensors")
+    for name, mask in alone.masks.items():
+        assert torch.equal(mask, masks[name].bool())
+        assert not bits(stored[name])[~mask].any()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-5)
+        assert torch.equal(stored[name], weights[name])
+    assert sum(alone.zeros.values()) == (230 if scope == "global" else 154 + 77)
 
 
 class Model(nn.Module):

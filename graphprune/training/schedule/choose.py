@@ -70,7 +70,7 @@ def next_masks(
     chosen = torch.zeros_like(open_)
     count = round(share * value.numel())
     chosen[open_] = lowest(value.unsqueeze(0), count, gone.unsqueeze(0))[0]
-    parts = chosen.split([scores[t.name].numel() for t in targets])
+    parts = torch.split(chosen, [scores[t.name].numel() for t in targets])
     return {
         t.name: part.reshape(scores[t.name].shape).to(scores[t.name].device)
         for t, part in zip(targets, parts, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from torch import Tensor
 
 from graphprune.errors import RecipeError
-from graphprune.options import listed, removed_fraction
+from graphprune.options import listed, nearest, removed_fraction
 from graphprune.solvers.pattern import NM
 from graphprune.training.core.options import Count, Share
 
@@ -90,6 +90,21 @@ class GradualPruning:
                 "pruning can't begin with more zeros than it ends with",
                 why=f"start is {self.start:g}, the end {self.target:g}",
             )
+
+    @classmethod
+    def of(cls, options: GradualPruning | Mapping[str, Any]) -> GradualPruning:
+        """Options, or those that plain data say.
+
+        Raises:
+            RecipeError: an option is unknown, of another type or out of its range.
+        """
+        if isinstance(options, GradualPruning):
+            return options
+        known = tuple(field.name for field in fields(cls))
+        for name in options:
+            if name not in known:
+                raise RecipeError(f"unknown pruning option '{name}'", hint=nearest(name, known))
+        return cls(**options)
 
     @property
     def nm(self) -> NM | None:
