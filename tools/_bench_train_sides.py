@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from _bench_train import Settings
+from torch import Tensor, nn
 
 RANK, ALPHA, SEED = 8, 16.0, 0
 BETAS = (0.9, 0.95)
