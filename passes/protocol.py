@@ -90,6 +90,10 @@ class Context(Protocol):
         """The turn that the pass is of."""
 
     @property
+    def trust(self) -> bool:
+        """Whether a model on disk may run code of its own: the source, and any other one."""
+
+    @property
     def open(self) -> frozenset[str]:
         """What was left to us: "score", "repair".
 

@@ -94,6 +94,7 @@ def _ours(part: str, settings: Settings, turns: Turns) -> float:
         precision="bfloat16",
         rank=RANK,
         alpha=ALPHA,
+        dropout=0.0,
         seed=SEED,
     )
     masks = _masks(dict(program.weights)) if part == "masks" else None
@@ -184,9 +185,7 @@ def _adapt(model: nn.Module) -> None:
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, _Adapted(model.get_submodule(name)))
         return
-    config = peft.LoraConfig(
-        r=RANK, lora_alpha=int(ALPHA), lora_dropout=0.05, target_modules=layers
-    )
+    config = peft.LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=layers)
     peft.inject_adapter_in_model(config, model)
 
 
@@ -201,11 +200,10 @@ class _Adapted(nn.Module):
         self.a = nn.Linear(layer.in_features, RANK, bias=False)
         self.b = nn.Linear(RANK, layer.out_features, bias=False)
         nn.init.zeros_(self.b.weight)
-        self.dropout = nn.Dropout(0.05)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result and the adapter's."""
-        beside: Tensor = self.b(self.a(self.dropout(x)))
+        beside: Tensor = self.b(self.a(x))
         result: Tensor = self.layer(x)
         return result + beside * (ALPHA / RANK)
 

@@ -73,6 +73,11 @@ class Run:
         """Of everything random."""
         return self.recipe.seed
 
+    @property
+    def trust(self) -> bool:
+        """Whether a model on disk may run code of its own."""
+        return bool(self.making.opening.get("trust"))
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage and take its time."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -115,13 +116,17 @@ def own(tmp_path: Path, canary: Path) -> Path:
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
+    return saved_llama(tmp_path / "llama", vocab_size=32)
+
+
+def saved_llama(folder: Path, vocab_size: int) -> Path:
     config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def changed(folder: Path, file: str = "config.json", **entries: object) -> Path:
@@ -205,6 +210,28 @@ def test_trusted_code_runs(own: Path, canary: Path, capsys: pytest.CaptureFixtur
     assert code == 0, err
     roles = {s["role"]: s["size"] for s in json.loads(out)["structures"] if s["prunable"]}
     assert roles["ffn"] == 32
+    assert canary.exists()
+
+
+def test_a_teacher_is_trusted_as_the_source_is(
+    own: Path, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, ids = saved_llama(tmp_path / "student", vocab_size=20), tmp_path / "ids.npy"
+    model = LlamaForCausalLM.from_pretrained(student)
+    model.lm_head.weight.data *= 100  # sure of what comes next
+    model.save_pretrained(student)
+    begun = torch.arange(8)[:, None]
+    np.save(ids, model.generate(begun, max_new_tokens=5, do_sample=False, eos_token_id=None))
+    words = ("recover", student, "--teacher", own, "--data", ids, "--tokens", 48, "--batch", 4)
+    code, out, err = run(capsys, *words, "-o", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "it wasn't run" in err
+    assert "--trust" in err
+    assert "reading" not in err  # before anything takes long
+    assert not canary.exists()
+    assert not (tmp_path / "out").exists()
+    code, _, err = run(capsys, *words, "-o", tmp_path / "out", "--trust")
+    assert code == 0, err
     assert canary.exists()
 
 

@@ -13,6 +13,7 @@ from graphprune.calibration.sources.amounts import TRAINING, Amount
 from graphprune.errors import LoadError, PlanError
 from graphprune.files.paths import usable
 from graphprune.frontends import load_traced
+from graphprune.frontends.hf.load import checkpoint_class
 from graphprune.ir.torch.program import Program
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.pipeline.steps.numbering import kept_part, slim_names, written_back
@@ -38,11 +39,12 @@ class Recover(Training):
     the teacher's distribution, and any other one its outputs.
 
     Attributes:
-        teacher: a model on disk; "tuned" for the dense one after a training of its own, of all its
-            weights on the same samples by cross-entropy, which takes about as long again (Minitron,
-            Muralidharan et al., 2024, tunes it where the text is foreign to it); None for the
-            dense one, as it was read. Where that is what is trained, and nothing has changed it,
-            there is nothing to learn from it, and the loss is the cross-entropy.
+        teacher: a model on disk, which may run code of its own where the source may; "tuned" for
+            the dense one after a training of its own, of all its weights on the same samples by
+            cross-entropy, which takes about as long again (Minitron, Muralidharan et al., 2024,
+            tunes it where the text is foreign to it); None for the dense one, as it was read. Where
+            that is what is trained, and nothing has changed it, there is nothing to learn from it,
+            and the loss is the cross-entropy.
         hold: whether weights that are zero as they were read stay zero, where a matrix has more
             than a few of them.
     """
@@ -66,6 +68,7 @@ class Recover(Training):
 
         Raises:
             PlanError: it is an ONNX graph, or no language model and its teacher is to be tuned.
+            LoadError: the teacher is no checkpoint, or needs code that isn't trusted.
         """
         as_traced(state.program, "recover")
         if self.teacher == TUNED and not state.program.is_causal:
@@ -76,6 +79,8 @@ class Recover(Training):
             )
         if self.teacher not in (None, TUNED):
             usable(self.teacher, LoadError)
+            if (folder := Path(self.teacher)).is_dir():
+                checkpoint_class(folder, trust=context.trust)
 
     def run(self, state: State, context: Context) -> State:
         """Train.
@@ -133,7 +138,7 @@ class Recover(Training):
                 saving = _saving(context, "-teacher")
                 return recover(dense, data, alone, state=saving, progress=tell).program
         with context.stage("loading the teacher"):
-            return load_traced(self.teacher)
+            return load_traced(self.teacher, trust=context.trust)
 
     def preview(self, state: State, context: Context) -> State:
         """Check what the run would do."""

@@ -94,6 +94,14 @@ def summed(
     return total
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a product with a weight is computed in."""
+    kind = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return weight.dtype
+    return torch.get_autocast_dtype(kind)
+
+
 class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -111,26 +119,21 @@ class _Summed(torch.autograd.Function):
             for x, need in zip(given, wanted, strict=True)
         ]
         total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
-        leaves = [None if x is None else x.detach() for x in (weight, bias)]
-        for leaf, need in zip(leaves, wanted[1:], strict=True):
-            if leaf is not None:
-                leaf.requires_grad_(need)
-        head, shift = leaves
+        head = None if weight is None else _Head(weight, bias, *gradients[1:])
         for start in range(0, len(rows), size):
             place = slice(start, start + size)
+            few = rows[place]
+            logits = few.detach() if head is None else head.logits(few)
             with torch.set_grad_enabled(any(wanted)):
-                few = rows[place].detach().requires_grad_(wanted[0])
-                logits = few if head is None else F.linear(few, head, shift)
-                loss = part(logits, place)
+                loss = part(logits.requires_grad_(any(wanted)), place)
             total += loss.detach()
-            pairs = zip((few, head, shift), gradients, strict=True)
-            asked = [x for x, g in pairs if x is not None and g is not None]
-            found = iter(torch.autograd.grad(loss, asked) if asked else ())
+            if not any(wanted):
+                continue
+            (outer,) = torch.autograd.grad(loss, logits)
             if gradients[0] is not None:
-                gradients[0][place] = next(found)
-            for gradient in gradients[1:]:
-                if gradient is not None:
-                    gradient += next(found)
+                gradients[0][place] = outer if head is None else head.back(outer)
+            if head is not None:
+                head.add(outer, few)
         ctx.save_for_backward(*gradients)
         return total
 
@@ -138,3 +141,45 @@ class _Summed(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> Any:
         found = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
         return (*found, None, None)
+
+
+_BLOCK = 1 << 20
+"""Elements of a product that are added to the gradient at a time: they stay in the cache."""
+
+
+class _Head:
+    """The last layer, converted once for all parts to what products are computed in.
+
+    Its gradient is as large as the weight: products are added to one sum, in one place.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        of_weight: Tensor | None,
+        of_bias: Tensor | None,
+    ) -> None:
+        self.dtype = product_dtype(weight)
+        self.weight = weight.detach().to(self.dtype)
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+        self.of_weight, self.of_bias = of_weight, of_bias
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """``[rows, classes]``."""
+        return F.linear(rows.detach().to(self.dtype), self.weight, self.bias)
+
+    def back(self, outer: Tensor) -> Tensor:
+        """The gradient of some rows."""
+        return outer @ self.weight
+
+    def add(self, outer: Tensor, rows: Tensor) -> None:
+        """Add to the gradients of weight and bias."""
+        if self.of_bias is not None:
+            self.of_bias += outer.sum(0)
+        if self.of_weight is None:
+            return
+        rows = rows.detach().to(self.dtype)
+        some = max(1, _BLOCK // rows.shape[1])
+        for sums, few in zip(self.of_weight.split(some), outer.T.split(some), strict=True):
+            sums += few @ rows

@@ -1,7 +1,8 @@
 """Adapters: thin products B·A that are added to weights, in the form of one matrix.
 
 The product is added to the weight itself, not to what the layer computes, so that a mask can be
-laid over the sum: what is trained is exactly what is saved, on modules and on graphs alike.
+laid over the sum: what is trained is exactly what is saved, on modules and on graphs alike. Where
+there is no mask, a linear layer may compute the same sum without a gradient as large as its weight.
 """
 
 from __future__ import annotations
@@ -61,6 +62,18 @@ class Adapter(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             return self.effective(weight, self.a * self._seen(), self.b, self.removed)
 
+    def beside(self, x: Tensor, result: Tensor) -> Tensor:
+        """A linear layer's result ``W x`` plus ``scale * B A x``.
+
+        Args:
+            x: ``[..., in]``.
+            result: ``[..., out]``.
+        """
+        thin = nn.functional.linear(x, (self.a * self._seen())[0])
+        flat = result.reshape(-1, result.shape[-1])
+        b = self.scale * self.b[0]
+        return torch.addmm(flat, thin.reshape(-1, len(self.a[0])), b.T).reshape(result.shape)
+
     def effective(self, weight: Tensor, a: Tensor, b: Tensor, removed: Tensor | None) -> Tensor:
         """``mask(W + scale * B·A)``."""
         change = self.layout.restored(self.scale * (b @ a), weight.shape)
@@ -75,6 +88,31 @@ class Adapter(nn.Module):
         numbers = torch.rand(parts, 1, width, generator=generator(self.name, *self.draw.key))
         kept = (numbers >= self.dropout).to(self.a.dtype)
         return (kept / (1 - self.dropout)).to(self.a.device)
+
+
+def compute_beside(layer: nn.Module, adapter: Adapter) -> None:
+    """Let a linear layer add to its result what an adapter adds to its weight.
+
+    Only where that is the same: not where a mask lies over the sum, nor where the layout has the
+    weight in another form than it is stored in.
+
+    Args:
+        layer: a linear layer with the adapter as a parametrization.
+        adapter: of its weight.
+    """
+    assert isinstance(layer, nn.Linear)
+    if adapter.removed is not None or "forward" in vars(layer):
+        return
+    weight = layer.parametrizations.weight.original
+    matrices = adapter.layout.matrices(weight)
+    if matrices.shape != (1, *weight.shape) or matrices.stride()[1:] != weight.stride():
+        return
+
+    def forward(x: Tensor) -> Tensor:
+        weight = layer.parametrizations.weight.original
+        return adapter.beside(x, nn.functional.linear(x, weight, layer.bias))
+
+    layer.forward = forward
 
 
 @dataclass(frozen=True)

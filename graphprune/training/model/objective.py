@@ -14,6 +14,7 @@ from graphprune.training.core.losses import (
     OUT,
     cross_entropy,
     divergence,
+    product_dtype,
     relative_error,
     square_head,
     summed,
@@ -116,6 +117,8 @@ class Objective(nn.Module):
             assert setting.teacher is not None
             with torch.no_grad():
                 theirs, head, shift = logits_in_parts(setting.teacher, micro)
+                if head is not None:
+                    head = head.to(product_dtype(head))  # once for all parts
                 teacher = theirs[counted]
         kept, temperature = setting.vocabulary, setting.training.temperature
 

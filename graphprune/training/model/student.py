@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from graphprune.analysis.program import BaseProgram
+from graphprune.checkpoints.memory import page_out
 from graphprune.errors import TrainingError
 from graphprune.exclusive import one_at_a_time
 from graphprune.ir.torch.program import Program, is_traced
@@ -183,6 +184,7 @@ def _copied(
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         stored = weights.get(aliases.get(name, name), tensor)
         value = stored.detach().clone(memory_format=torch.contiguous_format)
+        page_out(stored)  # what trains is the copy
         if value.dtype in (torch.float16, torch.bfloat16):
             value = value.float()
         is_parameter = isinstance(tensor, nn.Parameter)

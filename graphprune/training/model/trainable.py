@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from graphprune.errors import TrainingError
 from graphprune.training.core.options import Training
 from graphprune.training.core.processes import assign, full, local
-from graphprune.training.model.adapters import Adapter, Draw
+from graphprune.training.model.adapters import Adapter, Draw, compute_beside
 from graphprune.training.model.held import HeldMasks
 from graphprune.training.model.student import Student
 
@@ -145,7 +145,10 @@ def _adapt(
         training.seed,
     )  # fmt: skip
     for owner, leaf in owners(student, name):
+        kind = type(owner)
         parametrize.register_parametrization(owner, leaf, adapter, unsafe=True)
+        if kind is nn.Linear:  # a class of its own may compute something else
+            compute_beside(owner, adapter)
     path, _, leaf = name.rpartition(".")
     return f"{path}.parametrizations.{leaf}.0".lstrip(".")
 
