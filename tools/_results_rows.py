@@ -122,6 +122,12 @@ TASK_WIDTHS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "mgm": ("ffn -25 %", {"ffn": 0.25}),
 }
 LAYERS = {"minilm": 6, "whisper": 6, "efflite0": 16, "mgm": 8}
+RECOVERED: Mapping[str, Mapping[str, Any]] = {
+    "minilm": {"epochs": 3, "batch": 32, "lr": 3e-4},
+    "efflite0": {"loss": "kd", "epochs": 3, "batch": 16, "lr": 1e-3},
+}
+"""How what is left of a model is trained: MiniLM on the embeddings of the dense model, EfficientNet
+on its distribution over classes."""
 TASK_SCORES = {
     "minilm": ("magnitude", "minitron", "flap", "obs"),
     "whisper": ("magnitude", "minitron", "flap", "obs"),
@@ -146,6 +152,13 @@ def task_rows() -> list[Row]:
                 rows.append(Row(model, target, method, recipe))
         fewer = {"remove": {"layers": 1 / LAYERS[model]}, "score": "block-influence"}
         rows.append(Row(model, "-1 layer of each stack", "block-influence", fewer))
+        if model in RECOVERED:
+            recipe = {"remove": remove, "score": "obs", "recover": RECOVERED[model]}
+            rows.append(Row(model, target, "obs + recover", recipe))
+        if model == "minilm":
+            fewer = {**fewer, "recover": RECOVERED[model]}
+            name = "block-influence + recover"
+            rows.append(Row(model, "-1 layer of each stack", name, fewer))
     return rows
 
 

@@ -20,6 +20,8 @@ import torch
 from _results_run import kept_losses
 from torch import Tensor
 
+_CROPS = 7
+
 
 class Task(ABC):
     """A model with data.
@@ -52,6 +54,10 @@ class Task(ABC):
     def prepare(self) -> Mapping[str, Any]:
         """Write the calibration data; the rest of the recipe's section."""
 
+    def prepare_training(self) -> Mapping[str, Any]:
+        """Write what a recipe with training sees, pruning included; likewise."""
+        return self.prepare()
+
     @abstractmethod
     def measure(self, output: Path) -> Mapping[str, Any]:
         """What the table shows of a written model, or of `folder`."""
@@ -65,14 +71,25 @@ class Sentences(Task):
 
     def prepare(self) -> Mapping[str, Any]:
         """Sentences of the development set, as the model reads them."""
+        return {"data": self._tokens(self._lines()[:1024])}
+
+    def prepare_training(self) -> Mapping[str, Any]:
+        """Twice as many."""
+        lines = list(dict.fromkeys(self._lines()))[:2000]
+        return {"data": self._tokens(lines), "windows": len(lines)}
+
+    def _lines(self) -> list[str]:
+        return [line for pair in _pairs(self.data / "stsb/stsb-en-dev.csv") for line in pair[:2]]
+
+    def _tokens(self, lines: Sequence[str]) -> str:
+        """A file with them."""
         from transformers import AutoTokenizer
 
-        lines = [line for pair in _pairs(self.data / "stsb/stsb-en-dev.csv") for line in pair[:2]]
         tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        given = tokenizer(lines[:1024], padding=True, return_tensors="np")
-        file = self.work / "sentences.npz"
+        given = tokenizer(list(lines), padding=True, return_tensors="np")
+        file = self.work / f"sentences-{len(lines)}.npz"
         np.savez(file, **{name: given[name] for name in ("input_ids", "attention_mask")})
-        return {"data": str(file)}
+        return str(file)
 
     def measure(self, output: Path) -> Mapping[str, Any]:
         """On the test set, times 100: Spearman's correlation, and how near the dense model is."""
@@ -205,6 +222,29 @@ class Photos(Task):
             shutil.copyfile(photo, folder / photo.name)
         return {"data": str(folder)}
 
+    def prepare_training(self) -> Mapping[str, Any]:
+        """These, and seven crops of each, mirrored or not."""
+        from PIL import Image
+
+        folder, draws = self.work / "crops", np.random.default_rng(0)
+        folder.mkdir(exist_ok=True)
+        photos = self._photos()[::2]
+        for photo in photos:
+            shutil.copyfile(photo, folder / photo.name)
+            with Image.open(photo) as file:
+                image = file.convert("RGB")
+            for number in range(_CROPS):
+                side = min(int((draws.uniform(0.3, 1) * image.width * image.height) ** 0.5),
+                           image.width, image.height)  # fmt: skip
+                left = draws.integers(0, image.width - side + 1)
+                top = draws.integers(0, image.height - side + 1)
+                crop = image.crop((left, top, left + side, top + side))
+                crop = crop.resize((256, 256), Image.Resampling.BICUBIC)
+                if draws.random() < 0.5:
+                    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                crop.save(folder / f"{photo.stem}-{number}.JPEG", quality=95)
+        return {"data": str(folder), "windows": len(photos) * (_CROPS + 1)}
+
     def measure(self, output: Path) -> Mapping[str, Any]:
         """On the other photos: top-1 in percent, loss, and loss of logits scaled as is best."""
         if output == self.folder:
@@ -288,6 +328,8 @@ class Tasks:
         task, calibration = self._task(row.table)
         if not row.options:
             return dict(task.measure(task.folder))
+        if "recover" in row.options:
+            calibration = {**calibration, **task.prepare_training()}
         target = self.work / ("slim.pt2" if task.format == "pt2" else "slim")
         start = time.process_time()
         section = {"calibration": calibration} if _reads_data(row.options) else {}
