@@ -12,6 +12,7 @@ import torch
 
 import exports
 import fresh
+from graphprune.quality import timing
 
 # pytest hands its own handler to every logger that doesn't propagate, and torch writes a trace of
 # each export, with all its graphs in words, as soon as this logger has one.
@@ -23,6 +24,8 @@ def _shared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", fresh.instead_of(subprocess.run))
         patch.setattr(torch.export, "export", exports.shared(torch.export.export))
+        # Every compilation times its models, and no test of one looks at how precise that is.
+        patch.setattr(timing, "SECONDS_ENOUGH", 0.0)
         yield
     fresh.WAITING.close()
 
