@@ -62,7 +62,7 @@ NAMES = [n if n == "together" else pytest.param(n, marks=pytest.mark.slow) for n
 @pytest.fixture(scope="module")
 def text() -> torch.Tensor:
     tokenizer = load_tokenizer(model_path("smollm2"))
-    return windows(tokenizer, read_text("help"), length=256, count=4, seed=0)
+    return windows(tokenizer, read_text("help"), length=256, count=16, seed=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
