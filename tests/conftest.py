@@ -12,6 +12,8 @@ import torch
 
 import exports
 import fresh
+from graphprune.measure import measuring
+from graphprune.quality import timing
 
 # pytest hands its own handler to every logger that doesn't propagate, and torch writes a trace of
 # each export, with all its graphs in words, as soon as this logger has one.
@@ -23,6 +25,10 @@ def _shared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", fresh.instead_of(subprocess.run))
         patch.setattr(torch.export, "export", exports.shared(torch.export.export))
+        # Every compilation times its models and lets them complete prompts, and few tests look at
+        # how precise the one is, or how long the other.
+        patch.setattr(timing, "SECONDS_ENOUGH", 0.0)
+        patch.setattr(measuring, "TOKENS", 3)
         yield
     fresh.WAITING.close()
 

@@ -46,6 +46,10 @@ def _done(arguments: list[str], environment: dict[str, str]) -> int:
         else:
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as ended:  # as an interpreter ends
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1

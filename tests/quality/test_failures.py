@@ -15,6 +15,7 @@ import graphprune as gp
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import EvaluationError, LoadError
 from graphprune.frontends import load_traced
+from graphprune.measure import measuring
 from graphprune.measure.measuring import Measured, measure_quality
 from graphprune.quality.attempts import attempted
 from graphprune.quality.perplexity import NoPerplexityError
@@ -134,8 +135,11 @@ def test_a_model_that_looks_ahead_has_one_note(
     assert found.quality is None
 
 
-def test_a_prompt_is_continued_as_far_as_the_model_takes_it(tmp_path: Path) -> None:
+def test_a_prompt_is_continued_as_far_as_the_model_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a plain loop where the module is a graph, which has no method for it."""
+    monkeypatch.setattr(measuring, "TOKENS", 24)
     program = load_traced(str(save_model(tmp_path / "m", max_position_embeddings=24)))
     graph = program.exported.module()
     found = measured(program, graph)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 import graphprune as gp
 from graphprune.cli import app as cli
+from graphprune.measure import measuring
 from graphprune.measure.compare import measure_sources
 from graphprune.quality import perplexity as evaluate
 from graphprune.quality.compare import compare
@@ -43,7 +44,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         "score": "magnitude",
         "calibration": {"text": list(texts), "windows": COUNT, "length": LENGTH, "draw": "first"},
     }
-    report = gp.compile(dense, recipe, folder / "slim")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "TOKENS", 24)
+        report = gp.compile(dense, recipe, folder / "slim")
     return Case(dense, folder / "slim", texts, (first, second), report)
 
 
