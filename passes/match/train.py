@@ -14,6 +14,7 @@ from graphprune.passes.match.error import error
 from graphprune.passes.match.options import Match
 from graphprune.passes.match.pairs import Pair
 from graphprune.passes.match.sides import Side
+from graphprune.training.core.zeros import fill_zeros
 
 _STRIDE = 1_000_003
 """Between the seeds of two blocks, of which each has one for every epoch."""
@@ -133,10 +134,8 @@ class Training:
 
     @staticmethod
     def _hold(leaves: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-        """Fill in zeros whose bits are zero: a product with the mask would leave -0.0."""
-        with torch.no_grad():
-            for name, gone in held.items():
-                leaves[name].masked_fill_(gone, 0)
+        for name, gone in held.items():
+            fill_zeros(leaves[name], gone)
 
 
 def _leaf(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """Zeros that stay under any optimiser, to the bit."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from graphprune.errors import TrainingError
 from graphprune.training import hold
+from graphprune.training.core.zeros import fill_zeros
 
 
 def bits(tensor):
@@ -71,6 +73,16 @@ def test_a_removed_weight_is_zero_and_not_minus_zero():
     module.weight.data = torch.tensor([[-1.5, 2.0]])
     hold(module, {"weight": torch.tensor([[False, True]])})
     assert bits(module.weight).tolist() == [[0, 1073741824]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_zeros_replace_anything_and_leave_the_rest(dtype):
+    x = torch.tensor([[-1.5, math.nan, math.inf], [-0.0, math.nan, 3.0]], dtype=dtype)
+    removed = torch.tensor([[True, True, True], [False, False, False]])
+    weight = nn.Parameter(x.T.contiguous().T)  # and in any order in memory
+    fill_zeros(weight, removed)
+    assert not weight.detach()[0].contiguous().view(torch.uint8).any()
+    assert torch.equal(*(y[1].contiguous().view(torch.uint8) for y in (weight.detach(), x)))
 
 
 def test_a_kept_weight_that_is_zero_may_train():

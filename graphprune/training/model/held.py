@@ -23,6 +23,7 @@ from torch.optim.optimizer import (
 
 from graphprune.errors import TrainingError
 from graphprune.training.core.processes import cut, local
+from graphprune.training.core.zeros import fill_zeros
 
 
 @dataclass
@@ -85,7 +86,7 @@ class HeldMasks:
                 )
 
     def _fill(self, name: str, parameter: Tensor, value: Tensor) -> None:
-        local(value).masked_fill_(self._removed(name, parameter), 0.0)
+        fill_zeros(local(value), self._removed(name, parameter))
 
     def _removed(self, name: str, parameter: Tensor) -> Tensor:
         """The mask of this process's part of a parameter, where the parameter is."""
