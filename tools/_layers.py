@@ -31,10 +31,11 @@ LAYERS = (
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
     "training.text", "training.core", "training.model", "training.schedule", "training",
     "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection",
-    "passes.masks", "passes",
+    "passes.loraprune", "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline.steps", "pipeline.written", "pipeline", "integrations", "cli", "__main__",
+    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline", "integrations", "cli",
+    "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""
 

@@ -34,6 +34,7 @@ PASSES: Registry[Pass] = Registry(
     "pass",
     "graphprune.passes",
     {
+        "loraprune": "graphprune.pipeline.gradual.loraprune:LoRAPrune",
         "match": f"{_HERE}.match:MatchBlocks",
         "recover": f"{_HERE}.recover:Recover",
         "repair": f"{_HERE}.repair:Repair",
@@ -45,6 +46,10 @@ PASSES: Registry[Pass] = Registry(
 """What a step may be. Other packages add passes with an entry point of the group
 ``graphprune.passes`` whose name is the pass's and whose value is its class, a frozen dataclass
 whose fields are the options; see `graphprune.passes.protocol.Pass`."""
+
+
+REMOVING = ("select", "replay", "loraprune")
+"""Those that remove structures."""
 
 
 class Replayed(Data):

@@ -27,10 +27,11 @@ def identity(
     loss: Any,
     part: tuple[float, float],
     world: int,
+    events: Any = None,
 ) -> dict[str, Any]:
     """The parts of a run's identity, as JSON values."""
     options = {**asdict(training), "own loss": None if loss is None else _named(loss)}
-    return {
+    found = {
         "version": VERSION,
         "base": model_digest(base),
         "teacher": None if teacher is None else model_digest(teacher),
@@ -40,6 +41,7 @@ def identity(
         "part": list(part),
         "processes": world,
     }
+    return found if events is None else {**found, "events": events}
 
 
 def model_digest(model: Program | nn.Module) -> str:

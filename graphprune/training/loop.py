@@ -16,6 +16,7 @@ from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes
 from graphprune.training.core.samples import Feed, Samples
 from graphprune.training.core.watch import Stop, Watch
+from graphprune.training.events import Events
 from graphprune.training.model.objective import Objective
 from graphprune.training.model.trainable import Trainable
 from graphprune.training.state import Saved
@@ -61,6 +62,7 @@ class Run:
         everyone: the processes.
         saved: where progress is saved; None for nowhere.
         progress: told after each step.
+        events: what else happens; None for nothing.
     """
 
     objective: Objective
@@ -72,6 +74,7 @@ class Run:
     everyone: Processes
     saved: Saved | None = None
     progress: Callable[[Progress], None] | None = None
+    events: Events | None = None
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
 
@@ -108,7 +111,8 @@ def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
         last = step == run.order.steps
         if run.saved is not None and (stopped or last or run.saved.due(step)):
             run.trainable.held.check()
-            run.saved.save(_memory(run, step, watch), parameters, optimizer)
+            more = {} if run.events is None else run.events.tensors()
+            run.saved.save(_memory(run, step, watch), parameters, optimizer, more)
         if run.progress is not None:
             seconds = time.monotonic() - begun
             left = seconds / (step - first) * (run.order.steps - step)
@@ -157,6 +161,8 @@ def _step(
         everyone.sum_gradients(parameters.values())
         scale = 1 / count
     run.trainable.held.fill_gradients()
+    if run.events is not None:
+        run.events.look(step + 1, scale)
     norm = _scale_gradients(parameters, scale, training.clip)
     loss_of_step = total / count
     watch.check_finite(step, loss_of_step, norm)
@@ -169,6 +175,8 @@ def _step(
     run.losses.append(loss_of_step)
     run.tokens += int(count)
     watch.add(step, loss_of_step)
+    if run.events is not None and run.events.change(step + 1, optimizer):
+        watch.restart(step + 1)
 
 
 def _rate(run: Run, step: int) -> float:
@@ -206,17 +214,25 @@ def _begin(
     if memory is None:
         return 0
     assert run.saved is not None
-    run.saved.load(memory, parameters, optimizer)
+    more = run.saved.load(memory, parameters, optimizer)
+    if run.events is not None:
+        try:
+            run.events.restore(int(memory["step"]), more)
+        except (KeyError, RuntimeError) as error:
+            raise run.saved.damaged(memory, error) from error
     run.losses[:] = memory["losses"]
     run.tokens = memory["tokens"]
+    watch.restart(memory.get("watched", 0))
     for step, loss in enumerate(run.losses):
-        watch.add(step, loss)
+        if step >= watch.since:
+            watch.add(step, loss)
     return int(memory["step"])
 
 
 def _memory(run: Run, step: int, watch: Watch) -> dict[str, object]:
     """What the manifest says of a step."""
-    return {"step": step, "tokens": run.tokens, "losses": list(run.losses)}
+    losses = list(run.losses)
+    return {"step": step, "tokens": run.tokens, "losses": losses, "watched": watch.since}
 
 
 def _check_clean(parameters: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from graphprune.training.core.options import Training
 from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
+from graphprune.training.events import Events
 from graphprune.training.loop import Run
 from graphprune.training.model.held import HeldMasks, removed_of
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
@@ -38,6 +39,7 @@ class Job:
     vocabulary: Tensor | None
     layers: Mapping[str, str] | None
     part: tuple[float, float]
+    events: Events | None = None
 
     def first(self) -> Micro:
         """The first sample."""
@@ -85,7 +87,11 @@ def prepare(job: Job) -> Run:
     if training.fsdp:
         shard(objective, [f"model.{path}" for path in student.blocks], everyone)
     order = _order(job, first)
-    return Run(objective, trainable, training, job.samples, job.feed, order, everyone)
+    if job.events is not None:
+        job.events.begin(trainable, order.steps, everyone)
+    return Run(
+        objective, trainable, training, job.samples, job.feed, order, everyone, events=job.events
+    )
 
 
 def finish(job: Job, run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -20,6 +20,7 @@ from graphprune.training.core.options import Training
 from graphprune.training.core.processes import processes
 from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of
 from graphprune.training.core.watch import stopping
+from graphprune.training.events import Events
 from graphprune.training.identity import identity
 from graphprune.training.loop import Progress, train
 from graphprune.training.model.adapters import Flat
@@ -94,6 +95,7 @@ def recover(
     part: tuple[float, float] = (0.0, 1.0),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    events: Events | None = None,
 ) -> RecoveredProgram:
     """Train the weights of a program; structures, graph and source stay.
 
@@ -118,6 +120,7 @@ def recover(
             in rounds, samples and learning rate go on from one to the next.
         state: where progress is saved, after each of some steps and when SIGTERM comes.
         progress: told after each step.
+        events: what else happens after each step; None for nothing.
 
     Raises:
         TrainingError: the program can't be trained, the data don't fit, or the loss is no number or
@@ -138,7 +141,7 @@ def recover(
         right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
         student_of(program), right, samples_of(data), feed, training,
-        masks or {}, layouts, everyone, loss, vocabulary, layers, part,
+        masks or {}, layouts, everyone, loss, vocabulary, layers, part, events,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
     return RecoveredProgram(**vars(found), program=apply_weights(program, found.weights))
@@ -193,7 +196,7 @@ def _run(
         saving = state if isinstance(state, Saving) else Saving(Path(state))
         names = identity(
             base, teacher, job.masks, job.samples, job.training, job.loss, job.part,
-            job.everyone.world,
+            job.everyone.world, None if job.events is None else job.events.identity(),
         )  # fmt: skip
         run.saved = Saved(
             Path(saving.directory), names, job.everyone, job.training.fsdp, saving.every

@@ -31,6 +31,7 @@ VERSION = 1
 _MANIFEST = "manifest.json"
 _SHARE = 1 / 20
 _KEPT = 2
+_MORE = "more/"
 
 _DIFFERENCES = {
     "version": "it was written by another version",
@@ -39,6 +40,7 @@ _DIFFERENCES = {
     "masks": "the masks are others",
     "data": "the data are others",
     "training": "the options are others",
+    "events": "what is pruned, or when, is another",
     "processes": "it was begun by another number of processes",
 }
 
@@ -119,6 +121,7 @@ class Saved:
         run: Mapping[str, Any],
         parameters: Mapping[str, Tensor],
         optimizer: Optimizer,
+        more: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write the state after a step.
 
@@ -126,13 +129,15 @@ class Saved:
             run: what the run wants to remember, as JSON values; its "step" is the next step.
             parameters: raw parameters by name.
             optimizer: with their moments.
+            more: what else there is to save.
         """
         begun = time.monotonic()
         step = int(run["step"])
         if self.sharded or self.everyone.rank == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             with replacing(self._file(step)) as temporary:
-                save_file(_tensors(parameters, optimizer), temporary)
+                also = {f"{_MORE}{name}": value for name, value in (more or {}).items()}
+                save_file({**_tensors(parameters, optimizer), **also}, temporary)
         self.everyone.wait()
         if self.everyone.rank == 0:
             self._steps = [*(s for s in self._steps if s != step), step][-_KEPT:]
@@ -146,8 +151,11 @@ class Saved:
 
     def load(
         self, run: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: Optimizer
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Take weights and moments of a saved step.
+
+        Returns:
+            What else was saved.
 
         Raises:
             LoadError: they are missing or damaged.
@@ -160,12 +168,17 @@ class Saved:
                     local(parameter).copy_(found[f"weight/{name}"])
                     _restore(name, parameter, found, optimizer)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise LoadError(
-                "the saved training state is damaged",
-                where=str(path),
-                why=str(error),
-                hint="remove the directory and begin again",
-            ) from error
+            raise self.damaged(run, error) from error
+        return {n.removeprefix(_MORE): t for n, t in found.items() if n.startswith(_MORE)}
+
+    def damaged(self, run: Mapping[str, Any], error: Exception) -> LoadError:
+        """The error of a saved step that can't be read."""
+        return LoadError(
+            "the saved training state is damaged",
+            where=str(self._file(int(run["step"]))),
+            why=str(error),
+            hint="remove the directory and begin again",
+        )
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"step-{step:06}"
@@ -193,7 +206,7 @@ def _restore(
     state = optimizer.state[parameter]
     for label, value in found.items():
         key, _, owner = label.partition("/")
-        if owner != name or key == "weight":
+        if owner != name or key in ("weight", _MORE[:-1]):
             continue
         if value.dim() == 0:
             fused = bool(optimizer.defaults.get("fused"))

@@ -27,9 +27,11 @@ class Watch:
 
     Attributes:
         saved: where the last good state is, for messages; None if nothing is saved.
+        since: the step whose loss others are compared with.
     """
 
     saved: str | None = None
+    since: int = 0
     first: float | None = None
     last: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
@@ -66,6 +68,11 @@ class Watch:
                 f"{self.first:.4g}",
                 hint=f"use a lower learning rate; {self._good()}",
             )
+
+    def restart(self, step: int) -> None:
+        """Compare with the loss of a later step: from there on another model trains."""
+        self.since, self.first = step, None
+        self.last.clear()
 
     def _good(self) -> str:
         if self.saved is None:

@@ -29,6 +29,8 @@ class Adapter(nn.Module):
     Attributes:
         a: ``[parts, rank, in]``, random.
         b: ``[parts, out, rank]``, zeros at first.
+        watched: whether the gradients of the effective weight are added up.
+        gradient: their sum since somebody took it, of the weight's shape; None for none.
     """
 
     def __init__(
@@ -56,11 +58,23 @@ class Adapter(nn.Module):
         self.removed: Tensor | None
         placed = None if removed is None else removed.to(weight.device)
         self.register_buffer("removed", placed, persistent=False)
+        self.watched = False
+        self.gradient: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, in its own dtype: products around it may be in another."""
         with torch.autocast(weight.device.type, enabled=False):
-            return self.effective(weight, self.a * self._seen(), self.b, self.removed)
+            found = self.effective(weight, self.a * self._seen(), self.b, self.removed)
+        if self.watched and found.requires_grad:
+            found.register_hook(self._add)
+        return found
+
+    @torch.no_grad()
+    def remove(self, removed: Tensor) -> Tensor:
+        """Hold more zeros from now on; all that are held."""
+        placed = removed.to(self.a.device)
+        self.removed = placed if self.removed is None else self.removed | placed
+        return self.removed
 
     def beside(self, x: Tensor, result: Tensor) -> Tensor:
         """A linear layer's result ``W x`` plus ``scale * B A x``.
@@ -79,6 +93,9 @@ class Adapter(nn.Module):
         change = self.layout.restored(self.scale * (b @ a), weight.shape)
         sum_ = weight + change.to(weight.dtype)
         return sum_ if removed is None else sum_.masked_fill(removed, 0.0)
+
+    def _add(self, gradient: Tensor) -> None:
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
     def _seen(self) -> Tensor | float:
         """Which inputs the adapter sees in this pass, for all tokens alike."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import Optimizer
 
 from graphprune.errors import TrainingError
 from graphprune.training.core.options import Training
@@ -46,11 +47,10 @@ class Trainable:
     def merge(self) -> None:
         """Move what adapters have learned into the weights, in their own precision."""
         for name in self.adapted:
-            adapter = self._adapter(name)
+            adapter = self.adapter(name)
             if not full(adapter.b).any():
                 continue
-            path = self.names[f"{name}.a"].removesuffix(".0.a")
-            weight = self.student.module.get_parameter(f"{path}.original")
+            weight = self.original(name)
             merged = adapter.effective(
                 full(weight), full(adapter.a), full(adapter.b), adapter.removed
             )
@@ -63,15 +63,39 @@ class Trainable:
         module = self.student.module
         found = {n: full(module.get_parameter(p)) for n, p in self.names.items() if n == p}
         for name in self.adapted:
-            path = self.names[f"{name}.a"].removesuffix(".0.a")
-            found[name] = full(module.get_parameter(f"{path}.original"))
+            found[name] = full(self.original(name))
         return found
 
     def weight(self, name: str) -> Tensor:
         """A weight that stays as it is."""
         return self.student.module.get_parameter(name)
 
-    def _adapter(self, name: str) -> Adapter:
+    @torch.no_grad()
+    def remove(self, removed: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
+        """Hold more zeros from now on, in the middle of training.
+
+        Args:
+            removed: canonical name to bool of the weight's shape: True where a zero is to be.
+            optimizer: whose memory of these weights becomes 0 too.
+        """
+        raw = dict(self.held.removed)
+        for name, mask in removed.items():
+            if name in self.adapted:
+                local(self.original(name)).masked_fill_(self.adapter(name).remove(mask), 0.0)
+            else:
+                raw[name] = mask | raw[name] if name in raw else mask
+        self.held = HeldMasks(self.held.module, raw)
+        self.held.fill()
+        if optimizer is not None:
+            self.held.fill_state(optimizer)
+
+    def original(self, name: str) -> nn.Parameter:
+        """The weight that an adapter adds to."""
+        path = self.names[f"{name}.a"].removesuffix(".0.a")
+        return self.student.module.get_parameter(f"{path}.original")
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of a weight."""
         found = self.student.module.get_submodule(self.names[f"{name}.a"].removesuffix(".a"))
         assert isinstance(found, Adapter)
         return found
