@@ -110,15 +110,15 @@ class Adapter(nn.Module):
 def compute_beside(layer: nn.Module, adapter: Adapter) -> None:
     """Let a linear layer add to its result what an adapter adds to its weight.
 
-    Only where that is the same: not where a mask lies over the sum, nor where the layout has the
-    weight in another form than it is stored in.
+    Only where that is the same: not while a mask or anything else lies over the sum, nor where the
+    layout has the weight in another form than it is stored in.
 
     Args:
         layer: a linear layer with the adapter as a parametrization.
         adapter: of its weight.
     """
     assert isinstance(layer, nn.Linear)
-    if adapter.removed is not None or "forward" in vars(layer):
+    if "forward" in vars(layer):
         return
     weight = layer.parametrizations.weight.original
     matrices = adapter.layout.matrices(weight)
@@ -126,6 +126,9 @@ def compute_beside(layer: nn.Module, adapter: Adapter) -> None:
         return
 
     def forward(x: Tensor) -> Tensor:
+        alone = len(layer.parametrizations.weight) == 1
+        if not alone or adapter.removed is not None or adapter.watched:
+            return nn.functional.linear(x, layer.weight, layer.bias)
         weight = layer.parametrizations.weight.original
         return adapter.beside(x, nn.functional.linear(x, weight, layer.bias))
 
