@@ -90,6 +90,7 @@ class UnitPruner:
         self._members = members_of(self.program, self.structures, trainable.adapted)
         self.scores = {s.name: np.zeros(shape_of(s)) for s in self.structures}
         self.gone = {s.name: np.zeros(shape_of(s), dtype=np.bool_) for s in self.structures}
+        self.counts, self.events, self.notes = {}, [], []
         self._watch(self.pruning.gradient == "weight")
 
     @torch.no_grad()
@@ -198,10 +199,11 @@ class UnitPruner:
         """The gradient of a weight over all processes, which no optimiser takes."""
         adapter = self._trainable.adapter(parameter)
         holder = torch.zeros_like(weight, requires_grad=True)
-        holder.grad = torch.zeros_like(weight) if adapter.gradient is None else adapter.gradient
+        gradient = torch.zeros_like(weight) if adapter.gradient is None else adapter.gradient
         adapter.gradient = None
-        self._everyone.sum_gradients([holder])
-        return holder.grad
+        holder.grad = gradient
+        self._everyone.sum_gradients([holder])  # in place
+        return gradient
 
     def _watch(self, wanted: bool) -> None:
         for parameter in self._members:

@@ -10,6 +10,7 @@ import numpy as np
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
 from graphprune.passes.loraprune.options import Pruning
+from graphprune.passes.loraprune.units import Gone
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared.score import Inputs, Score
@@ -56,7 +57,7 @@ class Averaged:
 
     weights: Collection[str]
     scores: Mapping[str, FloatArray]
-    gone: Mapping[str, np.ndarray]
+    gone: Mapping[str, Gone]
 
     def score(
         self, program: BaseProgram, structures: Sequence[Structure], inputs: Inputs

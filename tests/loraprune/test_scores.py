@@ -30,7 +30,7 @@ def weights():
     return [name for layer in range(LAYERS) for role in ROLES for name, *_ in spans(layer)[role]]
 
 
-def check_scores(net, found, importances):
+def check_scores(net, found, importances, rtol=1e-9):
     """Compare with averages over steps of what each step shows."""
     for layer in range(LAYERS):
         for role in ROLES:
@@ -38,7 +38,7 @@ def check_scores(net, found, importances):
             for elements in importances:
                 wanted = KEPT * wanted + (1 - KEPT) * unit_scores(layer, role, elements)
             name = structure_of(net, layer, role)
-            np.testing.assert_allclose(found.scores[name], wanted, rtol=1e-9)
+            np.testing.assert_allclose(found.scores[name], wanted, rtol=rtol)
 
 
 def test_gradients_of_weights_are_those_of_the_mean_over_tokens_unclipped():
@@ -57,7 +57,7 @@ def test_gradients_of_weights_are_those_of_the_mean_over_tokens_unclipped():
             name: (module.get_parameter(name).grad * module.get_parameter(name)).abs()
             .detach().numpy() for name in weights()
         })  # fmt: skip
-    check_scores(net, events, importances)
+    check_scores(net, events, importances, rtol=1e-6)  # norms compute in float32 at any rate
 
 
 def test_gradients_of_adapters_stand_for_those_of_weights():
