@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import fresh
 import graphprune as gp
 from graphprune.calibration.dense import check_dense
 from graphprune.calibration.text.read import load_tokenizer, read_text, windows
@@ -122,12 +122,9 @@ def test_prune_verify_write_reload(program: gp.Program, name: str, tmp_path: Pat
 
     ids = [504, 3575, 282, 4649, 314, 260, 1145, 30]
     logits = tmp_path / "logits.pt"
-    done = fresh.WAITING.run(
-        ["-c", RELOAD, str(tmp_path / "hf"), json.dumps(ids), str(logits)],
-        {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stderr.splitlines()[-1])
+    command = [sys.executable, "-c", RELOAD, str(tmp_path / "hf"), json.dumps(ids), str(logits)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
     assert report["cached"] == report["plain"]
     assert report["parameters"] == slim.cost.params
     reloaded = torch.load(logits, weights_only=True)

@@ -23,7 +23,8 @@ class Mixing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.second(self.first(x).relu()).relu().flatten(2)
-        return self.last(self.third(x.double()).relu().transpose(1, 2))
+        y: torch.Tensor = self.last(self.third(x.double()).relu().transpose(1, 2))
+        return y
 
 
 @pytest.mark.parametrize("piece", [1, 40, 100, weights.PIECE])
