@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def write_sparse(
     with replacing(output) as directory:
         directory.mkdir()
         if (save := _saving(module)) is not None:
-            save(directory, state_dict=state if shared else None)
+            save(directory, state_dict=dict(state) if shared else None)  # which it empties
             if (save := _saving(beside)) is not None:
                 save(directory)
         else:
@@ -84,12 +84,16 @@ def _saving(thing: Any) -> Any:
     return getattr(thing, "save_pretrained", None)
 
 
-def _alone(module: nn.Module, names: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def _alone(module: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """The first name of each tensor to all of its names, as far as they are among some."""
-    found: dict[int, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if name in names:
-            found.setdefault(id(tensor), []).append(name)
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    tensor_of = {name: id(tensor) for name, tensor in tensors}
+    found: dict[int | str, list[str]] = {}
+    for name in names:
+        found.setdefault(tensor_of.get(name, name), []).append(name)
     return {alike[0]: alike for alike in found.values()}
 
 

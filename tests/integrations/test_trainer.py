@@ -18,6 +18,8 @@ from transformers import (
 from graphprune.errors import EmitError, RecipeError, TrainingError
 from graphprune.integrations.trainer import PruningCallback
 from graphprune.training import GradualPruning
+from training.gloo import together
+from training.pruning_workers import checkpoint
 
 OPTIONS = GradualPruning(sparsity=0.6, every=2)
 
@@ -194,6 +196,18 @@ def test_bfloat16_and_two_of_four(tmp_path):
     stored = load_file(tmp_path / "sparse" / "model.safetensors")
     for name in callback.pruned.masks:
         assert ((bits(stored[name]) == 0).reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.slow  # two processes import transformers
+def test_weights_that_are_shared_among_processes(tmp_path):
+    together(checkpoint, tmp_path)
+    masks = torch.load(tmp_path / "masks.pt")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "sparse")
+    assert loaded.config.architectures == ["LlamaForCausalLM"]
+    for name, mask in masks.items():
+        weight = loaded.get_parameter(name)
+        assert not bits(weight)[mask == 0].any()
+        assert int((weight == 0).sum()) == round(0.6 * weight.numel())
 
 
 class Net(nn.Module):

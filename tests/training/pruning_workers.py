@@ -1,5 +1,7 @@
 """What processes of their own do with modules that are or were pruned."""
 
+import json
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -10,6 +12,7 @@ import graphprune as gp
 from graphprune.integrations.sparse_output import write_sparse
 from graphprune.training import GradualPruner, GradualPruning
 from graphprune.training.core.processes import full
+from graphprune.training.schedule.text import from_text, to_text
 
 STEPS = 20
 
@@ -80,3 +83,36 @@ def gradual(folder, wrap, scope):
     weights = {n: full(p) for n, p in module.named_parameters()}
     if dist.get_rank() == 0:
         torch.save([masks, weights, pruned.events], folder / "found.pt")
+
+
+def checkpoint(folder):
+    """Prune a model of transformers in FSDP2, with its state told as JSON in between, and write."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    module = LlamaForCausalLM(config)
+    for part in (*module.model.layers, module):
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    pruner = GradualPruner(module, GradualPruning(sparsity=0.6), optimizer)
+    ids = torch.randint(0, 32, (2, 8), generator=torch.Generator().manual_seed(dist.get_rank()))
+    for step in range(1, 11):
+        module(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.update(step, 10)
+        if step == 6:
+            state = pruner.state_dict()
+            again = json.loads(json.dumps(to_text(state, module)))
+            pruner.load_state_dict(from_text(again, module))
+            assert all(
+                torch.equal(m, state["masks"][n]) for n, m in pruner.state_dict()["masks"].items()
+            )
+    pruned = pruner.finish()
+    write_sparse(folder / "sparse", module, pruned, first=dist.get_rank() == 0)
+    if dist.get_rank() == 0:
+        torch.save({n: m.int() for n, m in pruned.masks.items()}, folder / "masks.pt")
