@@ -31,11 +31,11 @@ class HeldMasks:
 
     Attributes:
         module: the module; what wraps it later may replace its parameters.
-        removed: parameter name, as the module has it, to bool of its shape: True where a zero is.
+        kept: parameter name, as the module has it, to bool of its shape: False where a zero is.
     """
 
     module: nn.Module
-    removed: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -74,7 +74,7 @@ class HeldMasks:
             TrainingError: one isn't.
         """
         for name, parameter in self._parameters():
-            left = int(local(parameter)[self._removed(name, parameter)].count_nonzero())
+            left = int(local(parameter)[~self._kept(name, parameter)].count_nonzero())
             if left:
                 raise TrainingError(
                     f"{left:,} weights that were pruned are not 0",
@@ -84,13 +84,13 @@ class HeldMasks:
                 )
 
     def _fill(self, name: str, parameter: Tensor, value: Tensor) -> None:
-        fill_zeros(local(value), self._removed(name, parameter))
+        fill_zeros(local(value), self._kept(name, parameter))
 
-    def _removed(self, name: str, parameter: Tensor) -> Tensor:
+    def _kept(self, name: str, parameter: Tensor) -> Tensor:
         """The mask of this process's part of a parameter, where the parameter is."""
         key = name, str(parameter.device), str(getattr(parameter, "placements", ""))
         if key not in self._parts:
-            mask = self.removed[name]
+            mask = self.kept[name]
             if mask.shape != parameter.shape:
                 raise TrainingError(
                     "a parameter no longer has the shape of its mask",
@@ -107,7 +107,7 @@ class HeldMasks:
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """The parameters as they are now."""
-        return [(name, self.module.get_parameter(name)) for name in self.removed]
+        return [(name, self.module.get_parameter(name)) for name in self.kept]
 
 
 @dataclass
@@ -152,7 +152,8 @@ def hold(
     Raises:
         TrainingError: a mask belongs to no parameter, or has another shape.
     """
-    handle = Handle(module, removed_of(module, masks))
+    check_masks(module, masks)
+    handle = Handle(module, {name: mask.clone() for name, mask in masks.items()})
     handle.fill()
     if optimizer is None:
         before = register_optimizer_step_pre_hook(lambda *_: handle.fill_gradients())
@@ -166,8 +167,8 @@ def hold(
     return handle
 
 
-def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks as what `HeldMasks` takes.
+def check_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """See that masks fit the parameters of a module.
 
     Raises:
         TrainingError: see `hold`.
@@ -183,4 +184,3 @@ def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tens
                 where=name,
                 why=f"{mask.dtype} {tuple(mask.shape)}, where torch.bool {tuple(shape)} is needed",
             )
-    return {name: ~mask for name, mask in masks.items()}
