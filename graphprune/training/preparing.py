@@ -17,7 +17,7 @@ from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
 from graphprune.training.events import Events
 from graphprune.training.loop import Run
-from graphprune.training.model.held import HeldMasks, removed_of
+from graphprune.training.model.held import HeldMasks, check_masks
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
 from graphprune.training.model.student import Student, recompute_blocks
 from graphprune.training.model.trainable import make_trainable
@@ -61,7 +61,8 @@ def prepare(job: Job) -> Run:
     student, teacher = _placed(job, job.student, first), None
     if job.teacher is not None:
         teacher = _placed(job, job.teacher, first)
-    held = HeldMasks(student.module, removed_of(student.module, job.masks))
+    check_masks(student.module, job.masks)
+    held = HeldMasks(student.module, job.masks)
     held.fill()
     plain = Objective(student, Setting(training, own=job.loss))
     before = plain.outputs(first) if training.train == "lora" else None

@@ -135,7 +135,7 @@ class Training:
     @staticmethod
     def _hold(leaves: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
         for name, gone in held.items():
-            fill_zeros(leaves[name], gone)
+            fill_zeros(leaves[name], ~gone)
 
 
 def _leaf(weight: Tensor, dtype: torch.dtype) -> Tensor:

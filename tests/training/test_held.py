@@ -78,9 +78,9 @@ def test_a_removed_weight_is_zero_and_not_minus_zero():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_zeros_replace_anything_and_leave_the_rest(dtype):
     x = torch.tensor([[-1.5, math.nan, math.inf], [-0.0, math.nan, 3.0]], dtype=dtype)
-    removed = torch.tensor([[True, True, True], [False, False, False]])
+    kept = torch.tensor([[False, False, False], [True, True, True]])
     weight = nn.Parameter(x.T.contiguous().T)  # and in any order in memory
-    fill_zeros(weight, removed)
+    fill_zeros(weight, kept)
     assert not weight.detach()[0].contiguous().view(torch.uint8).any()
     assert torch.equal(*(y[1].contiguous().view(torch.uint8) for y in (weight.detach(), x)))
 

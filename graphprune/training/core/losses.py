@@ -181,5 +181,7 @@ class _Head:
             return
         rows = rows.detach().to(self.dtype)
         some = max(1, _BLOCK // rows.shape[1])
-        for sums, few in zip(self.of_weight.split(some), outer.T.split(some), strict=True):
+        for sums, few in zip(
+            torch.split(self.of_weight, some), torch.split(outer.T, some), strict=True
+        ):
             sums += few @ rows

@@ -32,11 +32,11 @@ class HeldMasks:
 
     Attributes:
         module: the module; what wraps it later may replace its parameters.
-        removed: parameter name, as the module has it, to bool of its shape: True where a zero is.
+        kept: parameter name, as the module has it, to bool of its shape: False where a zero is.
     """
 
     module: nn.Module
-    removed: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -76,7 +76,7 @@ class HeldMasks:
             TrainingError: one isn't.
         """
         for name, parameter in self._parameters():
-            left = int(local(parameter)[self._removed(name, parameter)].count_nonzero())
+            left = int(local(parameter)[~self._kept(name, parameter)].count_nonzero())
             if left:
                 raise TrainingError(
                     f"{left:,} weights that were pruned are not 0",
@@ -86,13 +86,13 @@ class HeldMasks:
                 )
 
     def _fill(self, name: str, parameter: Tensor, value: Tensor) -> None:
-        fill_zeros(local(value), self._removed(name, parameter))
+        fill_zeros(local(value), self._kept(name, parameter))
 
-    def _removed(self, name: str, parameter: Tensor) -> Tensor:
+    def _kept(self, name: str, parameter: Tensor) -> Tensor:
         """The mask of this process's part of a parameter, where the parameter is."""
         key = name, str(parameter.device), str(getattr(parameter, "placements", ""))
         if key not in self._parts:
-            mask = self.removed[name]
+            mask = self.kept[name]
             if mask.shape != parameter.shape:
                 raise TrainingError(
                     "a parameter no longer has the shape of its mask",
@@ -109,7 +109,7 @@ class HeldMasks:
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """The parameters as they are now."""
-        return [(name, self.module.get_parameter(name)) for name in self.removed]
+        return [(name, self.module.get_parameter(name)) for name in self.kept]
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Handle(HeldMasks):
         Raises:
             TrainingError: see `hold`.
         """
-        self.removed = removed_of(self.module, masks)
+        self.kept = _copied(self.module, masks)
         self._parts.clear()
         self._cleared.clear()
         self._settle()
@@ -203,7 +203,7 @@ def hold(
             none of torch.
     """
     plain = None if optimizer is None else _unwrapped(optimizer)
-    return Handle(module, removed_of(module, masks), plain)
+    return Handle(module, _copied(module, masks), plain)
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:
@@ -221,8 +221,14 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     return found
 
 
-def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks as what `HeldMasks` takes.
+def _copied(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks that fit a module, which a caller may change afterwards."""
+    check_masks(module, masks)
+    return {name: mask.clone() for name, mask in masks.items()}
+
+
+def check_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """See that masks fit the parameters of a module.
 
     Raises:
         TrainingError: see `hold`.
@@ -238,4 +244,3 @@ def removed_of(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tens
                 where=name,
                 why=f"{mask.dtype} {tuple(mask.shape)}, where torch.bool {tuple(shape)} is needed",
             )
-    return {name: ~mask for name, mask in masks.items()}

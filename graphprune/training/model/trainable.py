@@ -78,12 +78,12 @@ class Trainable:
             removed: canonical name to bool of the weight's shape: True where a zero is to be.
             optimizer: whose memory of these weights becomes 0 too.
         """
-        raw = dict(self.held.removed)
+        raw = dict(self.held.kept)
         for name, mask in removed.items():
             if name in self.adapted:
                 local(self.original(name)).masked_fill_(self.adapter(name).remove(mask), 0.0)
             else:
-                raw[name] = mask | raw[name] if name in raw else mask
+                raw[name] = raw[name] & ~mask if name in raw else ~mask
         self.held = HeldMasks(self.held.module, raw)
         self.held.fill()
         if optimizer is not None:
@@ -118,7 +118,7 @@ def make_trainable(
     Raises:
         TrainingError: a glob or a mask fits nothing, or nothing is left to train.
     """
-    unknown = sorted(held.removed.keys() - student.names.keys())
+    unknown = sorted(held.kept.keys() - student.names.keys())
     if unknown:
         raise TrainingError(
             "a mask belongs to no weight",
@@ -139,9 +139,9 @@ def make_trainable(
         student.module.get_parameter(name).requires_grad_(True)
     draw = Draw()
     for name in adapted:
-        path = _adapt(student, name, training, layouts[name], held.removed.get(name), draw)
+        path = _adapt(student, name, training, layouts[name], held.kept.get(name), draw)
         names |= {f"{name}.a": f"{path}.a", f"{name}.b": f"{path}.b"}
-    raw = {n: m for n, m in held.removed.items() if n not in adapted}
+    raw = {n: m for n, m in held.kept.items() if n not in adapted}
     return Trainable(student, names, adapted, HeldMasks(student.module, raw), draw)
 
 
@@ -159,11 +159,12 @@ def _adapt(
     name: str,
     training: Training,
     layout: Any,
-    removed: Tensor | None,
+    kept: Tensor | None,
     draw: Draw,
 ) -> str:
     """Add an adapter to a weight, one for all of its names; its path in the module."""
     weight = student.module.get_parameter(name)
+    removed = None if kept is None else ~kept
     adapter = Adapter(
         name, weight, layout, training.rank, training.alpha, removed, training.dropout, draw,
         training.seed,
