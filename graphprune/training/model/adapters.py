@@ -67,7 +67,7 @@ class Adapter(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             found = self.effective(weight, self.a * self._seen(), self.b, self.removed)
         if self.watched and found.requires_grad:
-            found.register_hook(self._add)
+            found.register_hook(self._add)  # type: ignore[no-untyped-call]
         return found
 
     @torch.no_grad()
