@@ -131,7 +131,7 @@ class Recover(Training):
             return dense
         if self.teacher == TUNED:
             rate = self.lr if self.train == "full" else None
-            plain = {"include": None, "exclude": (), "also": (), "lr": rate}
+            plain: dict[str, Any] = {"include": None, "exclude": (), "also": (), "lr": rate}
             alone = replace(wanted, train="full", loss="ce", **plain)
             with context.stage("tuning the teacher"):
                 tell = each_step(context.progress, "tuning the teacher")
