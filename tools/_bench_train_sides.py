@@ -38,7 +38,8 @@ class Turns:
     def after_step(self) -> None:
         """A step is over."""
         self._say(seconds=time.process_time() - self._began)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit("the process that asked has ended")
         self._began = time.process_time()
 
     def end(self, loss: float) -> None:
