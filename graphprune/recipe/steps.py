@@ -39,6 +39,7 @@ PASSES: Registry[Pass] = Registry(
         "repair": f"{_HERE}.repair:Repair",
         "replay": f"{_HERE}.replay:Replay",
         "select": f"{_HERE}.select:Select",
+        "shear": f"{_HERE}.shear:Shear",
         "sparsify": f"{_HERE}.sparsify:Sparsified",
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from graphprune.analysis.digest import raw_bytes, weights_digest
 from graphprune.ir.torch.program import Program
 from graphprune.training.core.options import Training
 from graphprune.training.core.samples import Samples
+from graphprune.training.loop import Beside
 from graphprune.training.state import VERSION
 
 
@@ -27,10 +28,13 @@ def identity(
     loss: Any,
     part: tuple[float, float],
     world: int,
+    beside: Sequence[Beside] = (),
 ) -> dict[str, Any]:
     """The parts of a run's identity, as JSON values."""
     options = {**asdict(training), "own loss": None if loss is None else _named(loss)}
+    along = {"beside": json.loads(json.dumps([one.identity() for one in beside]))}
     return {
+        **(along if beside else {}),
         "version": VERSION,
         "base": model_digest(base),
         "teacher": None if teacher is None else model_digest(teacher),

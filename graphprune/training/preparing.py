@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from graphprune.training.core.options import Training
 from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
-from graphprune.training.loop import Run
+from graphprune.training.loop import Beside, Run
 from graphprune.training.model.held import HeldMasks, removed_of
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
 from graphprune.training.model.student import Student, recompute_blocks
@@ -38,6 +38,7 @@ class Job:
     vocabulary: Tensor | None
     layers: Mapping[str, str] | None
     part: tuple[float, float]
+    beside: Sequence[Beside] = ()
 
     def first(self) -> Micro:
         """The first sample."""
@@ -85,7 +86,12 @@ def prepare(job: Job) -> Run:
     if training.fsdp:
         shard(objective, [f"model.{path}" for path in student.blocks], everyone)
     order = _order(job, first)
-    return Run(objective, trainable, training, job.samples, job.feed, order, everyone)
+    run = Run(
+        objective, trainable, training, job.samples, job.feed, order, everyone, beside=job.beside
+    )
+    for one in job.beside:
+        one.attach(run)
+    return run
 
 
 def finish(job: Job, run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from graphprune.training.core.processes import processes
 from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of
 from graphprune.training.core.watch import stopping
 from graphprune.training.identity import identity
-from graphprune.training.loop import Progress, train
+from graphprune.training.loop import Beside, Progress, train
 from graphprune.training.model.adapters import Flat
 from graphprune.training.model.objective import OwnLoss
 from graphprune.training.model.student import (
@@ -92,6 +92,7 @@ def recover(
     vocabulary: Tensor | None = None,
     layers: Mapping[str, str] | None = None,
     part: tuple[float, float] = (0.0, 1.0),
+    beside: Sequence[Beside] = (),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> RecoveredProgram:
@@ -116,6 +117,7 @@ def recover(
             None for the layers of all stacks, in order.
         part: which part of the steps this call does, from where to where: where a model is pruned
             in rounds, samples and learning rate go on from one to the next.
+        beside: what goes along with the weights: gates, shares of domains.
         state: where progress is saved, after each of some steps and when SIGTERM comes.
         progress: told after each step.
 
@@ -138,7 +140,7 @@ def recover(
         right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
         student_of(program), right, samples_of(data), feed, training,
-        masks or {}, layouts, everyone, loss, vocabulary, layers, part,
+        masks or {}, layouts, everyone, loss, vocabulary, layers, part, beside,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
     return RecoveredProgram(**vars(found), program=apply_weights(program, found.weights))
@@ -193,7 +195,7 @@ def _run(
         saving = state if isinstance(state, Saving) else Saving(Path(state))
         names = identity(
             base, teacher, job.masks, job.samples, job.training, job.loss, job.part,
-            job.everyone.world,
+            job.everyone.world, job.beside,
         )  # fmt: skip
         run.saved = Saved(
             Path(saving.directory), names, job.everyone, job.training.fsdp, saving.every
