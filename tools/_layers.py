@@ -29,13 +29,14 @@ LAYERS = (
     "solvers",
     "calibration.text.builtin", "calibration.text", "calibration.sources", "quality", "calibration",
     "streaming.core", "streaming.torch", "streaming.onnx", "streaming",
-    "training.text", "training.core", "training.model", "training.gates",
+    "training.text", "training.core", "training.model", "training.gates", "training.domains",
     "training.schedule", "training",
     "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection",
     "passes.masks", "passes",
     "recipe", "report", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline.steps", "pipeline.written", "pipeline", "integrations", "cli", "__main__",
+    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline", "integrations", "cli",
+    "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""
 

@@ -27,7 +27,10 @@ from graphprune.cli.shown import show
 
 def compile(
     source: Source,
-    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; flags override it.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML recipe, or the name of a shipped one; flags override it."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory, or a .pt2 or .onnx file.")
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.recipe.selection import Selection
-from graphprune.recipe.steps import Planned
+from graphprune.recipe.steps import REMOVING, Planned
 
 
 def check_order(passes: Sequence[Planned]) -> None:
@@ -26,4 +26,8 @@ def check_order(passes: Sequence[Planned]) -> None:
             )
         if one.name == "replay" and chosen:
             raise ValueError("a saved plan is for the dense model: put replay first")
-        chosen = chosen or one.name in ("select", "replay")
+        if one.name == "shear" and (chosen or one.round.of > 1):
+            raise ValueError(
+                "shear learns which units go of the whole model: put it first, and don't repeat it"
+            )
+        chosen = chosen or one.name in REMOVING

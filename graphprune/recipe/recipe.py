@@ -26,8 +26,9 @@ from graphprune.recipe.named import AUTO, UNREPAIRED, Repairing
 from graphprune.recipe.order import check_order
 from graphprune.recipe.rules import changed, check_alone, check_together
 from graphprune.recipe.selection import NAMES, WHAT, Goal, Selection
+from graphprune.recipe.shipped import recipe_file
 from graphprune.recipe.sparsify import Sparsify
-from graphprune.recipe.steps import PASSES, Planned, Replayed, Steps, written_out
+from graphprune.recipe.steps import PASSES, REMOVING, Planned, Replayed, Steps, written_out
 
 FORMATS = ("hf", "onnx", "onnx-decoder", "pt2")
 GOALS = (*WHAT, "plan")
@@ -191,7 +192,7 @@ class Recipe(Goal):
     @property
     def removes(self) -> bool:
         """Whether structures are removed."""
-        return bool(self.selections or self.plans)
+        return any(one.name in REMOVING for one in self.passes)
 
     @property
     def score_needs_data(self) -> bool:
@@ -262,25 +263,25 @@ class Recipe(Goal):
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Reads a YAML file.
+        """Reads a YAML file; a bare name may be that of one that comes with the package.
 
         Raises:
             RecipeError: The file is missing, is not YAML, or is not a valid recipe.
         """
-        return cls.parse(read_yaml(path), where=str(path))
+        return cls.parse(read_yaml(recipe_file(path)), where=str(path))
 
     @classmethod
     def from_flags(cls, path: str | Path | None, flags: Mapping[str, object]) -> Recipe:
         """Joins a YAML file, if there is one, with command-line flags; a flag wins.
 
         Args:
-            path: Of the file.
+            path: Of the file, or the name of one that comes with the package.
             flags: See `graphprune.recipe.flags.with_flags`.
 
         Raises:
             RecipeError: A word is not ``key=number``, or the result is not a valid recipe.
         """
-        base: object = {} if path is None else read_yaml(path)
+        base: object = {} if path is None else read_yaml(recipe_file(path))
         where = "the command line" if path is None else str(path)
         return cls.parse(with_flags(base, flags), where)
 

@@ -39,13 +39,17 @@ PASSES: Registry[Pass] = Registry(
         "repair": f"{_HERE}.repair:Repair",
         "replay": f"{_HERE}.replay:Replay",
         "select": f"{_HERE}.select:Select",
-        "shear": f"{_HERE}.shear:Shear",
+        "shear": "graphprune.pipeline.gradual.shear:Shear",
         "sparsify": f"{_HERE}.sparsify:Sparsified",
     },
 )
 """What a step may be. Other packages add passes with an entry point of the group
 ``graphprune.passes`` whose name is the pass's and whose value is its class, a frozen dataclass
 whose fields are the options; see `graphprune.passes.protocol.Pass`."""
+
+
+REMOVING = ("select", "replay", "shear")
+"""Those that remove structures."""
 
 
 class Replayed(Data):

@@ -126,7 +126,7 @@ def learn(
         masks=masks,
         teacher=teacher,
         loss=loss,
-        beside=(own, *beside),
+        beside=(*beside, own),  # they see the model before it has gates
         state=state,
         progress=progress,
     )

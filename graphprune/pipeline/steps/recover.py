@@ -98,7 +98,7 @@ class Recover(Training):
         changed = student is not context.dense or bool(state.plan.kept_units)
         taught = changed or self.teacher is not None
         wanted = Training(**options).settled(teacher=taught, causal=context.dense.is_causal)
-        saving = _saving(context)
+        place = saving(context)
         teacher = self._teacher(context, wanted, samples.data) if wanted.needs_teacher else None
         with context.stage("training"):
             found = recover(
@@ -108,8 +108,8 @@ class Recover(Training):
                 masks=masks,
                 teacher=teacher,
                 part=context.round.part,
-                state=saving,
-                progress=_each_step(context.progress),
+                state=place,
+                progress=each_step(context.progress),
             )
         program = found.program
         names = tuple(found.weights)
@@ -129,9 +129,9 @@ class Recover(Training):
             plain = {"include": None, "exclude": (), "also": (), "lr": rate}
             alone = replace(wanted, train="full", loss="ce", **plain)
             with context.stage("tuning the teacher"):
-                tell = _each_step(context.progress, "tuning the teacher")
-                saving = _saving(context, "-teacher")
-                return recover(dense, data, alone, state=saving, progress=tell).program
+                tell = each_step(context.progress, "tuning the teacher")
+                place = saving(context, "-teacher")
+                return recover(dense, data, alone, state=place, progress=tell).program
         with context.stage("loading the teacher"):
             return load_traced(self.teacher)
 
@@ -145,7 +145,7 @@ class Recover(Training):
         return f"train what is left ({self.train})"
 
 
-def _saving(context: Context, suffix: str = "") -> Saving | None:
+def saving(context: Context, suffix: str = "") -> Saving | None:
     """Where training saves its progress."""
     journal = context.journal()
     if journal is None:
@@ -177,9 +177,11 @@ def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained 
     return Trained("recover", names, told, figures, samples)
 
 
-def _each_step(
+def each_step(
     progress: Callable[[str], None], what: str = "training"
 ) -> Callable[[Progress], None]:
+    """Tell of each step: "training: step 3 of 200, loss 2.1034, about 4 min left"."""
+
     def tell(step: Progress) -> None:
         left = f", about {about_time(step.left)} left" if step.left else ""
         progress(f"{what}: step {step.step} of {step.steps}, loss {step.loss:.4f}{left}")

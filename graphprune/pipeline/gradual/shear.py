@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from graphprune.analysis.structure import Structure
@@ -19,13 +18,13 @@ from graphprune.passes.selection.scope import Scope
 from graphprune.passes.selection.select import select
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Inputs
+from graphprune.pipeline.steps.recover import each_step, saving
 from graphprune.pipeline.steps.traced import as_traced
 from graphprune.plan.kept import rows_of
 from graphprune.plan.plan import Plan
 from graphprune.plan.units import FloatArray
-from graphprune.report.forecast import about_time
 from graphprune.report.trained import Trained
-from graphprune.training import Progress, Saving, Training
+from graphprune.training import Training
 from graphprune.training.core.options import NotNegative, Share
 from graphprune.training.gates.gates import Gated
 from graphprune.training.gates.places import places_of
@@ -125,8 +124,8 @@ class Shear(Training):
                 ),
                 masks=state.masks,
                 teacher=as_traced(context.dense, "shear") if training.needs_teacher else None,
-                state=_saving(context),
-                progress=_each_step(context.progress),
+                state=saving(context),
+                progress=each_step(context.progress, "learning which units stay"),
             )  # fmt: skip
         self._check_budget(program, found.plan)
         record = Record("shear", _notes(found), _details(found, samples.described()))
@@ -204,12 +203,6 @@ class Shear(Training):
             )
 
 
-def _saving(context: Context) -> Saving | None:
-    """Where training saves its progress."""
-    journal = context.journal()
-    return None if journal is None else Saving(Path(journal.directory), journal.resume)
-
-
 def _notes(found: Learned) -> tuple[str, ...]:
     small = sum(found.small.values())
     if not small:
@@ -237,14 +230,3 @@ def _details(found: Learned, samples: str) -> Trained:
         "small": dict(found.small),
     }
     return Trained("shear", tuple(run.weights), told, figures, samples)
-
-
-def _each_step(progress: Callable[[str], None]) -> Callable[[Progress], None]:
-    def tell(step: Progress) -> None:
-        left = f", about {about_time(step.left)} left" if step.left else ""
-        progress(
-            f"learning which units stay: step {step.step} of {step.steps}, loss {step.loss:.4f}"
-            f"{left}"
-        )
-
-    return tell
