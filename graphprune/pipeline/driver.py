@@ -12,7 +12,7 @@ from graphprune.pipeline.choices import without_fallback, without_surgery
 from graphprune.pipeline.run import Run
 from graphprune.recipe.steps import PASSES, Planned
 
-_PLANNING = ("select", "replay")
+_PLANNING = ("select", "replay", "shear")
 """Passes that settle sizes."""
 
 

@@ -31,4 +31,8 @@ def check_order(passes: Sequence[Planned]) -> None:
                 "loraprune chooses all units that go, a few at a time: put it first, and don't "
                 "repeat it"
             )
+        if one.name == "shear" and (chosen or one.round.of > 1):
+            raise ValueError(
+                "shear learns which units go of the whole model: put it first, and don't repeat it"
+            )
         chosen = chosen or one.name in REMOVING

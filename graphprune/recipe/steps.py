@@ -40,6 +40,7 @@ PASSES: Registry[Pass] = Registry(
         "repair": f"{_HERE}.repair:Repair",
         "replay": f"{_HERE}.replay:Replay",
         "select": f"{_HERE}.select:Select",
+        "shear": "graphprune.pipeline.gradual.shear:Shear",
         "sparsify": f"{_HERE}.sparsify:Sparsified",
     },
 )
@@ -48,7 +49,7 @@ PASSES: Registry[Pass] = Registry(
 whose fields are the options; see `graphprune.passes.protocol.Pass`."""
 
 
-REMOVING = ("select", "replay", "loraprune")
+REMOVING = ("select", "replay", "loraprune", "shear")
 """Those that remove structures."""
 
 

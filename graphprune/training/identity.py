@@ -27,11 +27,14 @@ def identity(
     loss: Any,
     part: tuple[float, float],
     world: int,
-    events: Any = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The parts of a run's identity, as JSON values."""
+    """The parts of a run's identity, as JSON values.
+
+    `more` is what else takes part in the run.
+    """
     options = {**asdict(training), "own loss": None if loss is None else _named(loss)}
-    found = {
+    return {
         "version": VERSION,
         "base": model_digest(base),
         "teacher": None if teacher is None else model_digest(teacher),
@@ -40,8 +43,8 @@ def identity(
         "training": json.loads(json.dumps(options)),
         "part": list(part),
         "processes": world,
+        **json.loads(json.dumps(more or {})),
     }
-    return found if events is None else {**found, "events": events}
 
 
 def model_digest(model: Program | nn.Module) -> str:

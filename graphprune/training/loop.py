@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,49 @@ class Progress:
     left: float
 
 
+class Beside(Protocol):
+    """Something that takes part in a run: gates that are learned, shares of domains that change.
+
+    All that it depends on is a function of the run's options, of the step and of what is saved, so
+    that an interrupted run goes on to the same bits. Every process has its own, which are alike.
+    """
+
+    def identity(self) -> Any:
+        """What it is, as JSON values: a run with another one can't go on from a saved state."""
+
+    def attach(self, run: Run) -> None:
+        """Join a run whose first step is still to come; it may exchange what the run has.
+
+        Raises:
+            TrainingError: they don't fit.
+        """
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What the optimiser changes beside the weights. Names are no weight's.
+
+        Their gradients are means over the tokens of a step, and no limit is set to them.
+        """
+
+    def groups(self) -> Sequence[dict[str, Any]]:
+        """The optimiser's groups of these parameters.
+
+        Each has its highest learning rate as "peak", which rises and falls as that of the weights.
+        """
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What else is saved, and read back in place. Names are no parameter's."""
+
+    def before(self, step: int) -> None:
+        """Called when the gradients of a step are there, those of the weights limited already.
+
+        Args:
+            step: from 0.
+        """
+
+    def after(self, step: int) -> None:
+        """Called when a step is taken, and zeros are filled in."""
+
+
 @dataclass
 class Run:
     """A training run: everything that a step needs.
@@ -63,6 +107,7 @@ class Run:
         saved: where progress is saved; None for nowhere.
         progress: told after each step.
         events: what else happens; None for nothing.
+        beside: what goes along with the weights.
     """
 
     objective: Objective
@@ -75,8 +120,18 @@ class Run:
     saved: Saved | None = None
     progress: Callable[[Progress], None] | None = None
     events: Events | None = None
+    beside: Sequence[Beside] = ()
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """The parameters that train beside the weights."""
+        return {name: p for one in self.beside for name, p in one.parameters().items()}
+
+    def memory(self) -> dict[str, Tensor]:
+        """All tensors that a run goes on from."""
+        more = {name: t for one in self.beside for name, t in one.tensors().items()}
+        return {**self.trainable.parameters(), **self.own(), **more}
 
 
 def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
@@ -92,16 +147,21 @@ def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
         LoadError: see `Saved.begin`.
     """
     parameters = run.trainable.parameters()
-    _check_clean(parameters)
+    everything = {**parameters, **run.own()}
+    _check_clean(everything)
+    peak = run.training.peak
     optimizer = torch.optim.AdamW(
-        list(parameters.values()),
+        [
+            {"params": list(parameters.values()), "peak": peak},
+            *(group for one in run.beside for group in one.groups()),
+        ],
         lr=0.0,
         betas=BETAS,
         weight_decay=0.0,
-        fused=_can_fuse(parameters),
+        fused=_can_fuse(everything),
     )
     watch = Watch(None if run.saved is None else str(run.saved.directory))
-    step = _begin(run, parameters, optimizer, watch, resume)
+    step = _begin(run, optimizer, watch, resume)
     begun, first = time.monotonic(), step
     while step < run.order.steps:
         _step(run, step, parameters, optimizer, watch)
@@ -112,7 +172,7 @@ def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
         if run.saved is not None and (stopped or last or run.saved.due(step)):
             run.trainable.held.check()
             more = {} if run.events is None else run.events.tensors()
-            run.saved.save(_memory(run, step, watch), parameters, optimizer, more)
+            run.saved.save(_memory(run, step, watch), run.memory(), optimizer, more)
         if run.progress is not None:
             seconds = time.monotonic() - begun
             left = seconds / (step - first) * (run.order.steps - step)
@@ -158,20 +218,25 @@ def _step(
     if training.fsdp:
         scale = everyone.world / count  # gradients are means over processes by now
     else:
-        everyone.sum_gradients(parameters.values())
+        everyone.sum_gradients((*parameters.values(), *run.own().values()))
         scale = 1 / count
     run.trainable.held.fill_gradients()
     if run.events is not None:
         run.events.look(step + 1, scale)
     norm = _scale_gradients(parameters, scale, training.clip)
+    norm_beside = _scale_gradients(run.own(), scale, 0.0)
     loss_of_step = total / count
-    watch.check_finite(step, loss_of_step, norm)
+    watch.check_finite(step, loss_of_step, norm + norm_beside)
+    for one in run.beside:
+        one.before(step)
     for group in optimizer.param_groups:
-        group["lr"] = _rate(run, step)
-    if optimizer.param_groups[0]["lr"]:  # a step of none would still change -0.0 to 0.0
+        group["lr"] = group["peak"] * _share(run, step)
+    if any(group["lr"] for group in optimizer.param_groups):  # it would change -0.0 to 0.0
         optimizer.step()
     run.trainable.held.fill()
     optimizer.zero_grad(set_to_none=True)
+    for one in run.beside:
+        one.after(step)
     run.losses.append(loss_of_step)
     run.tokens += int(count)
     watch.add(step, loss_of_step)
@@ -179,11 +244,14 @@ def _step(
         watch.restart(step + 1)
 
 
-def _rate(run: Run, step: int) -> float:
-    """The learning rate of a step; a run that goes on from another has moments to gather first."""
+def _share(run: Run, step: int) -> float:
+    """The share of the highest learning rate that a step has.
+
+    A run that goes on from another has moments to gather first.
+    """
     order = run.order
     rising = min(1.0, (step + 1) / _REWARMED) if order.first else 1.0
-    return rising * run.training.rate(order.first + step, order.whole)
+    return rising * run.training.share(order.first + step, order.whole)
 
 
 @torch.no_grad()
@@ -204,7 +272,6 @@ def _scale_gradients(parameters: Mapping[str, nn.Parameter], scale: float, clip:
 
 def _begin(
     run: Run,
-    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     watch: Watch,
     resume: bool,
@@ -214,7 +281,7 @@ def _begin(
     if memory is None:
         return 0
     assert run.saved is not None
-    more = run.saved.load(memory, parameters, optimizer)
+    more = run.saved.load(memory, run.memory(), optimizer)
     if run.events is not None:
         try:
             run.events.restore(int(memory["step"]), more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
 from graphprune.training.events import Events
-from graphprune.training.loop import Run
+from graphprune.training.loop import Beside, Run
 from graphprune.training.model.held import HeldMasks, check_masks
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
 from graphprune.training.model.student import Student, recompute_blocks
@@ -39,6 +39,7 @@ class Job:
     vocabulary: Tensor | None
     layers: Mapping[str, str] | None
     part: tuple[float, float]
+    beside: Sequence[Beside] = ()
     events: Events | None = None
 
     def first(self) -> Micro:
@@ -88,11 +89,15 @@ def prepare(job: Job) -> Run:
     if training.fsdp:
         shard(objective, [f"model.{path}" for path in student.blocks], everyone)
     order = _order(job, first)
+    run = Run(
+        objective, trainable, training, job.samples, job.feed, order, everyone,
+        beside=job.beside, events=job.events,
+    )  # fmt: skip
+    for one in job.beside:
+        one.attach(run)
     if job.events is not None:
-        job.events.begin(trainable, order.steps, everyone)
-    return Run(
-        objective, trainable, training, job.samples, job.feed, order, everyone, events=job.events
-    )
+        job.events.begin(trainable, run.order.steps, everyone)
+    return run
 
 
 def finish(job: Job, run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:

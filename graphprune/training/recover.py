@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, s
 from graphprune.training.core.watch import stopping
 from graphprune.training.events import Events
 from graphprune.training.identity import identity
-from graphprune.training.loop import Progress, train
+from graphprune.training.loop import Beside, Progress, train
 from graphprune.training.model.adapters import Flat
 from graphprune.training.model.objective import OwnLoss
 from graphprune.training.model.student import (
@@ -93,6 +93,7 @@ def recover(
     vocabulary: Tensor | None = None,
     layers: Mapping[str, str] | None = None,
     part: tuple[float, float] = (0.0, 1.0),
+    beside: Sequence[Beside] = (),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     events: Events | None = None,
@@ -118,6 +119,7 @@ def recover(
             None for the layers of all stacks, in order.
         part: which part of the steps this call does, from where to where: where a model is pruned
             in rounds, samples and learning rate go on from one to the next.
+        beside: what goes along with the weights: gates, shares of domains.
         state: where progress is saved, after each of some steps and when SIGTERM comes.
         progress: told after each step.
         events: what else happens after each step; None for nothing.
@@ -141,7 +143,7 @@ def recover(
         right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
         student_of(program), right, samples_of(data), feed, training,
-        masks or {}, layouts, everyone, loss, vocabulary, layers, part, events,
+        masks or {}, layouts, everyone, loss, vocabulary, layers, part, beside, events,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
     return RecoveredProgram(**vars(found), program=apply_weights(program, found.weights))
@@ -196,7 +198,7 @@ def _run(
         saving = state if isinstance(state, Saving) else Saving(Path(state))
         names = identity(
             base, teacher, job.masks, job.samples, job.training, job.loss, job.part,
-            job.everyone.world, None if job.events is None else job.events.identity(),
+            job.everyone.world, _along(job),
         )  # fmt: skip
         run.saved = Saved(
             Path(saving.directory), names, job.everyone, job.training.fsdp, saving.every
@@ -215,6 +217,16 @@ def _run(
     passes = run.order.seen / run.order.count
     notes = (f"the data went through {passes:.2g} times",) if passes > 1 else ()
     return Recovered(weights, len(run.losses), run.tokens, tuple(run.losses), zeros, notes)
+
+
+def _along(job: Job) -> dict[str, Any]:
+    """What takes part in a run beside its weights, as JSON values."""
+    found: dict[str, Any] = {}
+    if job.beside:
+        found["beside"] = [one.identity() for one in job.beside]
+    if job.events is not None:
+        found["events"] = job.events.identity()
+    return found
 
 
 def _matrices(module: nn.Module) -> set[str]:

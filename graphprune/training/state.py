@@ -41,6 +41,7 @@ _DIFFERENCES = {
     "data": "the data are others",
     "training": "the options are others",
     "events": "what is pruned, or when, is another",
+    "beside": "the gates or the domains are others",
     "processes": "it was begun by another number of processes",
 }
 

@@ -98,3 +98,20 @@ def die(folder, options, number, at, where):
     step, taken = [1], Tensors.take
     Tensors.take = take
     train(options, state=Saving(folder, every=1), progress=told)
+
+
+def learn_together(folder):
+    """Learn gates; each process leaves them and the weights."""
+    import numpy as np
+
+    from graphprune.training.gates.gates import Gated
+    from graphprune.training.learn import learn
+
+    net = program()
+    found = [s for s in net.structures if s.prunable]
+    chosen = [Gated(s, 1, s.size // 2, np.arange(s.size)) for s in found]
+    options = Training(steps=4, batch=4, lr=1e-2, micro_batch=1, precision="float32")
+    made = learn(net, data(), chosen, options)
+    weights = {name: weight.detach() for name, weight in made.recovered.weights.items()}
+    rank = dist.get_rank()
+    torch.save({**made.gates, **weights}, folder / f"{rank}.pt")

@@ -122,20 +122,28 @@ class Training:
             return self
         return replace(self, loss=("kd" if causal else "values") if teacher else "ce")
 
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        return RATES[self.train] if self.lr is None else self.lr
+
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: it rises linearly, and then falls.
+        """The learning rate of a step; see `share`."""
+        return self.peak * self.share(step, steps)
+
+    def share(self, step: int, steps: int) -> float:
+        """The share of the highest learning rate that a step has: it rises linearly, then falls.
 
         Args:
             step: from 0.
             steps: of the whole run.
         """
-        peak = RATES[self.train] if self.lr is None else self.lr
         rising = max(1, int(self.warmup * steps))
         if self.falling == "linear":
             left = min(1.0, (steps - step) / max(1, steps - rising))
         else:
             left = (1 + math.cos(math.pi * step / steps)) / 2
-        return peak * min(1.0, (step + 1) / rising) * (self.final + (1 - self.final) * left)
+        return min(1.0, (step + 1) / rising) * (self.final + (1 - self.final) * left)
 
 
 def _adapters() -> dict[str, TypeAdapter[object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,7 +29,8 @@ class Trainable:
         names: raw parameter name to what it is in the module: "layer.weight", "layer.weight.a".
         adapted: canonical names of the weights with adapters.
         held: masks of raw weights.
-        draw: what the adapters' dropout depends on.
+        draw: what everything random in a forward pass depends on.
+        places: canonical names of weights that are parametrised since, to where the raw ones are.
     """
 
     student: Student
@@ -37,6 +38,7 @@ class Trainable:
     adapted: tuple[str, ...]
     held: HeldMasks
     draw: Draw
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Raw parameters as they are now: what wraps the module may have replaced them."""
@@ -61,14 +63,34 @@ class Trainable:
     def weights(self) -> dict[str, Tensor]:
         """The weights that trained, whole, by canonical name; adapters are merged before."""
         module = self.student.module
-        found = {n: full(module.get_parameter(p)) for n, p in self.names.items() if n == p}
+        thin = {f"{name}.{part}" for name in self.adapted for part in "ab"}
+        found = {n: full(module.get_parameter(p)) for n, p in self.names.items() if n not in thin}
         for name in self.adapted:
             found[name] = full(self.original(name))
         return found
 
     def weight(self, name: str) -> Tensor:
         """A weight that stays as it is."""
-        return self.student.module.get_parameter(name)
+        return self.student.module.get_parameter(self.places.get(name, name))
+
+    def parametrize(self, name: str, change: nn.Module) -> None:
+        """Have a weight go through a change, under all of its names, whenever it is used.
+
+        What trains stays the raw weight, whose masks are held.
+
+        Args:
+            name: canonical.
+            change: takes a weight, and gives one of its shape.
+        """
+        for owner, leaf in owners(self.student, name):
+            parametrize.register_parametrization(owner, leaf, change, unsafe=True)
+        path, _, leaf = name.rpartition(".")
+        place = f"{path}.parametrizations.{leaf}.original".lstrip(".")
+        before = self.places.get(name, name)
+        self.places = {**self.places, name: place}
+        self.names = {n: place if p == before else p for n, p in self.names.items()}
+        kept = {place if n == before else n: m for n, m in self.held.kept.items()}
+        self.held = HeldMasks(self.student.module, kept)
 
     @torch.no_grad()
     def remove(self, removed: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
@@ -135,14 +157,16 @@ def make_trainable(
         raise TrainingError("there is nothing to train", hint="include more, or exclude less")
     adapted = tuple(chosen) if training.train == "lora" else ()
     names = {n: n for n in (*chosen, *also) if n not in adapted}
+    places: dict[str, str] = {}
     for name in names:
         student.module.get_parameter(name).requires_grad_(True)
     draw = Draw()
     for name in adapted:
         path = _adapt(student, name, training, layouts[name], held.kept.get(name), draw)
         names |= {f"{name}.a": f"{path}.a", f"{name}.b": f"{path}.b"}
+        places[name] = f"{path.removesuffix('.0')}.original"
     raw = {n: m for n, m in held.kept.items() if n not in adapted}
-    return Trainable(student, names, adapted, HeldMasks(student.module, raw), draw)
+    return Trainable(student, names, adapted, HeldMasks(student.module, raw), draw, places)
 
 
 def owners(student: Student, name: str) -> Iterator[tuple[nn.Module, str]]:

@@ -1,0 +1,1 @@
+"""Gates that are learned: what stays of a structure is chosen while the weights train."""
