@@ -162,8 +162,8 @@ def test_a_new_phase_starts_without_gradients():
     """What is left over from a group that was never stepped would change what is pruned since."""
     module = torch.nn.Linear(3, 2)
     module(torch.randn(4, 3)).sum().backward()
-    left = module.weight.grad.clone()
     hold(module, {"weight": torch.rand(2, 3) > 0.5})
+    left = module.weight.grad.clone()
     before = module.weight.detach().clone()
     recover_module(module, torch.randn(8, 3), Training(steps=1, lr=0.0),
                    loss=lambda model, x: model(x).square().mean())  # fmt: skip
