@@ -29,17 +29,22 @@ def windows(cycles: Path, dense: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_the_recipe_of_the_paper_is_found_by_its_name(
-    run: Run, taught: Path, windows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    taught: Path,
+    windows: str,
+    cycles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = run("compile", taught, "loraprune.yaml", "--data", windows, "-o", tmp_path / "slim")
+    found = run(
+        "compile", taught, "loraprune.yaml", "--data", windows, "--text", cycles, "-o", "slim"
+    )
     assert found.code == 0, found.err
     config = json.loads((tmp_path / "slim" / "config.json").read_text())
     assert config["intermediate_size"] == 32
-    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (
-        2,
-        1,
-    )  # 2 of 6, 1 of 3
+    heads = config["num_attention_heads"], config["num_key_value_heads"]
+    assert heads == (2, 1)  # of 6 and 3
     report = json.loads((tmp_path / "slim" / "report.json").read_text())
     assert [one["name"] for one in report["passes"]] == ["loraprune"]
     (trained,) = report["trained"]
