@@ -171,7 +171,7 @@ class DynamicBatches:
         size = run.training.micro_batch or run.training.batch
         for name in self.names:
             total, count = 0.0, 0.0
-            for windows in self.held_out[name].split(size):
+            for windows in torch.split(self.held_out[name], size):
                 loss, tokens = run.objective(run.feed(windows).to(run.everyone.device))
                 total, count = total + float(loss), count + float(tokens)
             found[name] = total / count if count else math.nan

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphprune.errors import TrainingError
+from graphprune.plan.units import FloatArray
 
 _EXPONENTS = np.geomspace(1e-3, 3.0, 400)
 _ROUNDS = 6
@@ -45,7 +46,7 @@ def extrapolated(sizes: Sequence[float], losses: Sequence[float], size: float) -
     return float(a * (size / scale) ** -exponent + c)
 
 
-def _fit(n: np.ndarray, y: np.ndarray, b: float) -> tuple[tuple[float, float], float]:
+def _fit(n: FloatArray, y: FloatArray, b: float) -> tuple[tuple[float, float], float]:
     """The best a and c for an exponent, and the error that they leave."""
     columns = np.stack([n**-b, np.ones_like(n)], axis=1)
     found = np.linalg.lstsq(columns, y, rcond=None)[0]

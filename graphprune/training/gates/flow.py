@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.axes import Atom, atoms
+from graphprune.axes import Atom, Expr, atoms
 from graphprune.ir.torch.liveness import live_nodes, values_read
 from graphprune.ir.torch.program import Program
 from graphprune.ops import find_op
@@ -91,7 +91,7 @@ class Along:
         if self.atom is None:
             return isinstance(value, torch.Tensor) and value.is_floating_point()
         known = self.graph.program.typing.values.get(node.name, ())
-        return any(self.atom in atoms(d) for dims in known for d in dims)
+        return any(self._lies(d) for dims in known for d in dims)
 
     def everything(self) -> Iterator[fx.Node]:
         """All values along the axis that are computed from inputs."""
@@ -142,16 +142,16 @@ class Along:
             return False
         (dims, *_) = self.graph.program.typing.values[value.name]
         name, given, rank = operator(user), bind(user), len(dims)
+        along = list(range(rank))
         if name in _TRAILING:
-            along = range(rank - len(given["normalized_shape"]), rank)
+            along = along[rank - len(given["normalized_shape"]) :]
         elif name in _WHOLE:
-            along = range(1, rank)
-        else:
-            dim = given.get("dim")
-            every = dim is None or dim == []
-            listed = dim if isinstance(dim, list | tuple) else [dim]
-            along = range(rank) if every else [d % rank for d in listed]  # type: ignore[assignment]
-        return any(self.atom in atoms(dims[d]) for d in along)
+            along = along[1:]
+        elif isinstance(dim := given.get("dim"), int):
+            along = [dim % rank]
+        elif dim:
+            along = [d % rank for d in dim]
+        return any(self._lies(dims[d]) for d in along)
 
     def _summed(self, user: fx.Node, value: fx.Node) -> fx.Node | None:
         """What a value is multiplied with in a product that sums over the axis; None otherwise."""
@@ -175,7 +175,11 @@ class Along:
         """Whether a dimension of a value lies along the axis."""
         (dims, *_) = self.graph.program.typing.values[node.name]
         dim = max(dim, -len(dims))
-        return self.atom in atoms(dims[dim])
+        return self._lies(dims[dim])
+
+    def _lies(self, e: Expr) -> bool:
+        """Whether a dimension lies along the axis."""
+        return any(atom is self.atom for atom in atoms(e))
 
 
 def _is_data(node: fx.Node) -> bool:

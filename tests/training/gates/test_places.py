@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
@@ -30,12 +31,13 @@ MORE = (
     "densenet",
     "unet_batch_norm",
 )
-KNOWN = {one.build.__name__: one for one in (*MODELS, *CASES)}
+KNOWN: dict[str, Any] = {one.build.__name__: one for one in (*MODELS, *CASES)}
 
 
 @functools.cache
 def program_of(name: str) -> Program:
-    return KNOWN[name].trace()
+    program: Program = KNOWN[name].trace()
+    return program
 
 
 @pytest.mark.parametrize(
