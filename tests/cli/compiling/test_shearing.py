@@ -88,7 +88,8 @@ def test_a_shape_out_of_reach_is_refused_before_data_is_read(
     run: Run, taught: Path, tmp_path: Path
 ) -> None:
     steps = [{"shear": {"shape": {"ffn": 65}}}]
-    path = small(tmp_path / "recipe.yaml", tmp_path / "no such text", steps)
+    (tmp_path / "short.txt").write_text("x")  # which reading would refuse
+    path = small(tmp_path / "recipe.yaml", tmp_path / "short.txt", steps)
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 1
     assert "ffn 65 is not reachable" in made.err
