@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -31,7 +31,7 @@ MORE = (
     "densenet",
     "unet_batch_norm",
 )
-KNOWN: dict[str, Any] = {one.build.__name__: one for one in (*MODELS, *CASES)}
+KNOWN: dict[str, Any] = {one.build.__name__: one for one in cast("Any", (*MODELS, *CASES))}
 
 
 @functools.cache
