@@ -124,7 +124,7 @@ TASK_WIDTHS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 LAYERS = {"minilm": 6, "whisper": 6, "efflite0": 16, "mgm": 8}
 RECOVERED: Mapping[str, Mapping[str, Any]] = {
     "minilm": {"epochs": 3, "batch": 32, "lr": 3e-4},
-    "efflite0": {"loss": "kd", "epochs": 3, "batch": 16, "lr": 1e-4},
+    "efflite0": {"loss": "kd", "epochs": 3, "batch": 16, "lr": 2e-5},
 }
 """How what is left of a model is trained: MiniLM on the embeddings of the dense model, EfficientNet
 on its distribution over classes."""

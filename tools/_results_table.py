@@ -78,8 +78,7 @@ TASKS = {
         "percent and mean *loss* on the rest; *rescaled loss*: after logits are multiplied by the "
         "number that makes it least. *Expansions* are the wide channels of the blocks. Least "
         "squares shrinks what it can't explain: `reconstruct` ranks classes better, by smaller "
-        "logits. *recover* learns the dense model's distribution in three passes over the "
-        "calibration photos and seven crops of each.",
+        "logits.",
     ),
     "mgm": (
         "MGM",
