@@ -71,7 +71,7 @@ def test_an_interrupted_compilation_goes_on_to_the_same_bytes(
     assert not (tmp_path / "one").exists()
     compile(str(taught), recipe, tmp_path / "one", resume=True)
     compile(str(taught), recipe, tmp_path / "two")
-    for name in ("model.safetensors", "config.json", "plan.json"):
+    for name in ("model.safetensors", "config.json", "graphprune_plan.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
