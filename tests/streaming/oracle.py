@@ -23,12 +23,20 @@ def tokens(count=3, length=7, seed=5):
     return torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-@functools.cache
 def traced(build):
-    """A program, and its module in float64."""
+    """A program, which tests share, and its module in float64, which is the caller's own."""
+    program, module = _traced(build)
+    return program, copy.deepcopy(module)
+
+
+@functools.cache
+def _traced(build):
     torch.manual_seed(0)
     module = randomise(build()).eval()
-    return trace_model(module), copy.deepcopy(module).double()
+    program = trace_model(module)
+    wide = copy.deepcopy(module).double()
+    assert all(p.dtype == torch.float64 for p in wide.parameters())
+    return program, wide
 
 
 @dataclass
