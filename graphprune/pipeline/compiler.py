@@ -186,7 +186,7 @@ def choose(program: BaseProgram, recipe: Recipe) -> Plan:
     """The plan that `compile` makes of a recipe; nothing is cut or written.
 
     Raises:
-        RecipeError: the recipe also asks for masks, which no plan can hold.
+        RecipeError: the recipe also asks for masks, which no plan can hold, or chooses by training.
         GraphPruneError: see `compile`.
     """
     if recipe.masks:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, RecipeError
 from graphprune.passes.protocol import Pass, State
 from graphprune.pipeline.choices import without_fallback, without_surgery
 from graphprune.pipeline.run import Run
-from graphprune.recipe.steps import PASSES, Planned
+from graphprune.recipe.steps import PASSES, REMOVING, Planned
 
-_PLANNING = ("select", "replay", "shear")
-"""Passes that settle sizes."""
+_CHOOSING = ("select", "replay")
+"""Passes that remove structures and leave all weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_passes(run: Run, state: State, planned: Callable[[State], None]) -> Stat
 
 def _run(run: Run, state: State, planned: Callable[[State], None]) -> State:
     passes = build_passes(run.recipe.passes)
-    settled = max((n for n, one in enumerate(passes) if one.planned.name in _PLANNING), default=-1)
+    settled = max((n for n, one in enumerate(passes) if one.planned.name in REMOVING), default=-1)
     if not run.dry:
         _read(passes, run)
     told = None
@@ -140,9 +140,20 @@ def run_planned(run: Run, planned: Sequence[Planned], within: str) -> State:
 
 
 def plan_alone(run: Run, state: State) -> State:
-    """Choose units as the passes do, and leave all weights as they are."""
+    """Choose units as the passes do, and leave all weights as they are.
+
+    Raises:
+        RecipeError: a pass chooses them by training.
+    """
     for one in build_passes(run.recipe.passes):
-        if one.planned.name in _PLANNING:
+        name = one.planned.name
+        if name in REMOVING and name not in _CHOOSING:
+            raise RecipeError(
+                f"{name} chooses units while the weights train, and leaves no plan without them",
+                where="steps",
+                hint="use graphprune.compile, which writes the plan and the weights",
+            )
+        if name in _CHOOSING:
             one.enter(run)
             state = cast("Any", one.step).choose(state, run)
     return state

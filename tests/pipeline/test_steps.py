@@ -17,6 +17,7 @@ import graphprune
 from graphprune import registry
 from graphprune.errors import RecipeError
 from graphprune.passes.protocol import Context, Record, State
+from graphprune.pipeline.compiler import choose
 from graphprune.plan.plan import Plan
 from graphprune.recipe.recipe import Recipe
 from graphprune.streaming import apply_weights
@@ -269,3 +270,11 @@ def test_steps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
         cli.main(words)
     assert not caught.value.code
     assert "rank units by magnitude; cut; verify" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["loraprune", "shear"])
+def test_what_is_chosen_by_training_is_no_plan_alone(name: str) -> None:
+    program = graphprune.trace(mlp(), (X[:2],))
+    recipe = Recipe.parse({"steps": [{name: {"remove": {"ffn": 0.5}, "steps": 2}}]})
+    with pytest.raises(RecipeError, match=f"{name} chooses units while the weights train"):
+        choose(program, recipe)
