@@ -15,7 +15,7 @@ from typing import Any
 
 from graphprune.errors import LoadError, TrainingError
 from graphprune.frontends.tracing.trace import unwrap
-from graphprune.integrations.sparse_output import check_free, write_sparse
+from graphprune.integrations.sparse_output import check_free, finish
 from graphprune.training import GradualPruner, GradualPruning, Pruned
 
 logger = logging.getLogger(__name__)
@@ -147,14 +147,9 @@ class PruningCallback(*_bases()):  # type: ignore[misc]  # which one is known on
             TrainingError: a zero isn't one.
             EmitError: the output can't be written.
         """
-        pruner = self._pruner
-        assert pruner is not None
-        self.pruned = pruner.finish()
-        self._pruner = None
-        for note in self.pruned.notes:
-            logger.warning(note)
-        if self.output is not None:
-            write_sparse(self.output, pruner.module, self.pruned, first=trainer.is_global_zero)
+        assert self._pruner is not None
+        pruner, self._pruner = self._pruner, None
+        self.pruned = finish(pruner, self.output, first=trainer.is_global_zero)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let the weights of a training go that an error has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from graphprune.checkpoints.weights import map_checkpoint
 from graphprune.checkpoints.writing import write_weights
 from graphprune.errors import EmitError, VerifyError
 from graphprune.files import replacing
-from graphprune.training import Pruned
+from graphprune.training import GradualPruner, Pruned
 from graphprune.training.core.processes import full, is_shared
 
 REPORT = "sparsity.json"
+
+logger = logging.getLogger(__name__)
 
 
 def check_free(output: Path) -> None:
@@ -33,6 +36,29 @@ def check_free(output: Path) -> None:
             where=str(output),
             hint="choose another directory, or remove it",
         )
+
+
+def finish(
+    pruner: GradualPruner, output: Path | None, *, beside: Any = None, first: bool = True
+) -> Pruned:
+    """End a training: count the zeros, tell what people should know, and write.
+
+    Args:
+        pruner: which has trained.
+        output: see `write_sparse`; None to write nothing.
+        beside: see `write_sparse`.
+        first: see `write_sparse`.
+
+    Raises:
+        TrainingError: a zero isn't one.
+        EmitError, VerifyError: see `write_sparse`.
+    """
+    pruned = pruner.finish()
+    for note in pruned.notes:
+        logger.warning(note)
+    if output is not None:
+        write_sparse(output, pruner.module, pruned, beside=beside, first=first)
+    return pruned
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from graphprune.errors import TrainingError
 from graphprune.frontends.tracing.trace import unwrap
-from graphprune.integrations.sparse_output import check_free, write_sparse
+from graphprune.integrations.sparse_output import check_free, finish
 from graphprune.training import GradualPruner, GradualPruning, Pruned
 from graphprune.training.schedule.text import from_text, to_text
 
@@ -121,17 +121,10 @@ class PruningCallback(TrainerCallback, ExportableState):
             TrainingError: a zero isn't one.
             EmitError: the output can't be written.
         """
-        pruner = self._pruner
-        assert pruner is not None
-        self.pruned = pruner.finish()
-        self._pruner = None
-        for note in self.pruned.notes:
-            logger.warning(note)
-        if self.output is not None:
-            first = state.is_world_process_zero
-            write_sparse(
-                self.output, pruner.module, self.pruned, beside=processing_class, first=first
-            )
+        assert self._pruner is not None
+        pruner, self._pruner = self._pruner, None
+        first = state.is_world_process_zero
+        self.pruned = finish(pruner, self.output, beside=processing_class, first=first)
 
 
 def _check_trainer(
