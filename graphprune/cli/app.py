@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -25,6 +26,7 @@ from graphprune.cli.diff import diff
 from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
 from graphprune.cli.shown import show as _show
 from graphprune.errors import GraphPruneError
+from graphprune.ranks.environment import own_rank
 from graphprune.report.provenance import commanded
 
 if TYPE_CHECKING:
@@ -206,6 +208,8 @@ app.command("recover")(recover)
 app.command("diff")(diff)
 
 
+_SECONDS_FOR_THE_FIRST = 3.0
+
 _NO_MEMORY = """there is not enough memory
   why: something had to be larger than what is free: the model, an input, or calibration data
   do: close other programs, or give a smaller model or less data"""
@@ -246,11 +250,17 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _fail(message: str, error: Exception) -> NoReturn:
-    from rich.console import Console
+    rank = own_rank()
+    if rank:
+        # The first process says what all of them find, and torchrun ends this one then.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+    if not (rank and getattr(error, "shared", False)):
+        from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        where = f"process {rank}: " if rank else ""
+        console.print(where + message, markup=False, soft_wrap=True)
     sys.exit(getattr(error, "exit_code", 1))
 
 

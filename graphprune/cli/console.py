@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from graphprune.progress import Note
+from graphprune.ranks.environment import own_rank, started
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,7 @@ def telling() -> Iterator[Callable[[str], None]]:
 
     from graphprune.files.sources import reading
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=own_rank() > 0)
     if not console.is_terminal:
         with reading():
             yield _between(
@@ -36,6 +37,18 @@ def telling() -> Iterator[Callable[[str], None]]:
         return
     with reading(), console.status("starting") as status:
         yield _between(console, lambda stage: status.update(f"{stage} ..."))
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Share the work of the block with the other processes that torchrun has started, if any."""
+    if started() == 1:
+        yield
+        return
+    from graphprune.ranks.launch import together
+
+    with together():
+        yield
 
 
 @contextlib.contextmanager
