@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -10,6 +12,7 @@ from graphprune.frontends.tracing.trace import trace
 VOCABULARY = 96
 
 
+@cache
 def llama():
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -26,6 +29,7 @@ def llama():
     return trace(model, kwargs={"input_ids": windows(2)})
 
 
+@cache
 def mixtral():
     """A mixture of experts of which a single window rarely visits all."""
     torch.manual_seed(0)
@@ -41,6 +45,7 @@ def mixtral():
         use_cache=False,
     )
     model = MixtralForCausalLM(config).eval()
+    model.set_experts_implementation("batched_mm")
     return trace(model, kwargs={"input_ids": windows(2)})
 
 

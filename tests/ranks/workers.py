@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
-from graphprune.passes.masks import DSnoT, Magnitude, SparseGPT, Wanda
+from graphprune.passes.masks import DSnoT, SparseGPT, Wanda
 from graphprune.passes.masks.allocations import OWL, Sensitivity
 from graphprune.passes.repair.structured import obs, reconstruct
 from graphprune.passes.scores import get_score
@@ -15,48 +15,66 @@ from graphprune.ranks.launch import together
 from graphprune.solvers import Unstructured
 from ranks.nets import llama, mixtral, ragged, windows
 
-PROGRAMS = {"llama": llama, "mixtral": mixtral}
-METHODS = {"sparsegpt": SparseGPT, "wanda": Wanda, "magnitude": Magnitude, "dsnot": DSnoT}
-BUDGETS = {"uniform": "uniform", "owl": OWL(), "sensitivity": Sensitivity()}
-SAMPLES = {"windows": windows, "ragged": lambda count: ragged()[:count]}
+HALF = Unstructured(0.5)
 
 
-def shared(folder, work, *args):
-    """Do some work with the other processes, and keep what this one has found."""
+def shared(folder, jobs):
+    """Do the jobs of some names with the other processes, and keep what this one has found."""
     with together() as ranks:
-        save_file(work(*args), folder / f"{ranks.rank}.safetensors")
+        for name in jobs:
+            save_file(JOBS[name](), folder / f"{name}-{ranks.rank}.safetensors")
 
 
-def masks(model, samples, count, method="sparsegpt", budget="uniform", **options):
+def masks(program, samples, solver, **options):
     """Prune single weights: new weights, and numbers of the report."""
-    program = PROGRAMS[model]()
-    data = SAMPLES[samples](count)
-    solver = METHODS[method]()
-    found = gp.sparsify(program, data, solver, Unstructured(0.5), budget=BUDGETS[budget], **options)
+    found = gp.sparsify(program, samples, solver, HALF, **options)
     weights = {e.parameter: found.program.weights[e.parameter] for e in found.layers}
     numbers = [[e.removed, e.error or 0, e.zeros, e.target] for e in found.layers]
     return {**copied(weights), "report": torch.tensor(numbers, dtype=torch.float64)}
 
 
-def units(model, samples, count, keep, reference=True):
-    """Choose units by surgery, then refit what reads them: weights, and the plan."""
-    program = PROGRAMS[model]()
-    data = SAMPLES[samples](count)
-    chosen = obs(program, data, keep)
-    fitted = reconstruct(program, data, chosen.plan, reference=reference)
-    plan = {f"plan.{n}": torch.tensor(u) for n, u in chosen.plan.kept_units.items()}
-    changed = {f"obs.{e.parameter}": chosen.program.weights[e.parameter] for e in chosen.layers}
+def units(program, samples, role, **options):
+    """Choose three quarters of the units by surgery, and refit what reads them for that plan."""
+    keep = {s.name: s.size * 3 // 4 for s in program.structures if s.role == role and s.prunable}
+    chosen = obs(program, samples, keep)
+    fitted = reconstruct(program, samples, chosen.plan, **options)
+    plan = {f"plan {n}": torch.tensor(u) for n, u in chosen.plan.kept_units.items()}
+    changed = {f"obs {e.parameter}": chosen.program.weights[e.parameter] for e in chosen.layers}
     changed |= {e.parameter: fitted.program.weights[e.parameter] for e in fitted.layers}
     return {**plan, **copied(changed)}
 
 
-def scores(model, count, name, role):
+def scores(program, samples, name, role):
     """Score the units of a role."""
-    program = PROGRAMS[model]()
-    asked = [s for s in program.structures if s.role == role]
-    found = get_score(name).score(program, asked, Inputs(calibration=windows(count)))
+    asked = [s for s in program.structures if s.role == role and s.prunable]
+    assert asked
+    found = get_score(name).score(program, asked, Inputs(calibration=samples))
     return {s: torch.from_numpy(values).contiguous() for s, values in found.items()}
 
 
 def copied(weights):
     return {name: w.detach().clone().contiguous() for name, w in weights.items()}
+
+
+JOBS = {
+    "sparsegpt": lambda: masks(llama(), windows(7), SparseGPT()),
+    "one window": lambda: masks(llama(), windows(1), SparseGPT()),
+    "ragged": lambda: masks(llama(), ragged(), SparseGPT()),
+    "reference": lambda: masks(llama(), windows(40), SparseGPT(), reference=True),
+    "experts": lambda: masks(mixtral(), windows(3, 2), SparseGPT()),
+    "swaps": lambda: masks(mixtral(), windows(3, 5), DSnoT()),
+    "errors": lambda: masks(llama(), windows(5), Wanda(), errors=True, keep_zeros=True),
+    "owl": lambda: masks(llama(), windows(5), Wanda(), budget=OWL()),
+    "sensitivity": lambda: masks(llama(), windows(5), Wanda(), budget=Sensitivity()),
+    "units": lambda: units(llama(), windows(40), "ffn"),
+    "units of experts": lambda: units(mixtral(), windows(30), "ffn"),
+    **{
+        name: lambda name=name: scores(llama(), windows(5), name, "ffn")
+        for name in ("taylor", "element2", "element-mix", "flap", "minitron", "wanda-sp", "obs")
+    },
+    **{
+        name: lambda name=name: scores(llama(), windows(9), name, "layers")
+        for name in ("block-influence", "span-influence", "loss-greedy")
+    },
+    "reap": lambda: scores(mixtral(), windows(9), "reap", "experts"),
+}

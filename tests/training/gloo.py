@@ -16,7 +16,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training.workers"])
+CONTEXT.set_forkserver_preload(["training.workers", "ranks.workers"])
 
 
 def together(work, folder: Path, *args, world: int = 2) -> None:
