@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from graphprune.frontends.tracing.trace import trace
@@ -37,7 +38,7 @@ def mixtral():
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=40,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=8,
@@ -47,6 +48,14 @@ def mixtral():
     model = MixtralForCausalLM(config).eval()
     model.set_experts_implementation("batched_mm")
     return trace(model, kwargs={"input_ids": windows(2)})
+
+
+@cache
+def layer():
+    """Two linear layers, whose inputs are numbers."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    return trace(module.eval(), (torch.randn(2, 5),))
 
 
 def windows(count, length=7, seed=1):

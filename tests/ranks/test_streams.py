@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 from functools import cache
 
 import pytest
@@ -9,11 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 import graphprune as gp
+from graphprune.errors import CalibrationError
 from graphprune.passes.masks import Magnitude
 from graphprune.ranks.dealing import deal
+from graphprune.ranks.group import Ranks
 from graphprune.solvers import Unstructured
+from graphprune.streaming import Group
+from graphprune.streaming.core.sharing import look
 from ranks.nets import mixtral, windows
-from ranks.workers import JOBS, shared
+from ranks.workers import JOBS, goes_on, one_dies, refuses, shared
 from training.gloo import together
 
 SOME = ("sparsegpt", "one window", "ragged", "experts", "units")
@@ -55,6 +61,47 @@ def test_three_processes(tmp_path):
     together(shared, tmp_path, SOME, world=3)
     for job in SOME:
         check(tmp_path, 3, job)
+
+
+def test_one_is_killed_and_others_go_on(found, tmp_path):
+    """The other one ends; two processes then end with the same bytes, and one with the same masks.
+
+    The weights of five groups of eight are done.
+    """
+    begun, two, one = (tmp_path / name for name in ("begun", "two", "one"))
+    for folder in (begun, two):
+        folder.mkdir()
+    state = tmp_path / "state"
+    together(one_dies, begun, state, 4, ends=[0, -signal.SIGKILL])
+    assert "another process of this run has ended" in (begun / "said").read_text()
+    shutil.copytree(state, one)
+    together(goes_on, two, state)
+    check(two, 2, "sparsegpt")
+    whole, resumed = (load_file(f / "sparsegpt-0.safetensors") for f in (found, two))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    goes_on(two, one)  # alone
+    check(two, 1, "sparsegpt")
+
+
+def test_what_one_refuses_all_refuse(tmp_path):
+    """The second sample is the second process's; it is named by its number among all."""
+    samples = torch.randn(4, 1, 5)
+    samples[1] = torch.nan
+    together(refuses, tmp_path, list(samples))
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "sample 1" in first
+
+
+def test_a_statistic_that_is_no_sum_is_refused():
+    class Median:
+        def add(self, x):
+            pass
+
+    group = Group(0, ("up",), ())
+    with pytest.raises(CalibrationError, match="can't be added up"):
+        look(Ranks(0, 2), group, [Median()], [3])
+    assert look(Ranks(), group, [Median()], [3]) == [(3, {})]
 
 
 def test_one_process_does_miss_an_expert():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 from safetensors.torch import save_file
 
 import graphprune as gp
+from graphprune.errors import PlanError
 from graphprune.passes.masks import DSnoT, SparseGPT, Wanda
 from graphprune.passes.masks.allocations import OWL, Sensitivity
 from graphprune.passes.repair.structured import obs, reconstruct
 from graphprune.passes.scores import get_score
 from graphprune.passes.shared.score import Inputs
+from graphprune.ranks.group import RanksError
 from graphprune.ranks.launch import together
 from graphprune.solvers import Unstructured
-from ranks.nets import llama, mixtral, ragged, windows
+from graphprune.streaming import State
+from ranks.nets import layer, llama, mixtral, ragged, windows
 
 HALF = Unstructured(0.5)
 
@@ -23,6 +29,37 @@ def shared(folder, jobs):
     with together() as ranks:
         for name in jobs:
             save_file(JOBS[name](), folder / f"{name}-{ranks.rank}.safetensors")
+
+
+def one_dies(folder, state, at):
+    """Prune; the second process is gone after a group, and the first one says so."""
+
+    def told(step):
+        if ranks.rank == 1 and step.group.index == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with together() as ranks:
+        try:
+            masks(llama(), windows(7), SparseGPT(), state=State(state), progress=told)
+        except RanksError as error:
+            (folder / "said").write_text(str(error))
+
+
+def goes_on(folder, state):
+    """Prune, from where another run has stopped."""
+    with together() as ranks:
+        saved = State(state, resume=True)
+        found = masks(llama(), windows(7), SparseGPT(), state=saved)
+        save_file(found, folder / f"sparsegpt-{ranks.rank}.safetensors")
+
+
+def refuses(folder, samples):
+    """Prune with samples of which one is no number; keep what is said."""
+    with together() as ranks:
+        try:
+            masks(layer(), samples, SparseGPT())
+        except PlanError as error:
+            (folder / f"{ranks.rank}.txt").write_text(str(error))
 
 
 def masks(program, samples, solver, **options):
