@@ -18,6 +18,7 @@ from graphprune.ranks.group import Ranks
 from graphprune.solvers import Unstructured
 from graphprune.streaming import Group
 from graphprune.streaming.core.sharing import look
+from ranks.compared import compare
 from ranks.nets import mixtral, windows
 from ranks.workers import JOBS, goes_on, one_dies, refuses, shared
 from training.gloo import together
@@ -37,19 +38,8 @@ def found(tmp_path_factory):
 
 
 def check(folder, world, job):
-    """Compare what processes have found with what this one does; each of them has the same."""
-    first, *others = (load_file(folder / f"{job}-{rank}.safetensors") for rank in range(world))
-    for other in others:
-        assert other.keys() == first.keys()
-        assert all(torch.equal(other[name], first[name]) for name in first)
-    assert first.keys() == alone(job).keys()
-    for name, own in alone(job).items():
-        if name.startswith("plan "):
-            assert torch.equal(first[name], own), name
-            continue
-        assert torch.equal(first[name] != 0, own != 0), name
-        distance = float((first[name].double() - own.double()).norm())
-        assert distance <= 1e-5 * float(own.double().norm()), name
+    """Compare what processes have found with what this one does."""
+    compare(folder, world, job, alone(job))
 
 
 @pytest.mark.parametrize("job", JOBS)

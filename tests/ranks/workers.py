@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from fnmatch import fnmatch
 
 import torch
 from safetensors.torch import save_file
@@ -18,10 +19,12 @@ from graphprune.passes.shared.score import Inputs
 from graphprune.ranks.group import RanksError
 from graphprune.ranks.launch import together
 from graphprune.solvers import Unstructured
-from graphprune.streaming import State
+from graphprune.streaming import State, text_windows
 from ranks.nets import layer, llama, mixtral, ragged, windows
 
 HALF = Unstructured(0.5)
+LAYERS = 30
+"""Of the real model."""
 
 
 def shared(folder, jobs):
@@ -62,6 +65,29 @@ def refuses(folder, samples):
             (folder / f"{ranks.rank}.txt").write_text(str(error))
 
 
+def smollm2(folder, model):
+    """Masks, units and refits of a real model."""
+    with together() as ranks:
+        for name, found in real(model).items():
+            save_file(found, folder / f"{name}-{ranks.rank}.safetensors")
+
+
+def real(model):
+    """What is found of the first layers of a real model, with a few short windows."""
+    program = gp.load(model)
+    data = text_windows(program, count=6, length=128)
+    layers = [f"model.layers.{n}.*" for n in range(LAYERS)]
+    keep = {
+        s.name: s.size * 3 // 4
+        for s in program.structures
+        if s.role == "ffn" and any(fnmatch(s.name, glob) for glob in layers)
+    }
+    return {
+        "masks": masks(program, data, SparseGPT(), include=layers),
+        "units": units(program, data, keep),
+    }
+
+
 def masks(program, samples, solver, **options):
     """Prune single weights: new weights, and numbers of the report."""
     found = gp.sparsify(program, samples, solver, HALF, **options)
@@ -70,11 +96,16 @@ def masks(program, samples, solver, **options):
     return {**copied(weights), "report": torch.tensor(numbers, dtype=torch.float64)}
 
 
-def units(program, samples, role, **options):
-    """Choose three quarters of the units by surgery, and refit what reads them for that plan."""
-    keep = {s.name: s.size * 3 // 4 for s in program.structures if s.role == role and s.prunable}
+def ffn(program, samples):
+    """Keep three quarters of what lies between the layers of feed-forward blocks."""
+    keep = {s.name: s.size * 3 // 4 for s in program.structures if s.role == "ffn"}
+    return units(program, samples, keep)
+
+
+def units(program, samples, keep):
+    """Choose units by surgery, and refit what reads them for that plan."""
     chosen = obs(program, samples, keep)
-    fitted = reconstruct(program, samples, chosen.plan, **options)
+    fitted = reconstruct(program, samples, chosen.plan)
     plan = {f"plan {n}": torch.tensor(u) for n, u in chosen.plan.kept_units.items()}
     changed = {f"obs {e.parameter}": chosen.program.weights[e.parameter] for e in chosen.layers}
     changed |= {e.parameter: fitted.program.weights[e.parameter] for e in fitted.layers}
@@ -103,8 +134,8 @@ JOBS = {
     "errors": lambda: masks(llama(), windows(5), Wanda(), errors=True, keep_zeros=True),
     "owl": lambda: masks(llama(), windows(5), Wanda(), budget=OWL()),
     "sensitivity": lambda: masks(llama(), windows(5), Wanda(), budget=Sensitivity()),
-    "units": lambda: units(llama(), windows(40), "ffn"),
-    "units of experts": lambda: units(mixtral(), windows(30), "ffn"),
+    "units": lambda: ffn(llama(), windows(40)),
+    "units of experts": lambda: ffn(mixtral(), windows(30)),
     **{
         name: lambda name=name: scores(llama(), windows(5), name, "ffn")
         for name in ("taylor", "element2", "element-mix", "flap", "minitron", "wanda-sp", "obs")
