@@ -17,7 +17,7 @@ from graphprune.ranks.dealing import deal
 from graphprune.ranks.group import Ranks
 from graphprune.solvers import Unstructured
 from graphprune.streaming import Group
-from graphprune.streaming.core.sharing import look
+from graphprune.streaming.sharing import look
 from ranks.compared import compare
 from ranks.nets import mixtral, windows
 from ranks.workers import JOBS, goes_on, one_dies, refuses, shared

@@ -9,7 +9,7 @@ A weight that is used several times is treated before its last use: its statisti
 its uses, of which the earlier ones have run with the weight as it was.
 
 Where several processes share a run, each takes its own samples that way; see
-`graphprune.streaming.core.sharing`.
+`graphprune.streaming.sharing`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from graphprune.streaming.core.cache import nbytes
 from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.observer import Numbered, Observer, show, tell_gaps
 from graphprune.streaming.core.padding import Padding
-from graphprune.streaming.core.sharing import Seen, Work, look, own_batches
 from graphprune.streaming.core.sites import Group, Sites
 from graphprune.streaming.core.treatment import Recording, Step, Treatment
 from graphprune.streaming.core.weights import TreatedWeights, holds
+from graphprune.streaming.sharing import Seen, Work, look, own_batches
 
 
 class Run:
