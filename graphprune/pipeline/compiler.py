@@ -107,8 +107,11 @@ def compile(
     ranks = current()
     settled = settle(recipe, formats, seed)
     asked = {"dry_run": dry_run, "overwrite": overwrite, "resume": resume, "trust": trust}
-    request = (source, settled, output, recipe, example, weights)
-    ranks.first(lambda: check_request(*request, **asked, progress=progress))
+
+    def check() -> None:
+        check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
+
+    ranks.first(check)
     settled = with_formats(settled, source, output)
     reads = read_by(source, recipe, settled, weights)
     if dry_run and output is not None:

@@ -32,7 +32,7 @@ from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.observer import Numbered, Observer, show, tell_gaps
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Group, Sites
-from graphprune.streaming.core.treatment import Recording, Step, Treatment
+from graphprune.streaming.core.treatment import Recording, Separable, Step, Treatment
 from graphprune.streaming.core.weights import TreatedWeights, holds
 from graphprune.streaming.sharing import Seen, Work, look, own_batches
 
@@ -46,7 +46,7 @@ class Run:
         adapter: GraphAdapter,
         sites: Sites,
         batches: Sequence[Batch],
-        treatment: Treatment,
+        treatment: Treatment | Separable,
         options: Options,
         state: State | None,
     ) -> None:

@@ -51,13 +51,17 @@ class Work:
     """
 
     ranks: Ranks
-    treatment: Treatment
+    treatment: Treatment | Separable
     group: Group
     owners: Mapping[Task, int]
 
     @classmethod
     def dealt(
-        cls, ranks: Ranks, treatment: Treatment, group: Group, shapes: Mapping[str, tuple[int, ...]]
+        cls,
+        ranks: Ranks,
+        treatment: Treatment | Separable,
+        group: Group,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> Work:
         """Deal the parts of a group's weights by what it costs to solve them.
 

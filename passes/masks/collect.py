@@ -11,7 +11,7 @@ from torch import Tensor
 from graphprune.solvers import Norms, SecondMoment, Statistic
 from graphprune.streaming import Observer
 
-Some = TypeVar("Some", Norms, SecondMoment)
+Some = TypeVar("Some", bound=Statistic)
 
 
 @dataclass

@@ -48,6 +48,7 @@ from graphprune.streaming import (
     Group,
     Held,
     Observer,
+    Separable,
     Sites,
     State,
     Step,
@@ -116,7 +117,7 @@ def sparsify(
     _check_patterns(pattern, sites)
     data = batches(program, samples)
 
-    def run(treatment: Treatment, saved: State | None = None) -> Mapping[str, Tensor]:
+    def run(treatment: Treatment | Separable, saved: State | None = None) -> Mapping[str, Tensor]:
         along = reference and isinstance(treatment, _OneShot)
         return stream(
             program, sites, data, treatment, held=held, reference=along, progress=progress,

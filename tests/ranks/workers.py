@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from fnmatch import fnmatch
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
@@ -120,6 +121,10 @@ def scores(program, samples, name, role):
     return {s: torch.from_numpy(values).contiguous() for s, values in found.items()}
 
 
+def scored(name, role, count):
+    return scores(llama(), windows(count), name, role)
+
+
 def copied(weights):
     return {name: w.detach().clone().contiguous() for name, w in weights.items()}
 
@@ -137,11 +142,11 @@ JOBS = {
     "units": lambda: ffn(llama(), windows(40)),
     "units of experts": lambda: ffn(mixtral(), windows(30)),
     **{
-        name: lambda name=name: scores(llama(), windows(5), name, "ffn")
+        name: partial(scored, name, "ffn", 5)
         for name in ("taylor", "element2", "element-mix", "flap", "minitron", "wanda-sp", "obs")
     },
     **{
-        name: lambda name=name: scores(llama(), windows(9), name, "layers")
+        name: partial(scored, name, "layers", 9)
         for name in ("block-influence", "span-influence", "loss-greedy")
     },
     "reap": lambda: scores(mixtral(), windows(9), "reap", "experts"),

@@ -25,10 +25,10 @@ class Recording(Protocol):
 
 @runtime_checkable
 class Separable(Protocol):
-    """A treatment that solves every part of every weight by itself: processes share the work.
+    """A treatment that solves every part of every weight by itself: processes share the work."""
 
-    It is asked for `solve` and `assemble` instead of `treat`.
-    """
+    def observer(self, group: Group, part: int) -> Observer:
+        """See `Treatment.observer`."""
 
     def solve(self, group: Group, name: str, part: int, matrix: Tensor, observer: Observer) -> Any:
         """Solve one part of a weight.
