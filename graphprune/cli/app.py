@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -208,8 +207,6 @@ app.command("recover")(recover)
 app.command("diff")(diff)
 
 
-_SECONDS_FOR_THE_FIRST = 3.0
-
 _NO_MEMORY = """there is not enough memory
   why: something had to be larger than what is free: the model, an input, or calibration data
   do: close other programs, or give a smaller model or less data"""
@@ -251,9 +248,6 @@ def _notes(error: BaseException) -> list[str]:
 
 def _fail(message: str, error: Exception) -> NoReturn:
     rank = own_rank()
-    if rank:
-        # The first process says what all of them find, and torchrun ends this one then.
-        time.sleep(_SECONDS_FOR_THE_FIRST)
     if not (rank and getattr(error, "shared", False)):
         from rich.console import Console
 

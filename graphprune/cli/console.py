@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
@@ -39,16 +40,27 @@ def telling() -> Iterator[Callable[[str], None]]:
         yield _between(console, lambda stage: status.update(f"{stage} ..."))
 
 
+_SECONDS_FOR_THE_FIRST = 3.0
+
+
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
-    """Share the work of the block with the other processes that torchrun has started, if any."""
+    """Share the work of the block with the other processes that torchrun has started, if any.
+
+    What all of them refuse, the first one says, and torchrun ends the others; so these wait before
+    they say it as well.
+    """
     if started() == 1:
         yield
         return
     from graphprune.ranks.launch import together
 
-    with together():
-        yield
+    with together() as ranks:
+        try:
+            yield
+        except Exception:
+            time.sleep(0 if ranks.lead else _SECONDS_FOR_THE_FIRST)
+            raise
 
 
 @contextlib.contextmanager

@@ -65,11 +65,9 @@ class Ranks:
         own, failure = _tried(make)
         found: list[Any] = [None] * self.world
         self._speak(lambda: dist.all_gather_object(found, (own, failure), group=self.group))
-        if failure is not None:
-            raise shared(failure)
-        for _, other in found:
+        for rank, (_, other) in enumerate(found):
             if other is not None:
-                raise shared(other)
+                raise shared(failure if failure is not None and rank == self.rank else other)
         return [own for own, _ in found]
 
     def first(self, make: Callable[[], T]) -> T:
@@ -197,7 +195,7 @@ class Ranks:
             raise RanksError(
                 "another process of this run has ended",
                 where=f"process {self.rank} of {self.world}",
-                why=" ".join(str(error).split())[:200],
+                why=" ".join(str(error).split()).partition(" This is typically")[0][:200],
                 hint="see what it said; what is saved can be gone on from with --resume",
             ) from error
 
