@@ -26,7 +26,11 @@ from training.gloo import together
 SOME = ("sparsegpt", "one window", "ragged", "experts", "units")
 """Of three processes: seven windows, one window, padding, experts that samples miss, a plan."""
 
-alone = cache(lambda job: JOBS[job]())
+
+@cache
+def alone(job):
+    """What this process finds."""
+    return JOBS[job]()
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +57,23 @@ def test_three_processes(tmp_path):
         check(tmp_path, 3, job)
 
 
-def test_one_is_killed_and_others_go_on(found, tmp_path):
+def test_one_is_killed_and_others_go_on(tmp_path):
     """The other one ends; two processes then end with the same bytes, and one with the same masks.
 
     The weights of five groups of eight are done.
     """
-    begun, two, one = (tmp_path / name for name in ("begun", "two", "one"))
-    for folder in (begun, two):
+    whole, begun, two = (tmp_path / name for name in ("whole", "begun", "two"))
+    for folder in (whole, begun, two):
         folder.mkdir()
-    state = tmp_path / "state"
+    together(shared, whole, ["sparsegpt"])
+    state, one = tmp_path / "state", tmp_path / "copy"
     together(one_dies, begun, state, 4, ends=[0, -signal.SIGKILL])
     assert "another process of this run has ended" in (begun / "said").read_text()
     shutil.copytree(state, one)
     together(goes_on, two, state)
     check(two, 2, "sparsegpt")
-    whole, resumed = (load_file(f / "sparsegpt-0.safetensors") for f in (found, two))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    wanted, resumed = (load_file(f / "sparsegpt-0.safetensors") for f in (whole, two))
+    assert all(torch.equal(wanted[name], resumed[name]) for name in wanted)
     goes_on(two, one)  # alone
     check(two, 1, "sparsegpt")
 
