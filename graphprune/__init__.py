@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from graphprune.passes.selection.select import select
     from graphprune.pipeline.compiler import compile
     from graphprune.plan.plan import Plan
+    from graphprune.ranks.launch import together
     from graphprune.recipe.recipe import Recipe
     from graphprune.report.report import Report
     from graphprune.rewrite.apply import apply
@@ -54,6 +55,7 @@ _HOMES = {
     "trace": "graphprune.frontends.tracing.trace",
     "select": "graphprune.passes.selection.select",
     "sparsify": "graphprune.passes.masks.oneshot",
+    "together": "graphprune.ranks.launch",
     "apply": "graphprune.rewrite.apply",
     "prune": "graphprune.integrations.module",
     "verify": "graphprune.oracle.verify",
@@ -127,6 +129,7 @@ __all__ = [
     "runtime",
     "select",
     "sparsify",
+    "together",
     "trace",
     "training",
     "verify",

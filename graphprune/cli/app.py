@@ -25,6 +25,7 @@ from graphprune.cli.diff import diff
 from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
 from graphprune.cli.shown import show as _show
 from graphprune.errors import GraphPruneError
+from graphprune.ranks.environment import own_rank
 from graphprune.report.provenance import commanded
 
 if TYPE_CHECKING:
@@ -246,11 +247,14 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _fail(message: str, error: Exception) -> NoReturn:
-    from rich.console import Console
+    rank = own_rank()
+    if not (rank and getattr(error, "shared", False)):
+        from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        where = f"process {rank}: " if rank else ""
+        console.print(where + message, markup=False, soft_wrap=True)
     sys.exit(getattr(error, "exit_code", 1))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphprune.cli.console import noted, telling
+from graphprune.cli.console import noted, sharing, telling
 from graphprune.cli.options import (
     DryRun,
     FailIf,
@@ -23,6 +23,7 @@ from graphprune.cli.options import (
     Weights,
 )
 from graphprune.cli.shown import show
+from graphprune.ranks.environment import own_rank
 
 
 def compile(
@@ -234,8 +235,8 @@ def _carry_out(
     unused: bool,
     as_json: bool,
 ) -> None:
-    """Compile, and show the report."""
-    with noted(), telling() as progress:
+    """Compile, and show the report; several processes share the work, and the first one tells."""
+    with noted(), telling() as progress, sharing():
         from graphprune.recipe.recipe import Recipe
 
         settled = Recipe.from_flags(recipe, flags)
@@ -248,4 +249,5 @@ def _carry_out(
         report = compiler.compile(
             source, settled, output, **asked, progress=progress, allow_unused_weights=unused
         )
-    show(report.to_json() if as_json else report.render())
+    if own_rank() == 0:
+        show(report.to_json() if as_json else report.render())

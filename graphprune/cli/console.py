@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from graphprune.progress import Note
+from graphprune.ranks.environment import own_rank, started
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +29,7 @@ def telling() -> Iterator[Callable[[str], None]]:
 
     from graphprune.files.sources import reading
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=own_rank() > 0)
     if not console.is_terminal:
         with reading():
             yield _between(
@@ -36,6 +38,29 @@ def telling() -> Iterator[Callable[[str], None]]:
         return
     with reading(), console.status("starting") as status:
         yield _between(console, lambda stage: status.update(f"{stage} ..."))
+
+
+_SECONDS_FOR_THE_FIRST = 3.0
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Share the work of the block with the other processes that torchrun has started, if any.
+
+    What all of them refuse, the first one says, and torchrun ends the others; so these wait before
+    they say it as well.
+    """
+    if started() == 1:
+        yield
+        return
+    from graphprune.ranks.launch import together
+
+    with together() as ranks:
+        try:
+            yield
+        except Exception:
+            time.sleep(0 if ranks.lead else _SECONDS_FOR_THE_FIRST)
+            raise
 
 
 @contextlib.contextmanager

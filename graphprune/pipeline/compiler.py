@@ -9,8 +9,7 @@ failed or interrupted run leaves behind is at most what it can go on from (see
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,13 +37,14 @@ from graphprune.pipeline.dry_run import forecast, with_output
 from graphprune.pipeline.finish import finish
 from graphprune.pipeline.opening import open_source, settle
 from graphprune.pipeline.reporting import first_report
-from graphprune.pipeline.resume import Journal, facts_of
 from graphprune.pipeline.run import Run
+from graphprune.pipeline.sharing import claimed, journaled
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.preflight.checks import check_request
 from graphprune.preflight.readers import check_read
 from graphprune.provenance.making import Making
+from graphprune.ranks.group import current
 from graphprune.recipe.recipe import Recipe
 from graphprune.report.report import Report
 from graphprune.rewrite.apply import uncut
@@ -76,6 +76,9 @@ def compile(
     which is gone when the output is in place. An exception that leaves it there has a note that
     says so.
 
+    Processes share the work where all of them call this within `graphprune.ranks.together`. The
+    first one writes.
+
     Args:
         source: a checkpoint directory, hub id, ``.pt2`` or ``.onnx`` file or ``module:factory``; a
             module with an `example`; or a program.
@@ -101,16 +104,22 @@ def compile(
         GraphPruneError: something that the caller can put right; nothing has been written then.
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
+    ranks = current()
     settled = settle(recipe, formats, seed)
     asked = {"dry_run": dry_run, "overwrite": overwrite, "resume": resume, "trust": trust}
-    check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
+
+    def check() -> None:
+        check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
+
+    ranks.first(check)
     settled = with_formats(settled, source, output)
     reads = read_by(source, recipe, settled, weights)
     if dry_run and output is not None:
         settled = with_output(settled, output, overwrite, reads)
-    target = None if dry_run else Target.of(output, settled, overwrite, reads)
-    claim: AbstractContextManager[Target | None] = target.claimed() if target else nullcontext()
-    with claim as target, reading(mapped_from(source, weights)) as sources:
+    target = None
+    if not dry_run:
+        target = ranks.first(lambda: Target.of(output, settled, overwrite, reads))
+    with claimed(target) as target, reading(mapped_from(source, weights)) as sources:
         tell = sources.checking(progress or (lambda stage: None))
         opening = {"trust": trust, "allow_unused_weights": allow_unused_weights}
         making = Making(source, weights, opening)
@@ -121,9 +130,9 @@ def compile(
         seconds = {"loading and tracing": round(time.perf_counter() - start, 3)}
         run = Run(dense, settled, tell, making, dry=target is None, seconds=seconds)
         formats = target.formats if target else settled.formats
-        _check(run, source, formats)
+        ranks.agree(lambda: _check(run, source, formats))
         _settle(run)
-        with _journaled(run, source, target, resume):
+        with journaled(run, source, target, resume):
             return _run(run, source, target, formats)
 
 
@@ -148,30 +157,23 @@ def _settle(run: Run) -> None:
     run.recipe = with_data(found.recipe, run.dense)
 
 
-@contextmanager
-def _journaled(run: Run, source: object, target: Target | None, resume: bool) -> Iterator[None]:
-    """Save the progress of a run that fits weights beside its output, until that is in place."""
-    if target is None or not any(one.fits_weights for one in run.recipe.passes):
-        yield
-        return
-    facts = facts_of(run.recipe, source)
-    run.saved = Journal.open(target.path, facts, resume=resume, overwrite=target.overwrite)
-    with run.saved.kept():
-        yield
-
-
 def _run(run: Run, source: object, target: Target | None, formats: Sequence[str]) -> Report:
     """Run the passes, then cut, prove, write and measure."""
+    ranks = current()
 
-    def planned(state: State) -> None:
-        slim = uncut(state.program, state.plan)
+    def check(slim: Slim | SlimOnnx) -> tuple[bool | None, tuple[str, ...]]:
         if target is not None:
             target.check_space(slim.cost.bytes)
             if slim.program.format == "onnx":
                 cast("SlimOnnx", slim).check_output(target.path)
         with run.stage("checking the formats"):
             if "hf" in formats:  # which no ONNX graph has
-                run.form = native_form(cast("Slim", slim), run.recipe)
+                return native_form(cast("Slim", slim), run.recipe)
+        return run.form
+
+    def planned(state: State) -> None:
+        slim = uncut(state.program, state.plan)
+        run.form = ranks.first(lambda: check(slim))
         first_report(run, state, slim, source)  # conditions on sizes
 
     state = run_passes(run, State.of(run.dense), planned)
@@ -179,7 +181,7 @@ def _run(run: Run, source: object, target: Target | None, formats: Sequence[str]
     report = first_report(run, state, slim, source)
     if target is None:
         return forecast(report, run.recipe, run.dense, slim, described(run, state))
-    return finish(run, state, report, target)
+    return ranks.first(lambda: finish(run, state, report, target))
 
 
 def choose(program: BaseProgram, recipe: Recipe) -> Plan:

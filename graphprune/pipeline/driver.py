@@ -10,6 +10,7 @@ from graphprune.errors import CalibrationError, RecipeError
 from graphprune.passes.protocol import Pass, State
 from graphprune.pipeline.choices import without_fallback, without_surgery
 from graphprune.pipeline.run import Run
+from graphprune.pipeline.sharing import has_done, load, save, settled_alike
 from graphprune.recipe.steps import PASSES, REMOVING, Planned
 
 _CHOOSING = ("select", "replay")
@@ -113,7 +114,7 @@ def _read(passes: Sequence[Placed], run: Run) -> None:
     """Read all data before anything is computed with it, so that what is wrong is told at once."""
     for one in passes:
         amount: Any = getattr(one.step, "amount", None)
-        done = run.saved is not None and run.saved.has(one.label)
+        done = has_done(run.saved, one.label)
         if amount is not None and not done:
             one.enter(run)
             run.samples(amount)
@@ -175,11 +176,11 @@ def _saved(one: Placed, run: Run, state: State) -> State:
     A plan is saved here. Passes that change weights have saved these themselves, as they went, and
     take them up from there.
     """
-    before = run.saved.load(one.label, state) if run.saved is not None else None
+    before = load(run.saved, one.label, state)
     if before is not None:
         return before
-    found = one.step.run(state, run)
+    found = settled_alike(state, one.step.run(state, run))
     same = found.program is state.program and found.masks is state.masks
-    if run.saved is not None and same and found.records[-1].details is None:
-        run.saved.save(one.label, found)
+    if same and found.records[-1].details is None:
+        save(run.saved, one.label, found)
     return found

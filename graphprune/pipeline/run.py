@@ -19,6 +19,7 @@ from graphprune.pipeline.checking import prove
 from graphprune.pipeline.resume import Journal
 from graphprune.plan.plan import Plan
 from graphprune.provenance.making import Making
+from graphprune.ranks.group import current
 from graphprune.recipe.recipe import Recipe
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
@@ -95,9 +96,7 @@ class Run:
         """The calibration data; see `graphprune.passes.protocol.Context`."""
         if amount not in self._samples:
             with self.stage("reading calibration data"):
-                found = calibration_samples(
-                    self.dense, self.recipe.calibration, self.seed, amount, self.progress
-                )
+                found = self._read(amount)
             if amount is not SCORES and not found.own:
                 self._check_dense(found)
             self.note(*found.notes)
@@ -107,18 +106,27 @@ class Run:
             self.making.use(purpose, self._samples[amount])
         return self._samples[amount]
 
+    def _read(self, amount: Amount) -> Samples:
+        def read() -> Samples:
+            wanted = self.recipe.calibration
+            return calibration_samples(self.dense, wanted, self.seed, amount, self.progress)
+
+        # Data to train on may be more than memory holds: each process maps it.
+        return read() if amount is TRAINING else current().first(read)
+
     def _check_dense(self, found: Samples) -> None:
         with self.stage("checking the dense model"):
             try:
-                check_dense(self.dense, found.judging)
+                current().first(lambda: check_dense(self.dense, found.judging))
             except CalibrationError as error:
                 self.unfit = error
                 raise
 
     def prove(self, program: BaseProgram, plan: Plan, slim: Slim | SlimOnnx) -> Certificate:
         """Compare a slim model with the masked one; see `graphprune.passes.protocol.Context`."""
+        wanted = self.recipe.verify
         with self.stage("verifying"):
-            return prove(program, plan, slim, self.recipe.verify, self.seed)
+            return current().first(lambda: prove(program, plan, slim, wanted, self.seed))
 
     def journal(self) -> Progress | None:
         """Where the present pass saves its progress."""

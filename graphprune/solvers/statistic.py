@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -67,6 +67,15 @@ class Norms:
         self.squares += other.squares.to(self.device)
         self.tokens += other.tokens
 
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up, by name."""
+        return {"tokens": torch.tensor(self.tokens), "sums": self.sums, "squares": self.squares}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from other sums, those of all processes for instance."""
+        self.tokens = int(totals["tokens"])
+        self.sums, self.squares = totals["sums"], totals["squares"]
+
     @property
     def silent(self) -> bool:
         """No token came, or all of them were zero: there is nothing to weigh with."""
@@ -92,29 +101,52 @@ class Norms:
 class SecondMoment:
     """H = sum of x xᵀ over the tokens: the Hessian of a linear layer's squared output error.
 
-    `products` and `tokens` are plain sums: processes may all-reduce them.
+    What calls of `add` bring is summed in float64 and rounded once, when somebody looks: the order
+    of samples, and how processes share them, then make no difference (but for one number in some
+    hundred millions, by its last bit). In float32 they would, and a mask tips at less.
 
     Attributes:
         features: width of the layer's input.
         device: where the sums are held.
         dtype: float32 or float64, of the products.
         tokens: vectors seen.
-        products: [features, features], sum of x xᵀ, of which only the lower triangle counts.
     """
 
     features: int
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     tokens: int = field(default=0, init=False)
-    products: Tensor = field(init=False)
+    _sum: Tensor | None = field(default=None, init=False, repr=False)
+    _rounded: Tensor | None = field(default=None, init=False, repr=False)
     _derived: dict[object, object] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in (torch.float32, torch.float64):
             raise CalibrationError(f"a second moment can't be summed in {self.dtype}")
-        self.products = torch.zeros(
-            self.features, self.features, dtype=self.dtype, device=self.device
-        )
+
+    @property
+    def products(self) -> Tensor:
+        """[features, features], sum of x xᵀ, of which only the lower triangle counts."""
+        if self._rounded is None:
+            self._rounded = self._wide().to(self.dtype)
+            self._sum = None  # not two of the largest tensors there are
+        return self._rounded
+
+    @products.setter
+    def products(self, products: Tensor) -> None:
+        self._sum, self._rounded = None, products
+        self._derived.clear()
+
+    def _wide(self) -> Tensor:
+        """The sum as it goes on, in float64."""
+        if self._sum is None:
+            size = (self.features, self.features)
+            self._sum = (
+                torch.zeros(size, dtype=torch.float64, device=self.device)
+                if self._rounded is None
+                else self._rounded.double()
+            )
+        return self._sum
 
     def add(self, x: Tensor, where: str = "") -> None:
         """Count the vectors of x; see `Norms.add`."""
@@ -124,16 +156,31 @@ class SecondMoment:
             _check(x, self.dtype, where)
         rows = rows.to(self.device)
         with exact():
-            add_lower(self.products, rows, rows)
+            add_lower(self._begun(), rows, rows)
         self.tokens += rows.shape[0]
-        self._derived.clear()
 
     def merge(self, other: Self) -> None:
         """Count what `other` has counted, of another process for instance."""
         _same(self.features, other.features)
-        self.products += other.products.to(self.products)
+        theirs = other.products if other._sum is None else other._sum
+        self._begun().add_(theirs.to(self.device))
         self.tokens += other.tokens
+
+    def _begun(self) -> Tensor:
+        """The sum, about to change."""
+        wide, self._rounded = self._wide(), None
         self._derived.clear()
+        return wide
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up; see `Norms.totals`."""
+        return {"tokens": torch.tensor(self.tokens), "products": self._wide()}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from other sums; see `Norms.take`."""
+        self.products = totals["products"]
+        self._sum, self._rounded = self._rounded, None
+        self.tokens = int(totals["tokens"])
 
     @property
     def silent(self) -> bool:
@@ -165,7 +212,7 @@ class Moments(SecondMoment):
     """A second moment with the sum of x, for what works about the mean.
 
     Attributes:
-        sums: [features], float64, sum of x; processes may all-reduce it.
+        sums: [features], float64, sum of x.
     """
 
     sums: Tensor = field(init=False)
@@ -184,6 +231,15 @@ class Moments(SecondMoment):
         """Count what `other` has counted, of another process for instance."""
         super().merge(other)
         self.sums += other.sums.to(self.device)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up; see `Norms.totals`."""
+        return {**super().totals(), "sums": self.sums}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from other sums; see `Norms.take`."""
+        super().take(totals)
+        self.sums = totals["sums"]
 
     @property
     def means(self) -> Tensor:
@@ -212,7 +268,7 @@ def add_lower(sums: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ right, which is symmetric, to the lower triangle of `sums` (and to some of above).
 
     Args:
-        sums: [features, features].
+        sums: [features, features], in the type of the rows or a wider one.
         left: [tokens, features].
         right: [tokens, features].
     """
@@ -220,7 +276,10 @@ def add_lower(sums: Tensor, left: Tensor, right: Tensor) -> None:
     end = 0
     for part, x in zip(torch.split(sums, strip), torch.split(left, strip, 1), strict=True):
         end += len(part)
-        part[:, :end].addmm_(x.T, right[:, :end])
+        if part.dtype == x.dtype:
+            part[:, :end].addmm_(x.T, right[:, :end])
+        else:
+            part[:, :end] += x.T @ right[:, :end]
 
 
 def mirrored(lower: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from graphprune.calibration.tokens import text_windows
 from graphprune.streaming.core.cache import Held
 from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.layout import Bank, Convolution, Experts, Layout, Matrix
-from graphprune.streaming.core.observer import Observer
+from graphprune.streaming.core.observer import Additive, Observer
 from graphprune.streaming.core.sites import Group, Site, Sites
-from graphprune.streaming.core.treatment import Step, Treatment
+from graphprune.streaming.core.treatment import Separable, Step, Treatment
 from graphprune.streaming.core.weights import TreatedWeights
 from graphprune.streaming.programs import (
     apply_weights,
@@ -26,6 +26,7 @@ from graphprune.streaming.programs import (
 )
 
 __all__ = [
+    "Additive",
     "Bank",
     "Batch",
     "Convolution",
@@ -35,6 +36,7 @@ __all__ = [
     "Layout",
     "Matrix",
     "Observer",
+    "Separable",
     "Site",
     "Sites",
     "State",

@@ -16,11 +16,11 @@ from graphprune.plan.plan import Selection
 from graphprune.streaming.core.adapter import GraphAdapter, Options
 from graphprune.streaming.core.cache import Held
 from graphprune.streaming.core.checkpoint import State
-from graphprune.streaming.core.run import Run
 from graphprune.streaming.core.sites import Site, Sites
-from graphprune.streaming.core.treatment import Step, Treatment
+from graphprune.streaming.core.treatment import Separable, Step, Treatment
 from graphprune.streaming.core.weights import TreatedWeights
 from graphprune.streaming.onnx.adapter import OnnxAdapter
+from graphprune.streaming.run import Run
 from graphprune.streaming.torch.adapter import TorchAdapter
 
 Some = TypeVar("Some", bound=BaseProgram)
@@ -83,7 +83,7 @@ def stream(
     program: BaseProgram,
     sites: Sites,
     batches: Sequence[Batch],
-    treatment: Treatment,
+    treatment: Treatment | Separable,
     *,
     dtype: torch.dtype = torch.float32,
     held: torch.dtype | Held | None = None,

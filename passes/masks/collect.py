@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 from torch import Tensor
 
 from graphprune.solvers import Norms, SecondMoment, Statistic
 from graphprune.streaming import Observer
+
+Some = TypeVar("Some", bound=Statistic)
 
 
 @dataclass
@@ -42,6 +44,31 @@ class Collector:
         self.statistic.add(x, self.where)
         if self.moment is not None:
             self.moment.add(x, self.where)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up; see `graphprune.streaming.Additive`."""
+        kinds = {"statistic": self.statistic, "moment": self.moment}
+        return {
+            f"{kind}.{name}": one
+            for kind, statistic in kinds.items()
+            if statistic is not None
+            for name, one in statistic.totals().items()
+        }
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+        self.statistic = summed(self.kind, totals, "statistic.")
+        if any(name.startswith("moment.") for name in totals):
+            self.moment = summed(SecondMoment, totals, "moment.")
+
+
+def summed(kind: type[Some], totals: Mapping[str, Tensor], prefix: str) -> Some:
+    """A statistic of sums, by their names after a prefix."""
+    own = {n.removeprefix(prefix): one for n, one in totals.items() if n.startswith(prefix)}
+    first = next(one for one in own.values() if one.dim())
+    statistic = kind(first.shape[-1], first.device)
+    statistic.take(own)
+    return statistic
 
 
 def collected(observers: Sequence[Observer]) -> list[Statistic | None]:

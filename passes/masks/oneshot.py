@@ -25,7 +25,7 @@ from graphprune.passes.masks.allocations import (
     Uniform,
     whole_shares,
 )
-from graphprune.passes.masks.collect import Collector, collected
+from graphprune.passes.masks.collect import Collector
 from graphprune.passes.masks.reordering import reordered
 from graphprune.passes.masks.ria import RIA
 from graphprune.passes.masks.sparse import Layer, Sparse
@@ -48,6 +48,7 @@ from graphprune.streaming import (
     Group,
     Held,
     Observer,
+    Separable,
     Sites,
     State,
     Step,
@@ -116,7 +117,7 @@ def sparsify(
     _check_patterns(pattern, sites)
     data = batches(program, samples)
 
-    def run(treatment: Treatment, saved: State | None = None) -> Mapping[str, Tensor]:
+    def run(treatment: Treatment | Separable, saved: State | None = None) -> Mapping[str, Tensor]:
         along = reference and isinstance(treatment, _OneShot)
         return stream(
             program, sites, data, treatment, held=held, reference=along, progress=progress,
@@ -167,15 +168,52 @@ class _OneShot:
             return gathered(group, part, 2, streams=True)
         return Collector(statistic_of(self.solver), f"{group.name}, part {part}", self.errors)
 
-    def treat(
-        self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
-    ) -> Iterable[tuple[str, Tensor]]:
-        if self.reference:
-            seen: Sequence[Statistic | None] = [cast("Gathered", one).moment for one in observers]
+    def solve(
+        self, group: Group, name: str, part: int, matrix: Tensor, observer: Observer
+    ) -> _Part:
+        """Prune one part of a weight; see `graphprune.streaming.Separable`."""
+        pattern = self.choice(name, part, matrix)
+        asked = _target(pattern)
+        if self.keep_zeros:
+            pattern = _preserving(pattern, matrix)
+        seen: Statistic | None
+        if isinstance(observer, Gathered):
+            seen = observer.moment
+            fits = observer.fits(name, matrix.shape[1], centred=False)
+            better = closed(matrix, fits, self.closing)
+            matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
         else:
-            seen = collected(observers)
-        for name in group.parameters:
-            yield name, self._solved(group, name, seen, weights[name], observers)
+            seen = cast("Collector", observer).statistic
+        given = SecondMoment(matrix.shape[1]) if seen is None else seen
+        with _naming(name):
+            solved = self.solver.solve(matrix, given, pattern)
+        if solved.permutation is not None and isinstance(pattern, NM):
+            raise _permuted(name)
+        error = solved.error
+        moment = observer.moment if isinstance(observer, Collector) else None
+        if moment is not None and not moment.silent:
+            error = relative_error(matrix, solved.weight, moment)
+        removed = solved.mask.numel() - true_count(solved.mask)
+        notes = (*solved.notes, *_few(given, solved))
+        return _Part(solved.weight, removed, error, notes, asked)
+
+    def assemble(self, group: Group, name: str, weight: Tensor, solved: Sequence[_Part]) -> Tensor:
+        """Put a weight together, and note what became of it."""
+        errors = [s.error for s in solved if s.error is not None]
+        stacked = torch.stack([s.weight for s in solved])
+        new = group.layout(name).restored(stacked, weight.shape)
+        self.layers.append(
+            Layer(
+                name,
+                weight.numel(),
+                sum(s.removed for s in solved),
+                sum(errors) / len(errors) if errors else None,
+                tuple(_counted(note for s in solved for note in s.notes)),
+                zeros=_zeros(new),
+                target=sum(s.target for s in solved) / len(solved),
+            )
+        )
+        return new
 
     def record(self, group: Group) -> Any:
         """What the report says of a group, for a run that goes on after an interruption."""
@@ -185,52 +223,24 @@ class _OneShot:
         """Take it up again."""
         self.layers += [Layer(**{**entry, "notes": tuple(entry["notes"])}) for entry in record]
 
-    def _solved(
-        self,
-        group: Group,
-        name: str,
-        statistics: Sequence[Statistic | None],
-        weight: Tensor,
-        observers: Sequence[Observer],
-    ) -> Tensor:
-        layout = group.layout(name)
-        matrices = layout.matrices(weight)
-        found, asked = [], 0.0
-        for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            pattern = self.choice(name, part, matrix)
-            asked += _target(pattern)
-            if self.keep_zeros:
-                pattern = _preserving(pattern, matrix)
-            observer = observers[part]
-            if isinstance(observer, Gathered):
-                fits = observer.fits(name, matrix.shape[1], centred=False)
-                better = closed(matrix, fits, self.closing)
-                matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
-            given = SecondMoment(matrix.shape[1]) if seen is None else seen
-            with _naming(name):
-                solved = self.solver.solve(matrix, given, pattern)
-            if solved.permutation is not None and isinstance(pattern, NM):
-                raise _permuted(name)
-            error = solved.error
-            moment = observer.moment if isinstance(observer, Collector) else None
-            if moment is not None and not moment.silent:
-                error = relative_error(matrix, solved.weight, moment)
-            notes = (*solved.notes, *_few(given, solved))
-            found.append(replace(solved, notes=notes, error=error))
-        errors = [s.error for s in found if s.error is not None]
-        new = layout.restored(torch.stack([s.weight for s in found]), weight.shape)
-        self.layers.append(
-            Layer(
-                name,
-                weight.numel(),
-                sum(s.mask.numel() - true_count(s.mask) for s in found),
-                sum(errors) / len(errors) if errors else None,
-                tuple(_counted(note for s in found for note in s.notes)),
-                zeros=_zeros(new),
-                target=asked / len(found),
-            )
-        )
-        return new
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What became of one part of a weight.
+
+    Attributes:
+        weight: [out, in], with zeros.
+        removed: how many weights the mask removes.
+        error: see `graphprune.solvers.Solved`.
+        notes: what was unusual.
+        target: the sparsity that was asked for.
+    """
+
+    weight: Tensor
+    removed: int
+    error: float | None
+    notes: tuple[str, ...]
+    target: float
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from graphprune.passes.match.sides import Side, Trained, pieces_of, sizes_of
 from graphprune.passes.match.train import Lesson, Training
 from graphprune.passes.match.zeros import check_masks, check_zeros
 from graphprune.plan.plan import Plan
+from graphprune.ranks.group import current
 from graphprune.streaming import Group, State, Step, TreatedWeights, apply_weights, batches
 from graphprune.streaming.identity import identity
 
@@ -85,7 +86,15 @@ def match(
             hint="give at least two samples: better some dozens",
         )
     check_masks(student, masks or {})
-    return _Run(teacher, student, plan, masks or {}, data, options, dtype, state).blocks(progress)
+
+    def learn() -> tuple[dict[str, Tensor], tuple[MatchedBlock, ...], Mapping[str, str]]:
+        run = _Run(teacher, student, plan, masks or {}, data, options, dtype, state)
+        blocks = run.blocks(progress)
+        return {name: run.new[name] for name in run.new}, blocks, run.skipped
+
+    # Blocks are trained sample by sample: one process does it, and tells the others.
+    new, blocks, skipped = current().first(learn)
+    return Matched(apply_weights(student, new), blocks, skipped)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ class _Run:
             settings = {"dtype": str(dtype), "student": weights_digest(student)}
             self.done = self.state.begin(teacher, self.groups, data, settings)
 
-    def blocks(self, progress: Callable[[Step], None] | None) -> Matched:
+    def blocks(self, progress: Callable[[Step], None] | None) -> tuple[MatchedBlock, ...]:
         """Go through all blocks."""
         judging = self.options.judges(len(self.data))
         found: list[MatchedBlock] = []
@@ -184,7 +193,7 @@ class _Run:
                 progress(self._step(group, restored, block, left))
         if self.state is not None:
             self.state.finish()
-        return self._result(found)
+        return tuple(found)
 
     def _parts(self, pairs: Sequence[Pair]) -> list[_Part]:
         """The blocks in the order in which they run; those that overlap with one are left out."""
@@ -293,10 +302,6 @@ class _Run:
             block,
             left,
         )
-
-    def _result(self, found: Sequence[MatchedBlock]) -> Matched:
-        program = apply_weights(self.program, self.new)
-        return Matched(program, tuple(found), self.skipped)
 
 
 def _digest(masks: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +74,21 @@ class Fluctuation:
         if self._near is None:
             self._near = x.mean(0)
         self._apart.add(x - self._near, where)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up: sums about zero, in float64, since each has another mean."""
+        found = self._apart.totals()
+        if self._near is None:
+            return found
+        near = self._near.to(found["sums"])
+        sums = found["sums"] + self._apart.tokens * near
+        squares = found["squares"] + near * (found["sums"] + sums)
+        return {**found, "sums": sums, "squares": squares}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+        self._apart.take(totals)
+        self._near = torch.zeros_like(totals["sums"])
 
     @property
     def variances(self) -> Tensor:

@@ -25,6 +25,7 @@ from graphprune.passes.shared.score import Inputs
 from graphprune.passes.shared.similarity import only_blocks
 from graphprune.plan.kept import Units
 from graphprune.plan.units import FloatArray
+from graphprune.ranks.group import current
 from graphprune.streaming.core.sites import Sites
 from graphprune.streaming.torch.runner import Values
 
@@ -194,8 +195,10 @@ def losses_without(
     model = _Suffixes(program, gone, candidates, sites)
     windows = sum(count for _, count in data)
     total = {b.index: 0.0 for b in candidates}
-    with torch.no_grad():
-        for batch, count in data:
+    ranks = current()
+
+    def run() -> None:
+        for batch, count in (data[n] for n in ranks.share([count for _, count in data])):
             model.forget()
             for block in candidates:
                 model.skip(block)
@@ -210,7 +213,11 @@ def losses_without(
                     )
                 value = float(loss)
                 total[block.index] += value * count / windows if math.isfinite(value) else math.inf
-    return total
+
+    with torch.no_grad():
+        ranks.agree(run)
+    sums = ranks.add(torch.tensor(list(total.values()), dtype=torch.float64))
+    return dict(zip(total, sums.tolist(), strict=True))
 
 
 class _Suffixes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,3 +69,11 @@ class SquaredMeans:
         """Count the tokens ``[tokens, features]`` of a sample."""
         del where
         self.total += x.abs().mean(0, dtype=torch.float64).square().to(self.total)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up."""
+        return {"total": self.total}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+        self.total = totals["total"]

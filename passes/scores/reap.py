@@ -20,6 +20,7 @@ from graphprune.ir.torch.program import Program
 from graphprune.passes.shared.forward import samples_of, show_all, sites_of, traced_program
 from graphprune.passes.shared.score import Inputs
 from graphprune.plan.units import FloatArray, pair_sums, unit_sums
+from graphprune.ranks.group import current
 from graphprune.streaming.core.layout import Experts
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Site
@@ -139,6 +140,8 @@ def _means(
 
     wanted = {v for p in places for v in (p.site.chosen, p.site.reads, p.weighted) if v}
     show_all(program, wanted, samples, see, seen.clear)
+    total = {name: current().add(own) for name, own in total.items()}
+    tokens = {name: current().add(own) for name, own in tokens.items()}
     for place in places:
         idle = np.flatnonzero(tokens[place.weighted].numpy() == 0).tolist()
         if idle:

@@ -34,6 +34,12 @@ class Statistic(Protocol):
     def add(self, x: Tensor, where: str = "") -> None:
         """Count rows ``[tokens, columns]``, all of one batch; `where` is for messages."""
 
+    def totals(self) -> dict[str, Tensor]:
+        """What processes that share the samples add up, by name: tensors of so many columns."""
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+
 
 S = TypeVar("S", bound=Statistic)
 
@@ -159,6 +165,16 @@ class _Watch(Generic[S]):
         if self.statistic is None:
             self.statistic = self.make(x.shape[-1])
         self.statistic.add(x, self.where)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up; see `graphprune.streaming.Additive`."""
+        return {} if self.statistic is None else self.statistic.totals()
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+        if self.statistic is None:
+            self.statistic = self.make(max(one.shape[-1] for one in totals.values() if one.dim()))
+        self.statistic.take(totals)
 
 
 @dataclass(eq=False)

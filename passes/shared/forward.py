@@ -14,6 +14,7 @@ from graphprune.calibration.batches import Batch, batches
 from graphprune.errors import PlanError
 from graphprune.ir.torch.interpreter import flat_inputs
 from graphprune.ir.torch.program import Program, is_traced
+from graphprune.ranks.group import current
 from graphprune.streaming.core.layout import Matrix
 from graphprune.streaming.core.padding import Padding
 from graphprune.streaming.core.sites import Site, Sites
@@ -204,10 +205,19 @@ def show_all(
     see: Callable[[str, Tensor, Batch], None],
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run all samples, and show the values named `wanted`; `after` is called after each batch."""
+    """Run samples, and show the values named `wanted`; `after` is called after each batch.
+
+    Processes that share a run show each the values of its own samples: what is made of them has to
+    be added up.
+    """
     forward = Forward(program, Route(program, sites_of(program), wanted))
-    with torch.no_grad():
-        for batch in samples:
+    ranks = current()
+
+    def run() -> None:
+        for batch in (samples[n] for n in ranks.share([one.count for one in samples])):
             leaves = flat_inputs(program.exported, (batch.args, batch.kwargs))
             forward.show(leaves, lambda node, value, b=batch: see(node.name, value, b))  # type: ignore[misc]
             after()
+
+    with torch.no_grad():
+        ranks.agree(run)

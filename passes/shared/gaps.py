@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,32 +19,28 @@ from graphprune.streaming import Group
 class GapSums:
     """Sums over tokens of what a weight reads and of its gap, each token with its weight.
 
+    All are in float64, in which the order of samples makes no difference.
+
     Attributes:
         inputs: [in, in], sum of w x xᵀ of what it reads, of which only the lower triangle counts.
-        means: [in], float64, sum of w x.
+        means: [in], sum of w x.
         products: [out, in], sum of w g xᵀ.
-        gaps: [out], float64, sum of w g.
-        squares: sum of w |g|².
-        total: sum of w.
+        gaps: [out], sum of w g.
+        scalars: [2], sums of w |g|² and of w.
     """
 
     inputs: Tensor
     means: Tensor
     products: Tensor
     gaps: Tensor
-    squares: float = 0.0
-    total: float = 0.0
+    scalars: Tensor
 
     @classmethod
     def zero(cls, x: Tensor, missing: Tensor) -> GapSums:
         """Nothing yet, for rows like these."""
         width, outputs = x.shape[1], missing.shape[1]
-        return cls(
-            x.new_zeros(width, width),
-            x.new_zeros(width, dtype=torch.float64),
-            x.new_zeros(outputs, width),
-            x.new_zeros(outputs, dtype=torch.float64),
-        )
+        sizes = ((width, width), (width,), (outputs, width), (outputs,), (2,))
+        return cls(*(x.new_zeros(size, dtype=torch.float64) for size in sizes))
 
     def add(self, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
         """Count rows; see `weights`."""
@@ -52,21 +48,19 @@ class GapSums:
         heavy = x * counts
         add_lower(self.inputs, heavy, x)
         self.means += heavy.sum(0, dtype=torch.float64)
-        self.products.addmm_(missing.T, heavy)
+        self.products += missing.T @ heavy
         self.gaps += (missing * counts).sum(0, dtype=torch.float64)
-        self.squares += float((missing.square() * counts).sum(dtype=torch.float64))
-        self.total += float(counts.sum(dtype=torch.float64))
+        self.scalars[0] += (missing.square() * counts).sum(dtype=torch.float64)
+        self.scalars[1] += counts.sum(dtype=torch.float64)
 
     def plus(self, other: GapSums) -> GapSums:
         """Both together."""
-        return GapSums(
-            self.inputs + other.inputs,
-            self.means + other.means,
-            self.products + other.products,
-            self.gaps + other.gaps,
-            self.squares + other.squares,
-            self.total + other.total,
-        )
+        ours, theirs = self.totals(), other.totals()
+        return GapSums(**{name: ours[name] + theirs[name] for name in ours})
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up, by name."""
+        return dict(vars(self))
 
 
 def weights(stream: Tensor) -> Tensor:
@@ -116,6 +110,32 @@ class Sums:
         total.gaps = {name: one.plus(other.gaps[name]) for name, one in self.gaps.items()}
         return total
 
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up, by name."""
+        if self.moment is None:
+            return {}
+        found = {f"moment.{name}": one for name, one in self.moment.totals().items()}
+        for parameter, sums in self.gaps.items():
+            found |= {f"gap.{name}.{parameter}": one for name, one in sums.totals().items()}
+        return found
+
+    @classmethod
+    def of(cls, totals: Mapping[str, Tensor]) -> Sums:
+        """From what `totals` gives."""
+        if not totals:
+            return cls()
+        own: dict[str, Tensor] = {}
+        gaps: dict[str, dict[str, Tensor]] = {}
+        for key, one in totals.items():
+            kind, name, *rest = key.split(".", 2)
+            if kind == "moment":
+                own[name] = one
+            else:
+                gaps.setdefault(rest[0], {})[name] = one
+        moment = Moments(len(own["sums"]), own["sums"].device)
+        moment.take(own)
+        return cls(moment, {name: GapSums(**sums) for name, sums in gaps.items()})
+
 
 @dataclass(eq=False)
 class Gathered:
@@ -123,8 +143,9 @@ class Gathered:
 
     Attributes:
         where: the group and the part, for messages.
-        halves: samples go to them in turns.
+        halves: batches go to them in turns.
         streams: whether only gaps of residual streams are of interest.
+        turn: number of the present batch.
         checks: see `graphprune.streaming.core.observer.Checking`.
     """
 
@@ -135,9 +156,12 @@ class Gathered:
     streams: bool = False
     turn: int = 0
 
+    def begin(self, batch: int) -> None:
+        """What comes next is of this batch."""
+        self.turn = batch + 1
+
     def add(self, x: Tensor) -> None:
         """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
-        self.turn += 1
         self.halves[self.turn % len(self.halves)].add(x, self.where)
 
     def wants_gap(self, parameter: str, in_stream: bool) -> bool:
@@ -147,6 +171,19 @@ class Gathered:
     def gap(self, parameter: str, x: Tensor, missing: Tensor, stream: Tensor | None) -> None:
         """See what a weight's output lacks."""
         self.halves[self.turn % len(self.halves)].add_gap(parameter, x, missing, stream)
+
+    def totals(self) -> dict[str, Tensor]:
+        """What processes add up; see `graphprune.streaming.core.observer.Additive`."""
+        halves = enumerate(self.halves)
+        return {f"{n}.{key}": one for n, half in halves for key, one in half.totals().items()}
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+        own: list[dict[str, Tensor]] = [{} for _ in self.halves]
+        for key, one in totals.items():
+            half, _, name = key.partition(".")
+            own[int(half)][name] = one
+        self.halves = tuple(map(Sums.of, own))
 
     @property
     def moment(self) -> Moments | None:
@@ -183,11 +220,12 @@ class Gap:
     @classmethod
     def of(cls, sums: GapSums, centred: bool) -> Gap:
         """From sums, about the mean if `centred`."""
-        total = sums.total or 1.0
+        square, total = sums.scalars.tolist()
+        total = total or 1.0
         mean, gap = sums.means / total, sums.gaps / total
-        hessian = mirrored(sums.inputs.double()).div_(total)
-        cross = sums.products.double() / total
-        square = sums.squares / total
+        hessian = mirrored(sums.inputs).div_(total)
+        cross = sums.products / total
+        square /= total
         if centred:
             hessian -= torch.outer(mean, mean)
             hessian.diagonal().clamp_(min=0)

@@ -2,6 +2,8 @@
 
 The gradients of all parameters together are as large as the model. A score that can use them one
 by one, as the backward pass makes them, never holds more than one.
+
+Processes that share a run take each its own batches; what they make of these is added up.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from graphprune.ir.torch.program import Program, is_traced
 from graphprune.passes.shared.reduce import Salience
 from graphprune.passes.shared.score import Inputs, Loss, Sums, checked_marginals
 from graphprune.plan.units import FloatArray
+from graphprune.ranks.group import current
 
 Batch: TypeAlias = tuple[Any, int]
 """What a loss understands, and the number of samples in it."""
@@ -75,7 +78,8 @@ def backward(
     """Run every batch forward and backward, and hand over each gradient when it is complete.
 
     What `take` doesn't keep is freed before the next gradient is made. Neither the program nor its
-    module is changed: the graph runs on the program's own tensors.
+    module is changed: the graph runs on the program's own tensors. Of several processes each runs
+    its own batches only; shares are of the samples of all.
 
     Args:
         program: the program.
@@ -95,6 +99,8 @@ def backward(
     if not leaves:
         return
     samples = sum(count for _, count in batches)
+    ranks = current()
+    own = [batches[n] for n in ranks.share([count for _, count in batches])]
     share = 0.0
 
     def model(*args: Any, **kwargs: Any) -> Any:
@@ -108,13 +114,18 @@ def backward(
     for name, leaf in leaves.items():
         hook = partial(hand_over, name)
         leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    for batch, count in batches:
-        share = count / samples
-        with alone():  # a module, which another thread's trace would listen to
-            with torch.enable_grad():
-                value = loss(model, batch) if loss else next_token_loss(program, model, batch)
-            _check_loss(value)
-            torch.autograd.backward(value, inputs=list(leaves.values()))
+
+    def run() -> None:
+        nonlocal share
+        for batch, count in own:
+            share = count / samples
+            with alone():  # a module, which another thread's trace would listen to
+                with torch.enable_grad():
+                    value = loss(model, batch) if loss else next_token_loss(program, model, batch)
+                _check_loss(value)
+                torch.autograd.backward(value, inputs=list(leaves.values()))
+
+    ranks.agree(run)
 
 
 def mean_gradients(
@@ -141,7 +152,7 @@ def mean_gradients(
         _accumulate(total, name, widened(gradient), share)
 
     backward(program, names, batches, loss, take)
-    return total
+    return _of_all(program, total)
 
 
 def moments(
@@ -170,7 +181,7 @@ def moments(
         _accumulate(mean, name, wide, share)
 
     backward(program, names, samples, loss, take)
-    return mean, square
+    return _of_all(program, mean), _of_all(program, square)
 
 
 def summed(
@@ -207,6 +218,10 @@ def summed(
             total[name][dim] += share * sums
 
     backward(program, list(dims), batches, loss, take)
+    ranks = current()
+    for found in total.values():
+        for dim, sums in found.items():
+            found[dim] = ranks.add(torch.from_numpy(sums)).numpy()
     return {name: sums for name, sums in total.items()}
 
 
@@ -244,6 +259,21 @@ def next_token_loss(program: Program, model: Callable[..., Any], tokens: Any) ->
         )
     scores = logits[:, :-1].flatten(0, 1).float()
     return torch.nn.functional.cross_entropy(scores, tokens[:, 1:].flatten().to(scores.device))
+
+
+def _of_all(program: Program, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sums over all processes, of which some may have no gradient of a parameter."""
+    ranks = current()
+    if ranks.world == 1:
+        return own
+    known = set[str]().union(*ranks.agree(lambda: set(own)))
+    total: dict[str, torch.Tensor] = {}
+    for name in sorted(known):  # in one order everywhere
+        part = own.pop(name, None)
+        if part is None:
+            part = torch.zeros_like(widened(program.weights[name].detach()))
+        total[name] = ranks.add(part)
+    return total
 
 
 def _accumulate(

@@ -16,6 +16,7 @@ from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
 from graphprune.ir.torch.program import Program
 from graphprune.passes.shared.forward import Tokens, show_all
+from graphprune.ranks.group import current
 
 Pair: TypeAlias = tuple[str, str]
 
@@ -78,9 +79,12 @@ def mean_over_tokens(
         left.update(uses - left)
 
     show_all(program, {*uses, *ending}, samples, see, again)
-    if any(not n for n in count.values()) or len(count) < sum(map(len, ending.values())):
+    found = [(first, last) for last, firsts in ending.items() for first in firsts]
+    own = torch.tensor([[total[pair], count[pair]] for pair in found], dtype=torch.float64)
+    sums = current().add(own).tolist()
+    if any(not tokens for _, tokens in sums):
         raise PlanError("there is no token in the calibration data that is no padding")
-    return {pair: total[pair] / count[pair] for pair in count}
+    return {pair: angle / tokens for pair, (angle, tokens) in zip(found, sums, strict=True)}
 
 
 def feature_dims(program: BaseProgram, structures: Iterable[Structure]) -> dict[str, int]:

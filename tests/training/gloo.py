@@ -16,13 +16,14 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training.workers"])
+CONTEXT.set_forkserver_preload(["training.workers", "ranks.workers"])
 
 
-def together(work, folder: Path, *args, world: int = 2) -> None:
+def together(work, folder: Path, *args, world: int = 2, ends=None, patience=300) -> None:
     """Call ``work(folder, *args)`` in processes that speak over gloo; fail with what one said.
 
-    `work` is a function of a module, which processes can import.
+    `work` is a function of a module, which processes can import; `ends` are the codes that the
+    processes end with, if not all with 0; `patience` is how many seconds they may take.
     """
     _serve()
     everyone = [
@@ -32,13 +33,13 @@ def together(work, folder: Path, *args, world: int = 2) -> None:
     for process in everyone:
         process.start()
     for process in everyone:
-        process.join(120)
+        process.join(patience)
     said = "\n".join(f.read_text() for f in sorted(folder.glob("error-*")))
     for process in everyone:
         if process.is_alive():
             process.kill()
     assert not said, said
-    assert [p.exitcode for p in everyone] == [0] * world
+    assert [p.exitcode for p in everyone] == (ends or [0] * world)
 
 
 def alone(work, *args) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,6 +31,29 @@ class Checking(Protocol):
 
     def add(self, x: Tensor) -> None:
         """See rows ``[tokens, features]`` in the dtype of the run. Never called without tokens."""
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """An observer whose statistic is a sum over rows, so that processes can share the samples."""
+
+    def totals(self) -> dict[str, Tensor]:
+        """What it has summed up so far, by name; nothing before the first rows.
+
+        Names and shapes don't depend on the rows. In float64 the result doesn't depend on how many
+        processes there are.
+        """
+
+    def take(self, totals: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of all processes."""
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """An observer that wants to know which batch rows are of."""
+
+    def begin(self, batch: int) -> None:
+        """What comes next is of the batch of this number, among those of all processes."""
 
 
 @runtime_checkable

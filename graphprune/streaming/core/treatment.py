@@ -23,8 +23,38 @@ class Recording(Protocol):
         """Take up a decision of an interrupted run."""
 
 
+@runtime_checkable
+class Separable(Protocol):
+    """A treatment that solves every part of every weight by itself: processes share the work."""
+
+    def observer(self, group: Group, part: int) -> Observer:
+        """See `Treatment.observer`."""
+
+    def solve(self, group: Group, name: str, part: int, matrix: Tensor, observer: Observer) -> Any:
+        """Solve one part of a weight.
+
+        Args:
+            group: see `Treatment.treat`.
+            name: the parameter.
+            part: number of the matrix in it.
+            matrix: ``[out, in]``.
+            observer: of the part.
+
+        Returns:
+            What can be pickled; tensors in it are sent as they are.
+        """
+
+    def assemble(self, group: Group, name: str, weight: Tensor, solved: Sequence[Any]) -> Tensor:
+        """The new weight from what `solve` has given for its parts, in order."""
+
+
 class Treatment(Protocol):
-    """What is done to the weights. See also `Recording`."""
+    """What is done to the weights. See also `Recording` and `Separable`.
+
+    Where processes share the samples, one of them asks a `Recording` treatment to `treat` a group,
+    and the others are told what came out. Any other treatment is asked by every process, with the
+    statistics of all samples, and has to do the same on each.
+    """
 
     def observer(self, group: Group, part: int) -> Observer:
         """A new observer for one part of a group: a layer, an expert or a group of channels."""

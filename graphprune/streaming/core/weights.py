@@ -146,6 +146,13 @@ def read_tensor(path: Path, name: str, *, copied: bool = True) -> Tensor:
         raise damaged(path, error) from error
 
 
+def holds(path: Path, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a safetensors file, which another process has written, is here and has these."""
+    if not path.is_file() or set(tensor_names(path)) != weights.keys():
+        return False
+    return all(torch.equal(read_tensor(path, n, copied=False), t) for n, t in weights.items())
+
+
 def tensor_names(path: Path) -> list[str]:
     """The names in a safetensors file.
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from graphprune.errors import TrainingError
+from graphprune.ranks.group import current
 
 _BUCKET = 1 << 24
 """Elements of gradients that are summed in one message."""
@@ -78,6 +79,8 @@ def processes() -> Processes:
         ) from error
     # It looks for a GPU's backend unless it is told that there is none.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    if current().apart:  # what one does for all of a shared run
+        return Processes(state.device)
     return Processes(state.device, state.process_index, state.num_processes)
 
 
