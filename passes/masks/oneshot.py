@@ -206,7 +206,7 @@ class _OneShot:
                 fits = observer.fits(name, matrix.shape[1], centred=False)
                 better = closed(matrix, fits, self.closing)
                 matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
-            given = SecondMoment(matrix.shape[1]) if seen is None else seen
+            given = SecondMoment(matrix.shape[1], matrix.device) if seen is None else seen
             with _naming(name):
                 solved = self.solver.solve(matrix, given, pattern)
             if solved.permutation is not None and isinstance(pattern, NM):

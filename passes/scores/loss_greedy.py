@@ -23,6 +23,7 @@ from graphprune.passes.shared.forward import Forward, Route, sites_of, traced_pr
 from graphprune.passes.shared.gradients import next_token_loss
 from graphprune.passes.shared.score import Inputs
 from graphprune.passes.shared.similarity import only_blocks
+from graphprune.placement import present
 from graphprune.plan.kept import Units
 from graphprune.plan.units import FloatArray
 from graphprune.streaming.core.sites import Sites
@@ -196,6 +197,7 @@ def losses_without(
     total = {b.index: 0.0 for b in candidates}
     with torch.no_grad():
         for batch, count in data:
+            batch = present().bring(batch)
             model.forget()
             for block in candidates:
                 model.skip(block)
@@ -261,7 +263,7 @@ class _Suffixes:
         if not isinstance(returned, fx.Node):
             return returned
         if returned in self.route.weights:
-            return self.runner.stored(self.route.weights[returned])
+            return present().bring(self.runner.stored(self.route.weights[returned]))
         return values[returned]
 
     def _changed(self, block: Block) -> list[fx.Node]:

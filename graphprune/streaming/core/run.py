@@ -52,6 +52,7 @@ class Run:
         self.batches = batches
         self.treatment = treatment
         self.dtype = options.dtype
+        self.placement = options.placement
         self.treated = TreatedWeights(program)
         self.models = adapter.models(sites, batches, self.treated, options)
         self.padding = Padding(program)
@@ -119,7 +120,7 @@ class Run:
     def _treat(self, group: Group) -> None:
         """Have the weights of a group changed, one at a time."""
         names = self._own(group)
-        weights = self.treated.lazily(names)
+        weights = self.treated.lazily(names, self.placement)
         for name, weight in self.treatment.treat(group, self.observers[group.index], weights):
             self.treated.take(names, name, weight)
             del weight
