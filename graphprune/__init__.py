@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from graphprune.passes.masks.oneshot import sparsify
     from graphprune.passes.selection.select import select
     from graphprune.pipeline.compiler import compile
+    from graphprune.placement import on_device
     from graphprune.plan.plan import Plan
     from graphprune.ranks.launch import together
     from graphprune.recipe.recipe import Recipe
@@ -59,6 +60,7 @@ _HOMES = {
     "apply": "graphprune.rewrite.apply",
     "prune": "graphprune.integrations.module",
     "verify": "graphprune.oracle.verify",
+    "on_device": "graphprune.placement",
     "Plan": "graphprune.plan.plan",
     "Program": "graphprune.ir.torch.program",
     "Structure": "graphprune.analysis.structure",
@@ -125,6 +127,7 @@ __all__ = [
     "apply",
     "compile",
     "load",
+    "on_device",
     "prune",
     "runtime",
     "select",

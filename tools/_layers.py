@@ -21,7 +21,7 @@ FOLDERS = {
 LAYERS = (
     "errors", "_version", "options", "registry", "exclusive", "progress",
     "kernels.formats", "kernels.gpu", "kernels",
-    "files", "checkpoints", "ranks",
+    "files", "checkpoints", "ranks", "placement",
     "axes", "ops", "ops.families", "ops.torch", "ops.onnx", "analysis", "plan",
     "ir", "ir.torch", "ir.onnx.shapes", "ir.onnx",
     "frontends.tracing", "frontends.hf", "frontends.pt2", "frontends.onnx", "frontends",

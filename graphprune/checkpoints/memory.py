@@ -1,9 +1,10 @@
-"""Memory of weights that come from files."""
+"""Memory: of weights that come from files, and what there is of it."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def _unchanged(first: int, length: int) -> bool:
     here = (entries & (_PRESENT | _SWAPPED)) != 0
     whole = len(entries) == length // mmap.PAGESIZE
     return whole and bool(((entries & _OF_FILE) != 0)[here].all())
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping; where the system doesn't say, all there are."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,6 +9,8 @@ import typer
 
 from graphprune.cli.console import noted, sharing, telling
 from graphprune.cli.options import (
+    Device,
+    DeviceMemory,
     DryRun,
     FailIf,
     Formats,
@@ -113,6 +115,8 @@ def compile(
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,
+    device: Device = None,
+    memory: DeviceMemory = None,
     fail_if: FailIf = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -150,6 +154,8 @@ def compile(
         "text": text,
         "data": data,
         "seed": seed,
+        "device": device,
+        "memory": memory,
         "fail_if": fail_if,
     }
     flags = goals | options

@@ -50,6 +50,14 @@ Formats = Annotated[
     list[str] | None, typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Where to compute: auto (the default), cpu, cuda, cuda:1, …"),
+]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="BYTES", help="Of the device, at most: 20G; default: all."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
 ]

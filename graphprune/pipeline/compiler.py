@@ -35,10 +35,11 @@ from graphprune.pipeline.driver import (
 )
 from graphprune.pipeline.dry_run import forecast, with_output
 from graphprune.pipeline.finish import finish
-from graphprune.pipeline.opening import open_source, settle
+from graphprune.pipeline.opening import open_source, placed, settle
 from graphprune.pipeline.reporting import first_report
 from graphprune.pipeline.run import Run
 from graphprune.pipeline.sharing import claimed, journaled
+from graphprune.placement import Placement, on_device
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.preflight.checks import check_request
@@ -67,6 +68,8 @@ def compile(
     resume: bool = False,
     example: tuple[Any, ...] | Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    device: str | None = None,
+    memory: int | None = None,
     trust: bool = False,
     allow_unused_weights: bool = False,
 ) -> Report:
@@ -97,6 +100,8 @@ def compile(
             to the same files; begin if there is none.
         example: example inputs of a module: positional, or by keyword.
         weights: a safetensors file with the state dict of a factory's module.
+        device: where to calibrate, overriding the recipe's: ``auto``, ``cpu``, ``cuda:1``.
+        memory: bytes of the device that may be taken, overriding the recipe's.
         trust: whether a checkpoint or a ``.pt2`` file may run code of its own.
         allow_unused_weights: see `graphprune.load`; the report has a note then.
 
@@ -105,13 +110,14 @@ def compile(
         VerifyError: the slim model doesn't equal the masked one; nothing has been written.
     """
     ranks = current()
-    settled = settle(recipe, formats, seed)
+    settled = settle(recipe, formats, seed, device, memory)
     asked = {"dry_run": dry_run, "overwrite": overwrite, "resume": resume, "trust": trust}
 
     def check() -> None:
         check_request(source, settled, output, recipe, example, weights, **asked, progress=progress)
 
     ranks.first(check)
+    placement = Placement.of(settled.device, settled.memory)
     settled = with_formats(settled, source, output)
     reads = read_by(source, recipe, settled, weights)
     if dry_run and output is not None:
@@ -132,7 +138,7 @@ def compile(
         formats = target.formats if target else settled.formats
         ranks.agree(lambda: _check(run, source, formats))
         _settle(run)
-        with journaled(run, source, target, resume):
+        with journaled(run, source, target, resume), on_device(placed(dense, placement, settled)):
             return _run(run, source, target, formats)
 
 

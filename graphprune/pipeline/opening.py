@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, RecipeError
 from graphprune.frontends import load
 from graphprune.frontends.tracing.trace import trace
+from graphprune.placement import Placement
 from graphprune.recipe.recipe import Recipe
 
 
@@ -19,8 +20,10 @@ def settle(
     recipe: Recipe | Mapping[str, object] | str | Path,
     formats: Sequence[str] | None,
     seed: int | None,
+    device: str | None = None,
+    memory: int | None = None,
 ) -> Recipe:
-    """A recipe of any form, with the formats and the seed that an argument says instead.
+    """A recipe of any form, with what an argument says in place of its own entry.
 
     Raises:
         RecipeError: it is none.
@@ -30,9 +33,28 @@ def settle(
     data = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
     if formats is not None:
         data["formats"] = tuple(formats)
-    if seed is not None:
-        data["seed"] = seed
+    for name, value in (("seed", seed), ("device", device), ("memory", memory)):
+        if value is not None:
+            data[name] = value
     return Recipe.parse(data)
+
+
+def placed(program: BaseProgram, placement: Placement, recipe: Recipe) -> Placement:
+    """Where a program is calibrated.
+
+    Raises:
+        RecipeError: the recipe names a device that the program can't be computed on.
+    """
+    if program.format == "torch" or not placement.away:
+        return placement
+    if recipe.device != "auto":
+        raise RecipeError(
+            f"an ONNX model isn't calibrated on {placement}",
+            where="device",
+            why="ONNX Runtime computes its partitions, on the processor",
+            hint="leave device out, or prune the PyTorch model and export it",
+        )
+    return Placement()
 
 
 def open_source(

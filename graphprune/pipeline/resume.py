@@ -163,8 +163,10 @@ def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
     """What an interrupted run must have in common with one that goes on from it.
 
     Whether the model's weights and the samples are the same, `graphprune.streaming.State` looks at.
+    It may go on elsewhere.
     """
-    data = recipe.model_dump(mode="json", exclude={"formats", "verify", "native", "fail_if"})
+    elsewhere = {"formats", "verify", "native", "fail_if", "device", "memory"}
+    data = recipe.model_dump(mode="json", exclude=elsewhere)
     plans = [Plan.load(path).to_json() for path in recipe.plans]
     found: dict[str, Any] = {"source": shown(source), "recipe": data}
     if plans:

@@ -7,6 +7,7 @@ unknown key, role or score is an error that names the nearest valid one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -17,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from graphprune.calibration.sources.section import Calibration
 from graphprune.errors import RecipeError
 from graphprune.files.yaml import read_yaml
-from graphprune.options import Data, bare, listed, one_of
+from graphprune.options import Data, bare, listed, one_of, parse_number
 from graphprune.passes.turn import Round
 from graphprune.quality.conditions import Condition
 from graphprune.recipe.flags import with_flags
@@ -43,6 +44,13 @@ FormatName = Annotated[str, one_of("format", FORMATS)]
 def _switched(value: object) -> object:
     """True as no options, and False as nothing."""
     return {} if value is True else None if value is False else value
+
+
+def _device_name(name: str) -> str:
+    """What may be a device's name; whether it is there is seen later, by torch."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(:[0-9]+)?", name):
+        raise ValueError(f"{name!r} is no device; write auto, cpu, cuda or cuda:1")
+    return name
 
 
 Options = Annotated[dict[str, Any] | None, BeforeValidator(_switched)]
@@ -87,6 +95,10 @@ class Recipe(Goal):
         calibration: Data for what needs it, and text to measure the perplexity on.
         rounds: Number of select-and-apply rounds.
         seed: Of everything random.
+        device: Where weights are calibrated and solved: ``auto`` (CUDA where there is any, or
+            another accelerator that PyTorch finds, else the processor), ``cpu``, ``cuda``,
+            ``cuda:1``.
+        memory: Bytes of that device that may be taken; None for all that are free.
         formats: What to write: ``hf``, ``onnx``, ``onnx-decoder`` (with key-value cache), ``pt2``.
         verify: How the result is checked.
         native: What to do if no native Hugging Face config can hold the plan: ``require`` refuses,
@@ -109,6 +121,8 @@ class Recipe(Goal):
     calibration: Calibration = Calibration()
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    device: Annotated[str, AfterValidator(_device_name)] = "auto"
+    memory: Annotated[int, BeforeValidator(parse_number), Field(ge=1)] | None = None
     formats: Annotated[tuple[FormatName, ...], BeforeValidator(listed), Field(min_length=1)] = (
         "hf",
     )

@@ -67,16 +67,16 @@ class GapClosing:
             [out, k], float64; zero if `too_few`.
         """
         if self.too_few(whole, kept):
-            return torch.zeros(len(whole.cross), len(kept), dtype=torch.float64)
+            return whole.cross.new_zeros(len(whole.cross), len(kept))
         own = [_Ridge(half, kept) for half in halves]
-        losses = torch.zeros(len(self.dampings) + 1, len(whole.cross), dtype=torch.float64)
+        losses = whole.cross.new_zeros(len(self.dampings) + 1, len(whole.cross))
         for seen, unseen in ((0, 1), (1, 0)):
             judge = _Judge(halves[unseen], own[unseen], base[seen], kept)
             for i, damping in enumerate(self.dampings, start=1):
                 losses[i] += judge.loss(own[seen].solve(damping))
         del own
         best = losses.argmin(0)
-        result = torch.zeros(len(whole.cross), len(kept), dtype=torch.float64)
+        result = whole.cross.new_zeros(len(whole.cross), len(kept))
         last = _Ridge(whole, kept)
         for i, damping in enumerate(self.dampings, start=1):
             rows = (best == i).nonzero().squeeze(1)

@@ -176,7 +176,7 @@ class Descent:
         for problem, weight, inverse in zip(
             self.problems, self.weights, self.inverses, strict=True
         ):
-            gone = torch.from_numpy(problem.columns(units))
+            gone = _index(problem.columns(units), inverse)
             if not len(gone):
                 continue
             rows = inverse[gone]  # [g, in]
@@ -194,7 +194,7 @@ class Fit:
 
     def __init__(self, problem: Problem, units: Sequence[int]) -> None:
         self.problem = problem
-        self.kept = torch.from_numpy(problem.left(units))
+        self.kept = _index(problem.left(units), problem.hessian)
         hessian = problem.hessian
         self.factor = _lower(hessian[self.kept][:, self.kept])
         wanted = problem.targets[:, self.kept].T
@@ -205,12 +205,12 @@ class Fit:
         """By how much the error rises if one of the kept units goes."""
         inverse = torch.cholesky_inverse(self.factor)
         weight = torch.linalg.solve_triangular(self.factor.T, self.right, upper=True).T
-        places = {int(c): i for i, c in enumerate(self.kept)}
+        places = {c: i for i, c in enumerate(self.kept.tolist())}
         return _unit_costs(self.problem, weight, inverse, units, places)
 
     def gains(self, units: IntArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """By how much the error falls if one of the removed units comes back."""
-        gone = torch.from_numpy(self.problem.columns(units.tolist()))
+        gone = _index(self.problem.columns(units.tolist()), self.problem.hessian)
         if not len(gone):
             return np.zeros(len(units))
         cross = self.problem.hessian[self.kept][:, gone]
@@ -218,6 +218,11 @@ class Fit:
         rest = self.problem.hessian[gone][:, gone] - half.T @ half
         missing = self.problem.targets[:, gone] - self.right.T @ half
         return _block_quadratics(self.problem, missing, rest, units)
+
+
+def _index(columns: IntArray, like: Tensor) -> Tensor:
+    """Columns as an index, where `like` is."""
+    return torch.from_numpy(columns).to(like.device)
 
 
 def _lower(matrix: Tensor) -> Tensor:
@@ -259,7 +264,7 @@ def _unit_costs(
     columns = problem.columns(units.tolist())
     if places is not None:
         columns = np.array([places[int(c)] for c in columns], dtype=np.int64)
-    chosen = torch.from_numpy(columns)
+    chosen = _index(columns, inverse)
     return _block_quadratics(problem, weight[:, chosen], inverse, units, chosen)
 
 
@@ -279,17 +284,17 @@ def _block_quadratics(
     result = np.zeros(len(units))
     if not widths.any():
         return result
-    place = torch.arange(rows.shape[1]) if chosen is None else chosen
+    place = torch.arange(rows.shape[1], device=rows.device) if chosen is None else chosen
     if widths.max() == 1:
         quotients = rows.square().sum(0) / matrix[place, place].clamp_min(1e-300)
-        result[widths == 1] = quotients.numpy()
+        result[widths == 1] = quotients.cpu().numpy()
         return result
     if (widths == widths[0]).all():
         places = place.view(len(units), -1)
         blocks = matrix[places[:, :, None], places[:, None, :]]  # [units, width, width]
         right = rows.T.reshape(len(units), int(widths[0]), -1)
         half = torch.linalg.solve_triangular(_lower(blocks), right, upper=False)
-        return np.asarray(half.square().sum((1, 2)).numpy())
+        return np.asarray(half.square().sum((1, 2)).cpu().numpy())
     starts = np.concatenate([[0], np.cumsum(widths)])
     for i, width in enumerate(widths.tolist()):
         if width:

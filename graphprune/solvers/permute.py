@@ -56,7 +56,8 @@ def exchange(scores: Tensor, order: Tensor, n: int, m: int) -> Tensor:
             [torch.maximum(nth[:, [g]], coming).sum(0, dtype=torch.float64) for g in range(groups)]
         )
         # What a group keeps apart from the exchanged place is the same for every column.
-        places[:, place] = places[assign(-gain.cpu().numpy()), place]
+        taken = assign(-gain.cpu().numpy()).to(places.device)
+        places[:, place] = places[taken, place]
     result = order.clone()
     result[: groups * m] = places.reshape(-1)
     return result

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_CONVOLUTIONS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+_EXACT = ("ieee", "none")
+
 
 @contextmanager
-def exact() -> Iterator[None]:
+def exact(kinds: Sequence[Any] = _PRODUCTS) -> Iterator[None]:
     """Products of float32 in float32: no TF32 or bf16 inside, whatever the process has set.
 
     Hessians are ill-conditioned; ten bits of mantissa are not enough for their factors.
+
+    Args:
+        kinds: of operators, as `torch.backends` has their settings.
     """
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    before = [(kind, kind.fp32_precision) for kind in kinds]
+    changed = [(kind, value) for kind, value in before if value not in _EXACT]
+    for kind, _ in changed:
+        kind.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for kind, value in changed:
+            kind.fp32_precision = value
+
+
+def exact_everywhere() -> AbstractContextManager[None]:
+    """Convolutions, too, which on CUDA are computed in TF32 unless somebody says otherwise."""
+    return exact((*_PRODUCTS, *_CONVOLUTIONS))
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -10,7 +10,7 @@ pruned = apply_weights(program, new)
 from graphprune.calibration.batches import Batch
 from graphprune.calibration.programs import batches
 from graphprune.calibration.tokens import text_windows
-from graphprune.streaming.core.cache import Held
+from graphprune.placement.waiting import Held
 from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.layout import Bank, Convolution, Experts, Layout, Matrix
 from graphprune.streaming.core.observer import Additive, Observer

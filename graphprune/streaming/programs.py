@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,9 +14,12 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.batches import Batch
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.torch.program import Program
+from graphprune.placement import Placement, on_device, settled
+from graphprune.placement.waiting import Held, Waiting
 from graphprune.plan.plan import Selection
+from graphprune.solvers.precision import exact_everywhere
+from graphprune.streaming.budget import activation_room
 from graphprune.streaming.core.adapter import GraphAdapter, Options
-from graphprune.streaming.core.cache import Held
 from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.sites import Site, Sites
 from graphprune.streaming.core.treatment import Separable, Step, Treatment
@@ -91,6 +96,7 @@ def stream(
     selection: Selection | None = None,
     progress: Callable[[Step], None] | None = None,
     state: State | None = None,
+    device: str | torch.device | Placement | None = None,
 ) -> TreatedWeights:
     """Treat the weights of a program, each with statistics of the samples.
 
@@ -109,17 +115,24 @@ def stream(
             of an ONNX model must have one size then.
         progress: called after each group.
         state: where to save progress, and to go on from; None saves nothing.
+        device: where to compute; see `graphprune.on_device`, which None follows. An ONNX model is
+            computed on the processor, wherever that is.
 
     Returns:
-        The new weights by parameter, in the dtypes of the old ones.
+        The new weights by parameter, in the dtypes and on the devices of the old ones.
 
     Raises:
         PlanError: the samples don't fit the program, an activation or a new weight isn't finite, a
             new weight has another shape, or nothing can run a part of an ONNX model.
         LoadError: `state` belongs to another run.
     """
-    options = Options(dtype, Held.of(held), reference, selection)
-    with torch.no_grad():
+    placement = settled(device) if program.format == "torch" else Placement()
+    folder = None if state is None else Path(state.directory)
+    room = activation_room(program, sites, placement)
+    waiting = Waiting.of(Held.of(held), placement, room, folder)
+    options = Options(dtype, reference, selection, waiting)
+    exactly = exact_everywhere() if placement.away else nullcontext()
+    with torch.no_grad(), exactly, on_device(placement):
         run = Run(program, adapter_for(program), sites, batches, treatment, options, state)
         return run.treat(progress or (lambda step: None))
 

@@ -60,6 +60,7 @@ class Run:
         self.batches = [batches[n] for n in self.numbers]
         self.treatment = treatment
         self.dtype = options.dtype
+        self.placement = options.placement
         self.treated = TreatedWeights(program)
         # A process without samples runs none, but a model is made of some.
         given = self.batches or batches[:1]
@@ -149,7 +150,7 @@ class Run:
     def _treat(self, group: Group, seen: Sequence[Seen]) -> None:
         """Have the weights of a group changed, one at a time."""
         names = self._own(group)
-        weights = self.treated.lazily(names)
+        weights = self.treated.lazily(names, self.placement)
         observers = self.observers[group.index]
         work = Work.dealt(self.ranks, self.treatment, group, self.program.parameters)
         work.add_up(observers, seen)

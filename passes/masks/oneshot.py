@@ -184,7 +184,7 @@ class _OneShot:
             matrix = torch.where(matrix == 0, 0, better) if self.keep_zeros else better
         else:
             seen = cast("Collector", observer).statistic
-        given = SecondMoment(matrix.shape[1]) if seen is None else seen
+        given = SecondMoment(matrix.shape[1], matrix.device) if seen is None else seen
         with _naming(name):
             solved = self.solver.solve(matrix, given, pattern)
         if solved.permutation is not None and isinstance(pattern, NM):

@@ -14,6 +14,7 @@ from graphprune.errors import PlanError
 from graphprune.ir.torch.interpreter import GraphRunner
 from graphprune.ir.torch.liveness import values_read
 from graphprune.ir.torch.randomness import draws
+from graphprune.placement import present
 
 Values = dict[fx.Node, Any]
 
@@ -54,7 +55,7 @@ class Pieces(GraphRunner):
         Raises:
             PlanError: the values depend on random numbers.
         """
-        super().__init__(exported, weights, dtype, aliases)
+        super().__init__(exported, weights, dtype, aliases, device=present().device)
         self.nodes: list[fx.Node] = list(self.graph.nodes)
         self.places = {n.name: i for i, n in enumerate(self.nodes)}
         self.trained: dict[str, Tensor] = {}

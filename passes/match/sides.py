@@ -14,10 +14,12 @@ from graphprune.calibration.batches import Batch
 from graphprune.ir.torch.interpreter import flat_inputs
 from graphprune.ir.torch.program import Program
 from graphprune.passes.match.pieces import Pieces, Values
+from graphprune.placement import present
+from graphprune.placement.waiting import Room, Waiting
 from graphprune.plan.plan import Plan
 from graphprune.rewrite.slim import apply
 from graphprune.streaming import Held
-from graphprune.streaming.core.cache import Holder
+from graphprune.streaming.core.cache import Holder, nbytes
 
 Sizes: TypeAlias = tuple[Any, ...]
 
@@ -31,8 +33,8 @@ class Side:
         """A model that nothing has run in yet."""
         self.pieces = pieces
         self.place = 0
-        self._holder = Holder(pieces.dtype, Held(held))
-        self._whole = Holder(pieces.dtype, Held())
+        self._holder = Holder(pieces.dtype, Waiting.of(Held(held), present(), Room(0)))
+        self._whole = Holder(pieces.dtype, Waiting.of(Held()))
         self._sizes = sizes
         leaves = (flat_inputs(pieces.exported, (b.args, b.kwargs)) for b in batches)
         self._values = [self._holder.pack(pieces.given(one)) for one in leaves]
@@ -70,14 +72,12 @@ class Side:
         named = {n.name: n for n in self.pieces.nodes}
         found = [{named[n]: v for n, v in values.items()} for values in saved]
         self._values, rest = found[: len(self._values)], found[len(self._values) :]
-        self._constants = dict(zip(self._constants, rest, strict=True))
+        self._constants = dict(zip(self._constants, map(present().bring, rest), strict=True))
         self.place = place
 
     def held_bytes(self) -> int:
         """Memory of what waits."""
-        held = (v for values in self._values for v in values.values() if isinstance(v, Tensor))
-        known = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
-        return sum(known.values())
+        return nbytes({n.name: v for n, v in values.items()} for values in self._values)
 
     def held_names(self) -> frozenset[str]:
         """Names of what waits for every sample."""

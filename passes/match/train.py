@@ -14,6 +14,7 @@ from graphprune.passes.match.error import error
 from graphprune.passes.match.options import Match
 from graphprune.passes.match.pairs import Pair
 from graphprune.passes.match.sides import Side
+from graphprune.placement import present
 from graphprune.training.core.zeros import fill_zeros
 
 _STRIDE = 1_000_003
@@ -66,9 +67,9 @@ class Training:
             The trained parameters in the types that they are stored in.
         """
         pieces = self.side.pieces
-        held = {n: ~self.masks[n] for n in names if n in self.masks}
+        held = {n: present().bring(~self.masks[n]) for n in names if n in self.masks}
         stored = {n: pieces.stored(n) for n in names}
-        leaves = {n: _leaf(w, pieces.dtype) for n, w in stored.items()}
+        leaves = {n: _leaf(present().bring(w), pieces.dtype) for n, w in stored.items()}
         optimiser = torch.optim.Adam(leaves.values(), lr=options.lr, fused=True)
         steps, step = options.epochs * len(lessons), 0
         pieces.trained = leaves
@@ -89,7 +90,7 @@ class Training:
                     step += 1
         finally:
             pieces.trained = {}
-        return {n: w.detach().to(stored[n].dtype) for n, w in leaves.items()}
+        return {n: w.detach().to(stored[n]) for n, w in leaves.items()}
 
     def judged(self, lessons: Sequence[Lesson], new: Mapping[str, Tensor]) -> float:
         """The mean error of the block's tokens with some new weights; the model stays as it was."""

@@ -131,7 +131,7 @@ class Refit:
         errors: list[list[float]] = []
         notes: list[str] = []
         for part, (matrix, seen) in enumerate(zip(matrices, statistics, strict=True)):
-            mask = torch.from_numpy(kept[part].copy())
+            mask = torch.from_numpy(kept[part].copy()).to(matrix.device)
             fits = seen.fits(name, matrix.shape[1], bias is not None)
             cut = torch.where(mask, matrix.detach(), 0)
             found = cut
@@ -280,7 +280,7 @@ def problem(
     wide = weight.detach().double()
     if kept.all():
         return Problem(wide, hessian, units)
-    left = torch.from_numpy(np.flatnonzero(kept))
+    left = torch.from_numpy(np.flatnonzero(kept)).to(wide.device)
     targets = (wide @ hessian)[:, left]
     hessian = hessian[left][:, left]
     best = torch.linalg.solve(hessian, targets.T).T

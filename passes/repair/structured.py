@@ -229,7 +229,8 @@ def compensate(
     units = dict(plan.kept_units)
     treatment = Compensation(program, found, units, {}, Surgeon(), None, False, known)
     result = _streamed(program, samples, sites, treatment, held, progress, state, untouched)
-    return replace(result, program=apply_weights(program, treatment.found))
+    biases = {name: new.cpu() for name, new in treatment.found.items()}
+    return replace(result, program=apply_weights(program, biases))
 
 
 def _streamed(

@@ -23,6 +23,7 @@ from graphprune.passes.shared.forward import Forward, Route, sites_of, traced_pr
 from graphprune.passes.shared.gradients import next_token_loss
 from graphprune.passes.shared.score import Inputs
 from graphprune.passes.shared.similarity import only_blocks
+from graphprune.placement import present
 from graphprune.plan.kept import Units
 from graphprune.plan.units import FloatArray
 from graphprune.ranks.group import current
@@ -199,6 +200,7 @@ def losses_without(
 
     def run() -> None:
         for batch, count in (data[n] for n in ranks.share([count for _, count in data])):
+            batch = present().bring(batch)
             model.forget()
             for block in candidates:
                 model.skip(block)
@@ -268,7 +270,7 @@ class _Suffixes:
         if not isinstance(returned, fx.Node):
             return returned
         if returned in self.route.weights:
-            return self.runner.stored(self.route.weights[returned])
+            return present().bring(self.runner.stored(self.route.weights[returned]))
         return values[returned]
 
     def _changed(self, block: Block) -> list[fx.Node]:

@@ -20,6 +20,7 @@ from graphprune.passes.shared.gradients import (
     summed,
 )
 from graphprune.passes.shared.score import Inputs, Loss, distributed, member_sums, wanted_dims
+from graphprune.placement import present
 from graphprune.plan.units import FloatArray
 
 
@@ -83,7 +84,7 @@ def weights_with(
     """A parameter's weight and its entries of `statistics`, for `member_sums`."""
 
     def tensors(name: str) -> tuple[torch.Tensor, ...]:
-        weight = program.weights[name]
+        weight = present().bring(program.weights[name].detach())
         # A parameter that the loss does not depend on can go for free.
         zero = torch.zeros((), device=weight.device).expand_as(weight)
         return weight, *(s.get(name, zero) for s in statistics)

@@ -14,6 +14,7 @@ from graphprune.calibration.batches import Batch, batches
 from graphprune.errors import PlanError
 from graphprune.ir.torch.interpreter import flat_inputs
 from graphprune.ir.torch.program import Program, is_traced
+from graphprune.placement import present
 from graphprune.ranks.group import current
 from graphprune.streaming.core.layout import Matrix
 from graphprune.streaming.core.padding import Padding
@@ -67,7 +68,7 @@ class Route(TorchSchedule):
 
 
 class Forward(Runner):
-    """Runs a program along a route, in float32 unless told otherwise.
+    """Runs a program along a route, in float32 unless told otherwise, on the present device.
 
     Weights are read and converted where they are used, experts one by one; nothing else of a model
     is held.
@@ -77,7 +78,8 @@ class Forward(Runner):
 
     def __init__(self, program: Program, route: Route, dtype: torch.dtype = torch.float32) -> None:
         """A runner of `program`, which isn't changed."""
-        super().__init__(program, route, dtype, lambda name: program.weights[name])
+        weight = program.weights.__getitem__
+        super().__init__(program, route, dtype, weight, device=present().device)
         self._stand_ins = dict(route.stand_ins)
 
     def show(self, leaves: list[Any], see: Callable[[fx.Node, Any], None]) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from graphprune.placement import present
 from graphprune.solvers import Moments, SecondMoment
 from graphprune.solvers.gap import GapClosing, Sample
 from graphprune.solvers.statistic import add_lower, mirrored
@@ -251,7 +252,7 @@ class Fit:
     @classmethod
     def of(cls, sums: Sums, parameter: str, features: int, centred: bool) -> Fit:
         """The statistics of a weight, about the mean if `centred`."""
-        moment = sums.moment or Moments(features)
+        moment = sums.moment or Moments(features, present().device)
         shown = moment.centred() if centred else moment
         known = sums.gaps.get(parameter)
         return cls(shown, moment.means, None if known is None else Gap.of(known, centred))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
+from torch import fx
 from torch.func import functional_call
 
 from graphprune.analysis.program import BaseProgram
@@ -23,6 +24,8 @@ from graphprune.exclusive import alone, one_at_a_time
 from graphprune.ir.torch.program import Program, is_traced
 from graphprune.passes.shared.reduce import Salience
 from graphprune.passes.shared.score import Inputs, Loss, Sums, checked_marginals
+from graphprune.placement import Placement, present
+from graphprune.placement.graphs import moved_graphs
 from graphprune.plan.units import FloatArray
 from graphprune.ranks.group import current
 
@@ -95,7 +98,8 @@ def backward(
     """
     if not batches:
         raise PlanError("there is no calibration data", hint="give at least one batch")
-    module, state, leaves = _callable_state(program, names)
+    place = present()
+    module, state, leaves = _callable_state(program, names, place)
     if not leaves:
         return
     samples = sum(count for _, count in batches)
@@ -104,7 +108,7 @@ def backward(
     share = 0.0
 
     def model(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(module, state, args, kwargs)
+        return functional_call(module, state, place.bring(args), place.bring(kwargs))
 
     def hand_over(name: str, leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
@@ -119,6 +123,7 @@ def backward(
         nonlocal share
         for batch, count in own:
             share = count / samples
+            batch = place.bring(batch)
             with alone():  # a module, which another thread's trace would listen to
                 with torch.enable_grad():
                     value = loss(model, batch) if loss else next_token_loss(program, model, batch)
@@ -213,7 +218,7 @@ def summed(
     }
 
     def take(name: str, gradient: torch.Tensor, share: float) -> None:
-        pair = (program.weights[name], gradient)
+        pair = (program.weights[name].to(gradient.device), gradient)
         for dim, sums in checked_marginals(name, pair, salience, dims[name]).items():
             total[name][dim] += share * sums
 
@@ -298,23 +303,29 @@ def _batches(calibration: Any, size: int) -> Iterator[Batch]:
 
 @one_at_a_time
 def _callable_state(
-    program: Program, wanted: Collection[str]
+    program: Program, wanted: Collection[str], place: Placement
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The model, the program's tensors under the names that it knows them by, and its leaves.
 
     Tied names share one tensor, so that its gradient is that of all its uses.
     """
-    module = program.module if program.module is not None else program.exported.module()
-    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    module = program.module
+    if module is None:
+        module = program.exported.module()
+        if place.away:
+            module = moved_graphs(cast("fx.GraphModule", module), place.device)
+    own = dict((*module.named_parameters(), *module.named_buffers()))
     tensors: dict[str, torch.Tensor] = {}
     state = {}
-    for name in own:
+    for name, stored in own.items():
         canonical = program.aliases.get(name, name)
         if canonical in program.weights:
             if canonical not in tensors:
-                tensor = program.weights[canonical].detach()
+                tensor = place.bring(program.weights[canonical].detach())
                 tensors[canonical] = tensor.requires_grad_(canonical in wanted)
             state[name] = tensors[canonical]
+        elif place.away:  # a table that no checkpoint has
+            state[name] = place.bring(stored.detach())
     if any(t.is_meta for t in tensors.values()) or not set(wanted) <= tensors.keys():
         raise PlanError(
             "gradients need weights",

@@ -20,6 +20,8 @@ from graphprune.errors import VerifyError
 from graphprune.exclusive import default_dtype
 from graphprune.ir.torch.floats import makes_floats, settled
 from graphprune.ir.torch.randomness import draws, seeded
+from graphprune.placement import CPU
+from graphprune.placement.graphs import default_device, moved_graphs, to_processor
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -87,6 +89,7 @@ class GraphRunner(fx.Interpreter):
         *,
         removed: Collection[str] = (),
         watch: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """A runner; see `run_graph`.
 
@@ -98,9 +101,13 @@ class GraphRunner(fx.Interpreter):
             stand_ins: value name to the name of an earlier value that takes its place.
             removed: names of values of removed layers, which draw no random numbers.
             watch: record in `nonfinite` which values hold NaN or infinity.
+            device: of everything, whatever the graph says: weights and inputs come from where they
+                are when they are used.
         """
         super().__init__(exported.graph_module, garbage_collect_values=False)
         self.exported = exported
+        self.device = device
+        self._moved: dict[str, fx.GraphModule] = {}
         self.weights = weights
         self.dtype = dtype
         self.aliases = aliases
@@ -187,10 +194,12 @@ class GraphRunner(fx.Interpreter):
         """Bind the arguments of an operator by name, put dtypes right and compute it."""
         bound = self._bound.get(node)
         if bound is None:
-            bound = self._bound[node] = _bind(target, node)
+            bound = self._bound[node] = {**default_device(target, node), **_bind(target, node)}
             if makes_floats(node):
                 self._free.add(node)
         arguments = map_aggregate(self.map_nodes_to_values(bound, node), self._retyped)
+        if self.device != CPU and draws(node):
+            return self._cast(self._drawn(target, arguments, bound))
         if "half_to_float" in arguments:  # only defined on half precision
             arguments = {**arguments, "half_to_float": False}
         if node in self._free:
@@ -213,6 +222,27 @@ class GraphRunner(fx.Interpreter):
             return arguments["self"].reshape(arguments["size"])
         return target(**arguments)
 
+    def _drawn(
+        self,
+        target: torch._ops.OpOverload[..., Any],
+        arguments: dict[str, Any],
+        nodes: Mapping[str, Any],
+    ) -> Any:
+        """An operator that draws random numbers: the processor's, so that all devices agree."""
+        here = map_aggregate(arguments, to_processor)
+        if "dtype" in here:
+            here["dtype"] = here["dtype"] or self.dtype
+        return self._compute(target, here, nodes)
+
+    def fetch_attr(self, target: str) -> Any:
+        """What an attribute of the graph holds: graphs that operators run are on the device too."""
+        found = super().fetch_attr(target)
+        if self.device == CPU or not isinstance(found, fx.GraphModule):
+            return found
+        if target not in self._moved:
+            self._moved[target] = moved_graphs(found, self.device)
+        return self._moved[target]
+
     def _finish(self, node: fx.Node, value: Any) -> Any:
         """Called with every result; returns what the graph goes on with."""
         if self.watch and not all(map(_is_finite, _tensors(value))):
@@ -222,9 +252,11 @@ class GraphRunner(fx.Interpreter):
     def _cast(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(self._retyped(value.dtype))
+        return value.to(device=self.device, dtype=self._retyped(value.dtype))
 
     def _retyped(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return self.device
         if not isinstance(value, torch.dtype):
             return value
         if value.is_complex:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
 
+from graphprune.checkpoints.memory import available_memory
 from graphprune.ir.torch.program import Program
 
 
@@ -25,13 +23,3 @@ def affordable_dtype(program: Program) -> torch.dtype:
     }
     size = sum(v.numel() * v.element_size() for v in stored.values() if isinstance(v, Tensor))
     return torch.float64 if 4 * size <= available_memory() // 2 else torch.float32
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping; where the system doesn't say, all there are."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

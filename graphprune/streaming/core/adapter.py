@@ -12,8 +12,10 @@ from torch import Tensor
 
 from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
+from graphprune.placement import Placement
+from graphprune.placement.waiting import Held, Waiting
 from graphprune.plan.plan import Selection
-from graphprune.streaming.core.cache import ActivationCache, Held
+from graphprune.streaming.core.cache import ActivationCache
 from graphprune.streaming.core.schedule import Probe, Schedule
 from graphprune.streaming.core.sites import Globs, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights
@@ -24,9 +26,19 @@ class Options:
     """How samples go through a graph; see `graphprune.streaming.stream`."""
 
     dtype: torch.dtype
-    held: Held
     reference: bool
     selection: Selection | None
+    waiting: Waiting
+
+    @property
+    def placement(self) -> Placement:
+        """Where it is computed."""
+        return self.waiting.placement
+
+    @property
+    def held(self) -> Held:
+        """How activations wait."""
+        return self.waiting.how
 
     def settings(self) -> dict[str, str]:
         """What a run that goes on after an interruption must have in common."""

@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
-from graphprune.checkpoints.memory import page_out
-from graphprune.errors import CalibrationError
+from graphprune.placement.waiting import Held, Waiting
 
 Values: TypeAlias = "dict[str, Any]"
 """Values of a graph by their names."""
-
-SMALL = 1 << 20  # bytes: less than this stays in memory
-
-
-@dataclass(frozen=True)
-class Held:
-    """How activations wait for the next partition.
-
-    Attributes:
-        dtype: floating-point ones wait in it; None leaves them in the type of the computation.
-        folder: they wait in files there, which have no name and go with the last reader; None keeps
-            them in memory.
-    """
-
-    dtype: torch.dtype | None = None
-    folder: Path | None = None
-
-    @classmethod
-    def of(cls, held: torch.dtype | Held | None) -> Held:
-        """From a type alone, too."""
-        return held if isinstance(held, Held) else cls(held)
-
-    def away(self, x: Tensor) -> Tensor:
-        """The tensor, or, where files are wanted, its copy in one, which is contiguous.
-
-        Raises:
-            CalibrationError: the file system refuses it.
-        """
-        if self.folder is None or x.nbytes < SMALL:
-            return x
-        try:
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                reserve(file.fileno(), x.nbytes)
-                memory = mmap.mmap(file.fileno(), x.nbytes)
-        except OSError as error:
-            raise CalibrationError(
-                "activations can't wait in a file",
-                where=str(self.folder),
-                why=error.strerror or str(error),
-                hint="free some disk space, choose another folder, or keep them in memory",
-            ) from error
-        copy = torch.frombuffer(memory, dtype=x.dtype).view(x.shape)
-        copy.copy_(x)
-        page_out(copy)
-        return copy
-
-
-def reserve(file: int, size: int) -> None:
-    """Give a file its blocks: one that lacks them ends the process when it is written to."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
 
 
 class ActivationCache:
@@ -82,16 +23,18 @@ class ActivationCache:
             partition as it was computed.
     """
 
-    def __init__(self, sizes: Sequence[Hashable], dtype: torch.dtype, how: Held) -> None:
+    def __init__(self, sizes: Sequence[Hashable], dtype: torch.dtype, waiting: Waiting) -> None:
         """An empty cache.
 
         Args:
             sizes: of every batch; equal where all shapes of its inputs are.
             dtype: of the computation.
-            how: how the values of batches are held.
+            waiting: how and where the values of batches are held.
         """
         self._sizes = sizes
-        self._holder, self._whole = Holder(dtype, how), Holder(dtype, Held())
+        self._room = waiting.room
+        self._taken = [0] * len(sizes)  # of the room, by every batch
+        self._holder, self._whole = Holder(dtype, waiting), Holder(dtype, Waiting.of(Held()))
         self.own: list[Values] = [{} for _ in sizes]
         self.shared: dict[Hashable, Values] = {size: {} for size in sizes}
 
@@ -102,7 +45,15 @@ class ActivationCache:
     def fetch(self, batch: int) -> Values:
         """What is held of a batch, as it is computed with; the cache lets go of it."""
         values, self.own[batch] = self.own[batch], {}
+        self._room.taken -= self._taken[batch]
+        self._taken[batch] = 0
         return self._holder.unpack(values)
+
+    def hold(self, batch: int, values: Mapping[str, Any]) -> None:
+        """Hold the values of a batch until they are fetched."""
+        before = self._room.taken
+        self.own[batch] = self._holder.pack(values)
+        self._taken[batch] = self._room.taken - before
 
     def pack(self, values: Mapping[str, Any]) -> Values:
         """Values as they are held."""
@@ -120,7 +71,10 @@ class ActivationCache:
     def fill(self, entries: Iterator[Mapping[str, Any]]) -> None:
         """Hold other `entries`."""
         self.own = [dict(next(entries)) for _ in self.own]
-        self.shared = {size: dict(next(entries)) for size in self.shared}
+        back = self._holder.waiting.back
+        self.shared = {
+            size: {n: mapped(v, back) for n, v in next(entries).items()} for size in self.shared
+        }
 
 
 def nbytes(entries: Iterable[Mapping[str, Any]]) -> int:
@@ -129,7 +83,7 @@ def nbytes(entries: Iterable[Mapping[str, Any]]) -> int:
     for values in entries:
         for x in (t for v in values.values() for t in tensors_in(v)):
             storage = x.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[_place(storage)] = storage.nbytes()
     return sum(found.values())
 
 
@@ -151,6 +105,11 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def _place(storage: UntypedStorage) -> int:
+    """What tells memory from any other, on every device."""
+    return int(storage._cdata)
+
+
 K = TypeVar("K")
 
 _Known = dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
@@ -164,17 +123,16 @@ class Holder:
     the last bit, whatever kernels make of strides. Values that share memory go on sharing it.
     """
 
-    def __init__(self, dtype: torch.dtype, how: Held) -> None:
+    def __init__(self, dtype: torch.dtype, waiting: Waiting) -> None:
         """A holder.
 
         Args:
             dtype: of the computation.
-            how: the type that floating tensors are held in, and where.
+            waiting: the type that floating tensors are held in, and where.
         """
         self.dtype = dtype
-        self.held = how.dtype or dtype
-        self.how = how
-        self._device: torch.device | None = None
+        self.held = waiting.how.dtype or dtype
+        self.waiting = waiting
 
     def pack(self, values: Mapping[K, Any]) -> dict[K, Any]:
         """The values as they are held."""
@@ -186,7 +144,7 @@ class Holder:
         """The values as they are computed with."""
         known: _Known = {}
         return {
-            n: mapped(v, lambda t: self._shared(self._back(t), self.dtype, known))
+            n: mapped(v, lambda t: self._shared(self.waiting.back(t), self.dtype, known))
             for n, v in values.items()
         }
 
@@ -199,17 +157,12 @@ class Holder:
 
     def _away(self, x: Tensor, away: _Known) -> Tensor:
         """`x` where it is held; once for all values that share its memory."""
-        if self.how.folder is None:
+        if not self.waiting.moves:
             return x
-        self._device = x.device
-        key = (x.untyped_storage().data_ptr(), x.dtype)
+        key = (_place(x.untyped_storage()), x.dtype)
         if key not in away:
-            away[key] = (x, self.how.away(x.flatten()))
+            away[key] = (x, self.waiting.put(x.flatten()))
         return away[key][1].view(x.shape)
-
-    def _back(self, x: Tensor) -> Tensor:
-        """`x` where it is computed with."""
-        return x if self._device in (None, x.device) else x.to(self._device)
 
     def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
         """`x` in another dtype; converted once for all values that share its memory."""
@@ -218,7 +171,7 @@ class Holder:
         if not x.is_contiguous():  # repeated along some dimension
             shown = [slice(0, 1) if _repeats(x, d) else slice(None) for d in range(x.dim())]
             return self._shared(x[tuple(shown)], dtype, known).expand(x.shape)
-        key = (x.untyped_storage().data_ptr(), x.dtype)
+        key = (_place(x.untyped_storage()), x.dtype)
         if key not in known:
             known[key] = (x, x.flatten().to(dtype))
         return known[key][1].view(x.shape)

@@ -275,7 +275,7 @@ def _described(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         repeated = [d for d in range(value.dim()) if value.stride(d) == 0]
         shown = (slice(0, 1) if d in repeated else slice(None) for d in range(value.dim()))
-        once = value[tuple(shown)]
+        once = value[tuple(shown)].cpu()
         found = {"tensor": name, "shape": list(value.shape)}
         if once.dtype not in DTYPES:  # as bytes: the files have no name for it
             found |= {"dtype": str(once.dtype).removeprefix("torch."), "once": list(once.shape)}

@@ -180,7 +180,7 @@ class Experts:
         """What the graph computes of all chosen matrices, with one in memory at a time.
 
         Args:
-            weight: as stored; each matrix is converted to the dtype of `x`.
+            weight: as stored; each matrix is brought to the dtype and the device of `x`.
             chosen: int ``[tokens]``.
             x: ``[tokens, in, 1]``, or ``[tokens, 1, in]`` where the weight is at the right.
 
@@ -192,7 +192,7 @@ class Experts:
         result = flat.new_empty(len(flat), matrices.shape[1])
         for expert in sorted(set(chosen.tolist())):
             own = chosen == expert
-            result[own] = flat[own] @ matrices[expert].to(x.dtype).T
+            result[own] = flat[own] @ matrices[expert].to(x).T
         return result.unsqueeze(-1 if self.left else 1)
 
 

@@ -154,7 +154,7 @@ def _tell(
         valid: the tokens of `beside` that count; None for all.
     """
     here, there = rows
-    weight = weight.to(here.dtype)
+    weight = weight.to(here)
     missing, stream = (there - here) @ weight.T, None
     if beside is not None:
         narrow, wide = (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.errors import LoadError, PlanError
+from graphprune.placement import Placement
 from graphprune.solvers.precision import finite
 
 
@@ -61,9 +62,9 @@ class TreatedWeights(Mapping[str, Tensor]):
         """The new weight, or the program's own."""
         return self[name] if name in self else self._program.weights[name]
 
-    def lazily(self, names: Sequence[str]) -> Mapping[str, Tensor]:
-        """The current weights of some names, without gradients."""
-        return Lazily(names, lambda name: self.current(name).detach())
+    def lazily(self, names: Sequence[str], placement: Placement) -> Mapping[str, Tensor]:
+        """The current weights of some names, without gradients, each brought when asked for."""
+        return Lazily(names, lambda name: placement.bring(self.current(name).detach()))
 
     def mapped(self, name: str) -> Tensor:
         """A new weight; one in a file is mapped, not read."""

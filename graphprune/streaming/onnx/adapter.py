@@ -14,8 +14,9 @@ from torch import Tensor
 from graphprune.calibration.batches import Batch
 from graphprune.errors import PlanError
 from graphprune.ir.onnx.program import OnnxProgram
+from graphprune.placement.waiting import Held
 from graphprune.streaming.core.adapter import Options, Sighting, StreamedModel
-from graphprune.streaming.core.cache import ActivationCache, Held
+from graphprune.streaming.core.cache import ActivationCache
 from graphprune.streaming.core.sites import Globs, Group, Site, Sites
 from graphprune.streaming.core.weights import TreatedWeights, fitting
 from graphprune.streaming.onnx.biases import onnx_biases
@@ -72,7 +73,7 @@ class OnnxAdapter:
         ) -> OnnxModel:
             added = None if slots is None else others(graph, slots)
             schedule = OnnxSchedule(graph.graph, groups, alike, added)
-            cache = ActivationCache(sizes, torch.float32, options.held)
+            cache = ActivationCache(sizes, torch.float32, options.waiting)
             return OnnxModel(program, graph, schedule, batches, treated, cache, options.held)
 
         dense = [model(graph, groups, {})] if options.reference else []

@@ -53,16 +53,18 @@ class TorchAdapter:
     ) -> list[TorchModel]:
         """The model that is treated, and the dense one if it runs along."""
         program, dtype, selection = self.program, options.dtype, options.selection
+        device = options.placement.device
         _check_weights(program, sites)
         cuts = None if selection is None else stand_ins(selection)
         schedule = TorchSchedule(program, sites, sums=options.reference, stand_ins=cuts)
         runners = [
-            Runner(program, schedule, dtype, treated.current)
+            Runner(program, schedule, dtype, treated.current, device=device)
             if selection is None
-            else MaskedRunner(program, schedule, dtype, treated.current, selection)
+            else MaskedRunner(program, schedule, dtype, treated.current, selection, device)
         ]
         if options.reference:
-            runners.append(Runner(program, schedule, dtype, lambda name: program.weights[name]))
+            dense = program.weights.__getitem__
+            runners.append(Runner(program, schedule, dtype, dense, device=device))
         leaves = [flat_inputs(program.exported, (batch.args, batch.kwargs)) for batch in batches]
         return [TorchModel(runner, batches, leaves, options) for runner in runners]
 
@@ -92,7 +94,7 @@ class TorchModel(StreamedModel):
         self.batches = batches
         self.leaves = leaves
         self.sizes = [tuple(map(_size, own)) for own in leaves]
-        self.cache = ActivationCache(self.sizes, options.dtype, options.held)
+        self.cache = ActivationCache(self.sizes, options.dtype, options.waiting)
 
     def forward(self, group: int, batch: int) -> Iterator[Sighting]:
         """Run a batch from the barrier before a group's to its own."""
@@ -109,7 +111,7 @@ class TorchModel(StreamedModel):
                 values.pop(dead, None)
         yield from self._probe(end, values)
         own = {n.name: v for n, v in values.items() if n not in schedule.constant}
-        self.cache.own[batch] = self.cache.pack(own)
+        self.cache.hold(batch, own)
         values.clear()  # whoever still has a sighting
 
     def _fetch(self, group: int, batch: int) -> Values:

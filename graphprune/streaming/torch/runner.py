@@ -12,6 +12,7 @@ from graphprune.ir.torch.interpreter import GraphRunner
 from graphprune.ir.torch.program import Program
 from graphprune.oracle.masked import Masking
 from graphprune.oracle.masked_ops import Masks
+from graphprune.placement import CPU
 from graphprune.plan.plan import Selection, stand_ins
 from graphprune.streaming.torch.attention import ATTENTION, Attention
 from graphprune.streaming.torch.schedule import TorchSchedule
@@ -34,6 +35,7 @@ class Runner(GraphRunner):
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         stand_ins: Mapping[str, str] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """A runner.
 
@@ -43,8 +45,11 @@ class Runner(GraphRunner):
             dtype: the floating dtype of everything.
             weight: gives a weight by its name, as it is stored.
             stand_ins: value name to the name of an earlier value that takes its place.
+            device: of everything but the weights as they are stored.
         """
-        super().__init__(program.exported, program.weights, dtype, program.aliases, stand_ins)
+        super().__init__(
+            program.exported, program.weights, dtype, program.aliases, stand_ins, device=device
+        )
         self.schedule = schedule
         self._weight = weight
         self._opened: dict[str, Tensor] = {}
@@ -115,8 +120,8 @@ class Runner(GraphRunner):
             return product(self.stored(site.parameter), chosen, x)
         table = self.schedule.weights.get(node.args[0]) if target is _EMBEDDING else None  # type: ignore[arg-type]
         if table is not None:
-            places = self.env[node.args[1]]  # type: ignore[index]
-            return self._cast(_EMBEDDING(self.stored(table), places))
+            places, weight = self.env[node.args[1]], self.stored(table)  # type: ignore[index]
+            return self._cast(_EMBEDDING(weight, places.to(weight.device)))
         return super()._call(node, target)
 
     def _compute(
@@ -140,9 +145,10 @@ class MaskedRunner(Masking, Runner):
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         selection: Selection,
+        device: torch.device = CPU,
     ) -> None:
         """A runner; see `Runner` and `graphprune.oracle.masked.MaskedInterpreter`."""
-        super().__init__(program, schedule, dtype, weight, stand_ins(selection))
+        super().__init__(program, schedule, dtype, weight, stand_ins(selection), device)
         self.begin(program, selection)
         self._masks: dict[Hashable, Masks] = {}
 
