@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from graphprune.errors import TrainingError
 from graphprune.files.json import parse_json
 from graphprune.training.core.samples import Tensors
 from graphprune.training.domains.order import DomainOrder, Exhausted
 from graphprune.training.domains.shares import Rule, updated
-from graphprune.training.loop import Run
+from graphprune.training.run import Callback, Run
 
 Reference = Mapping[str, float] | Sequence[float] | str | Path
 """Losses by domain, or in the order of the domains; a JSON file of either; or "source", for those
@@ -33,8 +34,8 @@ class Measured:
 
 
 @dataclass
-class DynamicBatches:
-    """Domains to train on; give `data` as the data, and this beside the weights.
+class DynamicBatches(Callback):
+    """Domains to train on; give `data` as the data, and this as a callback.
 
     Attributes:
         domains: name to token windows ``[windows, length]``, all of one length.
@@ -129,26 +130,16 @@ class DynamicBatches:
         else:
             self._aims = _given(self.reference, self.names)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
-        return {}
-
-    def groups(self) -> list[dict[str, Any]]:
-        """None."""
-        return []
-
     def tensors(self) -> dict[str, Tensor]:
         """The shares, and how many samples of each domain were seen."""
-        return {"domains/shares": self._now, "domains/seen": self._seen}
+        return {"shares": self._now, "seen": self._seen}
 
-    def before(self, step: int) -> None:
-        """Nothing."""
-
-    def after(self, step: int) -> None:
+    def after_step(self, step: int, optimizer: Optimizer) -> bool:
         """Count what was seen, and measure where it is time to."""
+        del optimizer
         self._order.advance(step)
         if (step + 1) % self.every:
-            return
+            return False
         losses = self._measured()
         new = updated(
             self._now.tolist(), list(losses.values()), self._aims,
@@ -157,6 +148,7 @@ class DynamicBatches:
         self._now.copy_(torch.tensor(new, dtype=torch.float64))
         shares = dict(zip(self.names, new, strict=True))
         self.history.append(Measured(step + 1, losses, shares))
+        return False
 
     @property
     def unmeasured(self) -> tuple[str, ...]:

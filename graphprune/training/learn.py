@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from graphprune.errors import TrainingError
 from graphprune.ir.torch.program import Program
@@ -25,10 +26,10 @@ from graphprune.training.gates.gates import Gated, Gates, begun, folded
 from graphprune.training.gates.hard_concrete import settled
 from graphprune.training.gates.lagrangian import penalty, warmed
 from graphprune.training.gates.places import Places, places_of
-from graphprune.training.loop import Beside, Progress, Run
 from graphprune.training.model.objective import OwnLoss
 from graphprune.training.proof import check_closed, check_open
 from graphprune.training.recover import RecoveredProgram, Saving, recover
+from graphprune.training.run import Callback, Progress, Run
 
 SMALL = 0.1
 """Gates of units that stay below which they are told of."""
@@ -84,7 +85,7 @@ def learn(
     masks: Mapping[str, Tensor] | None = None,
     teacher: Program | None = None,
     loss: OwnLoss | None = None,
-    beside: Sequence[Beside] = (),
+    callbacks: Sequence[Callback] = (),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Learned:
@@ -99,7 +100,7 @@ def learn(
         masks: see `graphprune.training.recover`.
         teacher: see `graphprune.training.recover`.
         loss: see `graphprune.training.recover`.
-        beside: what else goes along.
+        callbacks: what else takes part.
         state: see `graphprune.training.recover`.
         progress: see `graphprune.training.recover`.
 
@@ -126,7 +127,7 @@ def learn(
         masks=masks,
         teacher=teacher,
         loss=loss,
-        beside=(*beside, own),  # they see the model before it has gates
+        callbacks=(*callbacks, own),  # they see the model before it has gates
         state=state,
         progress=progress,
     )
@@ -170,7 +171,7 @@ def _trained_form(
     return wide, places_of(wide, [one.structure for one in gated]), gated
 
 
-class _Learning:
+class _Learning(Callback):
     """Gates and their multipliers, beside the weights of a run."""
 
     def __init__(
@@ -231,11 +232,7 @@ class _Learning:
             {"params": list(multipliers), "peak": self.options.multiplier_lr, "maximize": True},
         ]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Nothing else."""
-        return {}
-
-    def before(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Add the gradients of the penalty."""
         rising = round(self.options.target_warmup * self.steps)
         total: Tensor | None = None
@@ -250,10 +247,11 @@ class _Learning:
         if total is not None:
             total.backward()  # type: ignore[no-untyped-call]
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int, optimizer: Optimizer) -> bool:
         """Keep gates where they have gradients."""
-        del step
+        del step, optimizer
         self.gates.clamp()
+        return False
 
     @torch.no_grad()
     def settle(self) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def batches(**options):
 
 def train(beside, **given):
     options = Training(steps=6, batch=4, lr=1e-2, precision="float32")
-    return recover(program(), beside.data, options, beside=(beside,), **given)
+    return recover(program(), beside.data, options, callbacks=(beside,), **given)
 
 
 def test_shares_follow_losses_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
@@ -150,7 +150,7 @@ def test_the_models_own_losses_are_a_reference():
     still = batches()
     recover(
         program(), still.data, Training(steps=2, batch=4, lr=0.0, precision="float32"),
-        beside=(still,),
+        callbacks=(still,),
     )  # fmt: skip
     assert list(still.history[0].shares.values()) == [0.5, 0.5]
 
@@ -162,4 +162,4 @@ def test_a_missing_reference_and_wrong_data_are_refused():
         batches(shares={"low": 1.0})
     one = batches()
     with pytest.raises(TrainingError, match="something else"):
-        recover(program(), one.data[:20], Training(steps=1, batch=4), beside=(one,))
+        recover(program(), one.data[:20], Training(steps=1, batch=4), callbacks=(one,))
