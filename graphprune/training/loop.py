@@ -80,8 +80,11 @@ def _step(
     total, count = 0.0, 0.0
     size = run.samples.together or training.micro_batch
     parts = run.order.share(step, everyone.rank, everyone.world, size)
-    for number, chosen in enumerate(parts):
-        run.trainable.draw.key = (training.seed, run.order.first + step, number, everyone.rank)
+    place = everyone.rank * -(-len(run.order.samples(step)) // everyone.world)
+    for chosen in parts:
+        # What is drawn depends on the place in the batch, whichever process has it.
+        run.trainable.draw.key = (training.seed, run.order.first + step, place)
+        place += len(chosen)
         # FSDP gathers weights in each pass, so that every process has one, with samples or without.
         micro = run.feed(run.samples.take(chosen or [0])).to(everyone.device)
         micro = replace(micro, count=len(chosen))

@@ -93,6 +93,12 @@ def prepare(job: Job) -> Run:
     )  # fmt: skip
     for one in job.callbacks:
         one.attach(run)
+    if not trainable.names and not run.own():
+        raise TrainingError(
+            "there is nothing to train",
+            why="train: frozen keeps all weights, and no callback brings parameters of its own",
+            hint="train: full, norms or lora",
+        )
     return run
 
 
