@@ -27,7 +27,7 @@ SHAPE = {"ffn": 1152, "kv_heads": 2, "hidden": 504, "layers": 28}
 def test_smollm2(tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     program = load_traced(model_path("smollm2"))
-    gated = Goal("shear", None, None, SHAPE).gated(program, 0)
+    gated = Goal.of("shear", shape=SHAPE).gated(program, 0)
     ids = torch.randint(0, 49152, (3, 32), generator=torch.Generator().manual_seed(0))
     options = Training(steps=3, batch=1, lr=1e-4, precision="float32")
     # Few steps: gates that move fast, so that they end far from 1.

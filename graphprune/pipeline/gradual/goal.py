@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
 from graphprune.errors import PlanError, RecipeError
@@ -25,9 +27,28 @@ from graphprune.pipeline.steps.traced import as_traced
 from graphprune.plan.kept import rows_of
 from graphprune.plan.plan import Plan
 from graphprune.plan.units import FloatArray
+from graphprune.recipe.mistakes import explain
+from graphprune.recipe.selection import Selection
 from graphprune.training.gated import Solve
 from graphprune.training.gates.expected import Budget, Resource
 from graphprune.training.gates.gates import Gated
+
+
+def parse_goal(name: str, given: Mapping[str, Any]) -> Selection:
+    """A goal with its options, checked as those of ``select``.
+
+    Args:
+        name: of the pass that has it, for messages.
+        given: options of `Selection` that aren't as by default.
+
+    Raises:
+        RecipeError: one is no option or out of its range, or there is not one goal.
+    """
+    try:
+        return Selection.model_validate({**given, "score": "magnitude"})
+    except ValidationError as error:
+        mistake = explain(error.errors()[0], Selection)
+        raise RecipeError(mistake.replace("select has", f"{name} has")) from None
 
 
 @dataclass(frozen=True)
@@ -36,40 +57,34 @@ class Goal:
 
     Attributes:
         name: of the pass.
-        remove: see `graphprune.passes.selection.select.select`.
-        target: see there.
-        shape: see there.
-        whole: selectors of structures that stay whole.
-        minimum: units that stay in every structure, or the fraction of them.
-        uniform: whether every structure of a role loses as much.
+        selection: the goal, which structures stay whole, floors, and whether every structure of a
+            role loses as much.
         score: name of the score in whose order gates begin; None for no order.
     """
 
     name: str
-    remove: Mapping[str, float] | None
-    target: Mapping[str, int | float] | None
-    shape: Mapping[str, int] | None
-    whole: tuple[str, ...] = ()
-    minimum: int | float = 1
-    uniform: bool = True
+    selection: Selection
     score: str | None = None
 
-    def __post_init__(self) -> None:
-        """See that there is one.
+    @classmethod
+    def of(cls, name: str, score: str | None = None, **given: Any) -> Goal:
+        """A goal of options as recipes have them; None is left out.
 
         Raises:
-            RecipeError: there is none, or several.
+            RecipeError: see `parse_goal`.
         """
-        if len(self._given) != 1:
-            raise RecipeError(
-                f"{self.name} has exactly one of remove, target, shape",
-                why=f"this one has {' and '.join(self._given) or 'none'}",
-            )
+        plain: dict[str, Any] = {"exclude": (), "minimum": 1, "uniform": True}
+        changed = {n: v for n, v in given.items() if v is not None and v != plain.get(n)}
+        return cls(name, parse_goal(name, changed), score)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every structure of a role loses as much."""
+        return self.selection.uniform
 
     @property
     def _given(self) -> dict[str, Any]:
-        goals = {"remove": self.remove, "target": self.target, "shape": self.shape}
-        return {name: goal for name, goal in goals.items() if goal is not None}
+        return {name: goal for name, goal in self.selection.goals.items() if goal is not None}
 
     def program(self, state: State) -> Program:
         """The program of a state, of which no structure has gone yet.
@@ -92,8 +107,9 @@ class Goal:
             PlanError: the goal can't be reached.
         """
         return select(
-            program, **self._given, score=score or Random(), exclude=self.whole,
-            minimum=self.minimum, uniform=self.uniform, normalize="none", seed=seed, notes=[],
+            program, **self._given, score=score or Random(), exclude=self.selection.exclude,
+            minimum=self.selection.minimum, uniform=self.uniform, normalize="none", seed=seed,
+            notes=[],
         )  # fmt: skip
 
     def size(self, program: Program, seed: int) -> int:
@@ -110,7 +126,7 @@ class Goal:
         """
         asked = _Asked()
         plan = self.plan(program, seed, asked)
-        scope = Scope(program, self.whole, (), self.minimum)
+        scope = self._scope(program)
         names = plan.kept_units if self.uniform else asked.names
         structures = [s for s in program.by_name.values() if s.name in names]
         scores = {} if data is None else self._scores(program, structures, seed, data)
@@ -136,7 +152,7 @@ class Goal:
         """
 
         def solve(scores: Mapping[str, FloatArray]) -> dict[str, int]:
-            if together and self.target is not None:
+            if together and self.selection.target is not None:
                 return self._in_one_order(program, scores)
             plan = self.plan(program, seed, Known(scores))
             return {name: kept_in_row(plan, program.by_name[name]) for name in scores}
@@ -145,15 +161,15 @@ class Goal:
 
     def budget(self, program: Program) -> Budget | None:
         """What the whole model may cost, if that is the goal and structures may lose unevenly."""
-        if self.target is None or self.uniform:
+        if self.selection.target is None or self.uniform:
             return None
         dense = program.costs.total()
-        resource, budget = parse_target(self.target, dense)
+        resource, budget = parse_target(self.selection.target, dense)
         return Budget(cast("Resource", resource), 1 - budget / RESOURCES[resource](dense))
 
     def _in_one_order(self, program: Program, scores: Mapping[str, FloatArray]) -> dict[str, int]:
-        assert self.target is not None
-        scope = Scope(program, self.whole, (), self.minimum)
+        assert self.selection.target is not None
+        scope = self._scope(program)
         candidates = [scope.candidate(program.by_name[name]) for name in scores]
         means = Known({name: own / len(own) for name, own in scores.items()})  # over rows
         found = means.score(program, [c.structure for c in candidates], Inputs())
@@ -164,7 +180,7 @@ class Goal:
             for c in candidates
         }
         lever = GlobalLever.of(candidates, ranked)
-        resource, budget = parse_target(self.target, program.costs.total())
+        resource, budget = parse_target(self.selection.target, program.costs.total())
 
         def fits(steps: int) -> bool:
             counts = lever.at(steps)
@@ -187,9 +203,9 @@ class Goal:
         Raises:
             PlanError: it isn't.
         """
-        if self.target is None:
+        if self.selection.target is None:
             return
-        resource, budget = parse_target(self.target, program.costs.total())
+        resource, budget = parse_target(self.selection.target, program.costs.total())
         selection = plan.bind(program)
         blocks = [b for own in selection.cuts.values() for b in own]
         cost = RESOURCES[resource](program.costs.of(selection.keep, blocks))
@@ -199,6 +215,9 @@ class Goal:
                 why="layers of different sizes are to go, and the smaller ones went",
                 hint="give shape, or remove, in place of target",
             )
+
+    def _scope(self, program: Program) -> Scope:
+        return Scope(program, self.selection.exclude, (), self.selection.minimum)
 
     def _scores(
         self, program: Program, structures: list[Structure], seed: int, data: Any

@@ -56,11 +56,11 @@ class Grasp:
     """
 
     needs_data: ClassVar[bool] = True
-    remove: Mapping[str, float] | None = None
-    target: Mapping[str, int | float] | None = None
-    shape: Mapping[str, int] | None = None
+    remove: Mapping[str, Any] | None = None
+    target: Mapping[str, Any] | None = None
+    shape: Mapping[str, Any] | None = None
     whole: tuple[str, ...] = ()
-    minimum: int | float = 1
+    minimum: Any = 1
     uniform: bool = True
     score: str | None = "taylor"
     score_lr: NotNegative = Grasping.score_lr
@@ -98,9 +98,9 @@ class Grasp:
     @cached_property
     def goal(self) -> Goal:
         """What it is to reach."""
-        return Goal(
-            "grasp", self.remove, self.target, self.shape, self.whole, self.minimum, self.uniform,
-            self.score,
+        return Goal.of(
+            "grasp", self.score, remove=self.remove, target=self.target, shape=self.shape,
+            exclude=self.whole, minimum=self.minimum, uniform=self.uniform,
         )  # fmt: skip
 
     @property

@@ -59,4 +59,5 @@ def saved_share(
                 stays[owner] = chance if before is None else before * chance
     left, rest = program.costs.expected(sizes, stays, resource)
     dense = getattr(program.costs.total(), resource)
-    return 1 - (torch.as_tensor(left) + rest) / dense
+    saved: Tensor = 1 - (torch.as_tensor(left) + rest) / dense
+    return saved

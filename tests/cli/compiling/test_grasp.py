@@ -78,6 +78,8 @@ def test_every_role_at_once_has_the_exact_shape(
         ([{"grasp": {}}], "grasp has exactly one of remove, target, shape"),
         ([{"grasp": {"remove": {"ffn": 0.5}, "scaling": 2}}], "scaling"),
         ([{"grasp": {"remove": {"ffn": 0.5}, "lr": 1}}], "lr"),
+        ([{"grasp": {"remove": {"fnn": 0.5}}}], "did you mean 'ffn'"),
+        ([{"grasp": {"remove": {"ffn": "150%"}}}], "not a fraction to remove"),
         ([{"select": {"remove": {"ffn": 0.5}}}, {"grasp": {"remove": {"ffn": 0.5}}}], "first"),
     ],
 )

@@ -95,6 +95,7 @@ def test_gates_share_a_budget_as_they_will(
         ([{"shear": {"remove": {"ffn": 0.5}, "shape": {"ffn": 8}}}], "exactly one of"),
         ([{"select": {"remove": {"ffn": 0.5}}}, {"shear": {"remove": {"ffn": 0.5}}}], "first"),
         ([{"shear": {"remove": {"ffn": 0.5}, "gate_lr": -1}}], "gate_lr"),
+        ([{"shear": {"remove": {"ffn": "1/3", "kv_head": "25%"}}}], "did you mean 'kv_heads'"),
     ],
 )
 def test_mistakes_are_told(steps: list[Any], told: str) -> None:
