@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphprune.axes import (
     Atom,
@@ -119,6 +119,37 @@ class CostModel:
                     return count(chosen, keep) * kept(base) // count(base, keep)
 
         return _weighed((t, [kept(d) for d in t.dims]) for t in self._without(removed_blocks))
+
+    def expected(
+        self, size_of: Mapping[Atom, Any], stays: Mapping[str, Any], resource: str
+    ) -> tuple[Any, int]:
+        """The cost where sizes are expectations: numbers, or whatever adds and multiplies as they.
+
+        Args:
+            size_of: expected kept indices per atom; an atom that is not named keeps all.
+            stays: parameter or graph value to the chance that it isn't cut out, if it may be.
+            resource: "params", "macs" or "bytes".
+
+        Returns:
+            What depends on them, and the rest.
+        """
+        moving: Any = 0
+        fixed = 0
+
+        def size(a: Atom) -> Any:
+            return size_of[a] if a in size_of else self._sizes.get(a, a.size)
+
+        for term in self._terms:
+            weight = term.bits / 8 if resource == "bytes" else getattr(term, resource)
+            touched = term.owner in stays or any(a in size_of for d in term.dims for a in atoms(d))
+            if not weight:
+                continue
+            product = math.prod((_size(d, size) for d in term.dims), start=weight)
+            if touched:
+                moving = moving + product * stays.get(term.owner, 1)
+            else:
+                fixed += round(product)
+        return moving, fixed
 
     def _without(self, blocks: Collection[Block]) -> Iterator[_Term]:
         gone = self._gone_with(blocks)

@@ -155,7 +155,8 @@ def mixed_samples(
             found.append(generated_samples(program, count, length, seed, tell))
             continue
         found.append(_part(program, part, wanted, seed, measured, Cut(count, length)))
-    return _joined(found, length, seed)
+    assert isinstance(wanted.data, dict)
+    return _joined(found, length, seed, tuple(wanted.data))
 
 
 def with_general(
@@ -196,9 +197,13 @@ def with_general(
     return replace(_joined(found, own.length, seed), given=own.data, notes=notes)
 
 
-def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:
-    """Windows of several sources as one, in an order in which the sources take turns."""
+def _joined(found: Sequence[Samples], length: int, seed: int, names: Sequence[str] = ()) -> Samples:
+    """Windows of several sources as one, in an order in which the sources take turns.
+
+    Those of sources with `names` can be told apart by them.
+    """
     order = alternate([s.count for s in found], seed)
+    owners = [owner for owner, s in enumerate(found) for _ in range(s.count)]
     return Samples(
         data=torch.cat([s.data for s in found])[order],
         source=" + ".join(f"{s.count} of {_found_again(s.source)}" for s in found),
@@ -209,6 +214,10 @@ def _joined(found: Sequence[Samples], length: int, seed: int) -> Samples:
         seed=seed,
         in_domain=any(s.in_domain for s in found),
         notes=tuple(dict.fromkeys(note for s in found for note in s.notes)),
+        domains={
+            name: tuple(i for i, number in enumerate(order) if owners[int(number)] == owner)
+            for owner, name in enumerate(names)
+        },
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,7 @@ class Samples:
         notes: what there is to say of them.
         own: whether the model has written all of it itself, and so can't be judged by it.
         given: what of the data somebody has given, where general text has come beside it.
+        domains: name to the numbers of the samples of each part of a mixture.
     """
 
     data: Any
@@ -44,6 +46,7 @@ class Samples:
     notes: tuple[str, ...] = ()
     own: bool = False
     given: Tensor | None = None
+    domains: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def judging(self) -> Any:
@@ -58,7 +61,8 @@ class Samples:
 
     def as_data(self) -> dict[str, Any]:
         """All but the samples themselves, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "data"}
+        own = [f.name for f in fields(self) if f.name not in ("data", "domains")]
+        return {name: getattr(self, name) for name in own}
 
     def described(self) -> str:
         """One line that says everything that a result depends on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.recipe.selection import Selection
-from graphprune.recipe.steps import REMOVING, Planned
+from graphprune.recipe.steps import LEARNING, REMOVING, Planned
 
 
 def check_order(passes: Sequence[Planned]) -> None:
@@ -26,13 +26,9 @@ def check_order(passes: Sequence[Planned]) -> None:
             )
         if one.name == "replay" and chosen:
             raise ValueError("a saved plan is for the dense model: put replay first")
-        if one.name == "loraprune" and (chosen or one.round.of > 1):
+        if one.name in LEARNING and (chosen or one.round.of > 1):
             raise ValueError(
-                "loraprune chooses all units that go, a few at a time: put it first, and don't "
+                f"{one.name} chooses all units that go of the whole model: put it first, and don't "
                 "repeat it"
-            )
-        if one.name == "shear" and (chosen or one.round.of > 1):
-            raise ValueError(
-                "shear learns which units go of the whole model: put it first, and don't repeat it"
             )
         chosen = chosen or one.name in REMOVING

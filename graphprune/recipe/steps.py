@@ -34,6 +34,7 @@ PASSES: Registry[Pass] = Registry(
     "pass",
     "graphprune.passes",
     {
+        "grasp": "graphprune.pipeline.gradual.grasp:Grasp",
         "loraprune": "graphprune.pipeline.gradual.loraprune:LoRAPrune",
         "match": f"{_HERE}.match:MatchBlocks",
         "recover": f"{_HERE}.recover:Recover",
@@ -49,7 +50,10 @@ PASSES: Registry[Pass] = Registry(
 whose fields are the options; see `graphprune.passes.protocol.Pass`."""
 
 
-REMOVING = ("select", "replay", "loraprune", "shear")
+LEARNING = ("grasp", "loraprune", "shear")
+"""Those that choose units in the course of a training."""
+
+REMOVING = ("select", "replay", *LEARNING)
 """Those that remove structures."""
 
 

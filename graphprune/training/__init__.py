@@ -8,7 +8,6 @@ found.program, found.losses, found.zeros
 """
 
 from graphprune.training.core.options import LLM_PRUNER, Training
-from graphprune.training.loop import Progress
 from graphprune.training.model.held import Handle, hold
 from graphprune.training.recover import (
     Recovered,
@@ -17,12 +16,14 @@ from graphprune.training.recover import (
     recover,
     recover_module,
 )
+from graphprune.training.run import Callback, Progress
 from graphprune.training.schedule.options import GradualPruning
 from graphprune.training.schedule.pruner import GradualPruner, Pruned
 from graphprune.training.text.token_file import TokenFile, token_file
 
 __all__ = [
     "LLM_PRUNER",
+    "Callback",
     "GradualPruner",
     "GradualPruning",
     "Handle",

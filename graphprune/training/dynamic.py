@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from graphprune.errors import TrainingError
-from graphprune.files.json import parse_json
+from graphprune.ir.torch.program import Program
 from graphprune.training.core.samples import Tensors
 from graphprune.training.domains.order import DomainOrder, Exhausted
+from graphprune.training.domains.reference import Given, reference_losses
 from graphprune.training.domains.shares import Rule, updated
-from graphprune.training.loop import Run
+from graphprune.training.identity import model_digest
+from graphprune.training.model.objective import Objective
+from graphprune.training.model.student import student_of
+from graphprune.training.run import Callback, Run
 
-Reference = Mapping[str, float] | Sequence[float] | str | Path
-"""Losses by domain, or in the order of the domains; a JSON file of either; or "source", for those
-of the model before it trains."""
+SOURCE = "source"
+"""The losses of the model that trains, as they are before it does."""
+
+Reference: TypeAlias = Given | Program
+"""See `graphprune.training.domains.reference.Given`; or a model whose losses are aimed at, or
+`SOURCE`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Measured:
 
 
 @dataclass
-class DynamicBatches:
-    """Domains to train on; give `data` as the data, and this beside the weights.
+class DynamicBatches(Callback):
+    """Domains to train on; give `data` as the data, and this as a callback.
 
     Attributes:
         domains: name to token windows ``[windows, length]``, all of one length.
@@ -46,18 +53,20 @@ class DynamicBatches:
         step_size: see there.
         floor: see there.
         exhausted: see `graphprune.training.domains.order.DomainOrder`.
-        history: what was measured in this process.
+        size: parameters of the model that is to come out, which a scaling law needs.
+        history: what was measured.
     """
 
     domains: Mapping[str, Tensor]
     held_out: Mapping[str, Tensor]
-    reference: Reference = "source"
+    reference: Reference = SOURCE
     shares: Mapping[str, float] | None = None
     every: int = 50
     rule: Rule = "paper"
     step_size: float = 1.0
     floor: float = 0.0
     exhausted: Exhausted = "repeat"
+    size: int | None = None
     history: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,8 +107,13 @@ class DynamicBatches:
     def identity(self) -> Any:
         """The options and the held-out windows."""
         held = [Tensors(self.held_out[name]).digest() for name in self.names]
-        given = self.reference if isinstance(self.reference, str) else None
-        aims = [given] if given == "source" else list(_given(self.reference, self.names))
+        aims: list[Any]
+        if isinstance(self.reference, Program):
+            aims = ["dense", model_digest(self.reference)]
+        elif self.reference == SOURCE:
+            aims = [SOURCE]
+        else:
+            aims = list(reference_losses(self.reference, self.names, self.size))
         return [
             self.names, self._sizes, held, aims, dict(self.shares or {}), self.every, self.rule,
             self.step_size, self.floor, self.exhausted,
@@ -124,31 +138,36 @@ class DynamicBatches:
             names=self.names, sizes=self._sizes, shares=self._now, seen_of=self._seen,
             exhausted=self.exhausted,
         )  # fmt: skip
-        if self.reference == "source":
+        if isinstance(self.reference, Program):
+            self._aims = tuple(self._dense(self.reference).values())
+        elif self.reference == SOURCE:
             self._aims = tuple(self._measured().values())
         else:
-            self._aims = _given(self.reference, self.names)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
-        return {}
-
-    def groups(self) -> list[dict[str, Any]]:
-        """None."""
-        return []
+            self._aims = reference_losses(self.reference, self.names, self.size)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The shares, and how many samples of each domain were seen."""
-        return {"domains/shares": self._now, "domains/seen": self._seen}
+        """The shares, how many samples of each domain were seen, and what was measured."""
+        rows = [[m.step, *m.losses.values(), *m.shares.values()] for m in self.history]
+        history = torch.tensor(rows, dtype=torch.float64)
+        return {"shares": self._now, "seen": self._seen, "history": history}
 
-    def before(self, step: int) -> None:
-        """Nothing."""
+    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with the shares, and with what was measured."""
+        del step
+        self._now.copy_(tensors["shares"])
+        self._seen.copy_(tensors["seen"])
+        self.history.clear()
+        for at, *row in tensors["history"].tolist():
+            losses, shares = row[: len(self.names)], row[len(self.names) :]
+            named = [dict(zip(self.names, own, strict=True)) for own in (losses, shares)]
+            self.history.append(Measured(int(at), *named))
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int, optimizer: Optimizer) -> bool:
         """Count what was seen, and measure where it is time to."""
+        del optimizer
         self._order.advance(step)
         if (step + 1) % self.every:
-            return
+            return False
         losses = self._measured()
         new = updated(
             self._now.tolist(), list(losses.values()), self._aims,
@@ -157,6 +176,19 @@ class DynamicBatches:
         self._now.copy_(torch.tensor(new, dtype=torch.float64))
         shares = dict(zip(self.names, new, strict=True))
         self.history.append(Measured(step + 1, losses, shares))
+        return False
+
+    @property
+    def aims(self) -> Mapping[str, float]:
+        """The reference losses, once the run has begun."""
+        return dict(zip(self.names, self._aims, strict=True))
+
+    @property
+    def repeated(self) -> Mapping[str, float]:
+        """How often the windows of each domain were seen, where that is more than once."""
+        times = {n: seen / size for n, seen, size in zip(
+            self.names, self._seen.tolist(), self._sizes, strict=True)}  # fmt: skip
+        return {name: often for name, often in times.items() if often > 1}
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
@@ -165,43 +197,32 @@ class DynamicBatches:
         return tuple(sorted(found))
 
     @torch.no_grad()
-    def _measured(self) -> dict[str, float]:
-        """The mean loss of a token of each domain's held-out windows, in every process alike."""
+    def _measured(self, objective: Objective | None = None) -> dict[str, float]:
+        """The mean loss of a token of each domain's held-out windows, in every process alike.
+
+        Args:
+            objective: a model with its loss; None for the one that trains.
+        """
         run, found = self._run, {}
+        everyone, objective = run.everyone, objective or run.objective
         size = run.training.micro_batch or run.training.batch
         for name in self.names:
             total, count = 0.0, 0.0
-            for windows in torch.split(self.held_out[name], size):
-                loss, tokens = run.objective(run.feed(windows).to(run.everyone.device))
-                total, count = total + float(loss), count + float(tokens)
+            parts = torch.split(self.held_out[name], size)
+            # Each process has as many passes: where weights are shared, all take part in each.
+            for turn in range(-(-len(parts) // everyone.world)):
+                number = turn * everyone.world + everyone.rank
+                windows = parts[min(number, len(parts) - 1)]
+                loss, tokens = objective(run.feed(windows).to(everyone.device))
+                if number < len(parts):
+                    total, count = total + float(loss), count + float(tokens)
+            total, count = everyone.total(total, count)
             found[name] = total / count if count else math.nan
         return found
 
-
-def _given(reference: Reference, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Reference losses in the order of the domains.
-
-    Raises:
-        TrainingError: one is missing, or no number.
-    """
-    read: Any = reference
-    if isinstance(reference, str | Path):
-        try:
-            read = parse_json(Path(reference).read_bytes())
-        except (OSError, ValueError) as error:
-            raise TrainingError(
-                "reference losses can't be read", where=str(reference), why=str(error)
-            ) from error
-    if isinstance(read, Mapping):
-        missing = sorted(set(names) - set(read))
-        values = [read[name] for name in names if name in read]
-    else:
-        values, missing = list(read), [] if len(read) == len(names) else list(names)
-    wrong = [v for v in values if not isinstance(v, int | float) or not math.isfinite(v)]
-    if missing or wrong:
-        raise TrainingError(
-            "every domain needs a reference loss",
-            why=f"missing: {', '.join(missing)}" if missing else f"{wrong[0]!r} is no number",
-            hint='give one for each of this model\'s domains, or reference="source"',
-        )
-    return tuple(float(v) for v in values)
+    def _dense(self, dense: Program) -> dict[str, float]:
+        """The losses of another model, by the loss that is trained for."""
+        device = self._run.everyone.device
+        student = student_of(dense, shared=device.type == "cpu")
+        placed = replace(student, module=student.module.to(device), head=None)
+        return self._measured(self._run.objective.of(placed))

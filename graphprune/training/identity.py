@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,11 +27,11 @@ def identity(
     loss: Any,
     part: tuple[float, float],
     world: int,
-    more: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """The parts of a run's identity, as JSON values.
 
-    `more` is what else takes part in the run.
+    `callbacks` are the identities of what takes part in it beside the weights.
     """
     options = {**asdict(training), "own loss": None if loss is None else _named(loss)}
     return {
@@ -43,7 +43,7 @@ def identity(
         "training": json.loads(json.dumps(options)),
         "part": list(part),
         "processes": world,
-        **json.loads(json.dumps(more or {})),
+        "callbacks": json.loads(json.dumps(list(callbacks))),
     }
 
 

@@ -4,134 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from graphprune.errors import TrainingError
-from graphprune.training.core.options import Training
-from graphprune.training.core.order import Order
-from graphprune.training.core.processes import Processes
-from graphprune.training.core.samples import Feed, Samples
 from graphprune.training.core.watch import Stop, Watch
-from graphprune.training.events import Events
-from graphprune.training.model.objective import Objective
-from graphprune.training.model.trainable import Trainable
-from graphprune.training.state import Saved
+from graphprune.training.run import Progress, Run
 
 BETAS = (0.9, 0.95)
 
 _REWARMED = 2
 """Steps in which the learning rate rises where a run goes on from another."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is.
-
-    Attributes:
-        step: steps that are done.
-        steps: of the whole run.
-        loss: mean over the tokens of the last step.
-        tokens: that were trained on so far.
-        seconds: since this process began.
-        left: seconds until the end, about.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    seconds: float
-    left: float
-
-
-class Beside(Protocol):
-    """Something that takes part in a run: gates that are learned, shares of domains that change.
-
-    All that it depends on is a function of the run's options, of the step and of what is saved, so
-    that an interrupted run goes on to the same bits. Every process has its own, which are alike.
-    """
-
-    def identity(self) -> Any:
-        """What it is, as JSON values: a run with another one can't go on from a saved state."""
-
-    def attach(self, run: Run) -> None:
-        """Join a run whose first step is still to come; it may exchange what the run has.
-
-        Raises:
-            TrainingError: they don't fit.
-        """
-
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What the optimiser changes beside the weights. Names are no weight's.
-
-        Their gradients are means over the tokens of a step, and no limit is set to them.
-        """
-
-    def groups(self) -> Sequence[dict[str, Any]]:
-        """The optimiser's groups of these parameters.
-
-        Each has its highest learning rate as "peak", which rises and falls as that of the weights.
-        """
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """What else is saved, and read back in place. Names are no parameter's."""
-
-    def before(self, step: int) -> None:
-        """Called when the gradients of a step are there, those of the weights limited already.
-
-        Args:
-            step: from 0.
-        """
-
-    def after(self, step: int) -> None:
-        """Called when a step is taken, and zeros are filled in."""
-
-
-@dataclass
-class Run:
-    """A training run: everything that a step needs.
-
-    Attributes:
-        objective: the student with its loss, wrapped as the processes need.
-        trainable: what trains.
-        training: options.
-        samples: the data.
-        feed: makes what the model is called with.
-        order: which samples each step sees.
-        everyone: the processes.
-        saved: where progress is saved; None for nowhere.
-        progress: told after each step.
-        events: what else happens; None for nothing.
-        beside: what goes along with the weights.
-    """
-
-    objective: Objective
-    trainable: Trainable
-    training: Training
-    samples: Samples
-    feed: Feed
-    order: Order
-    everyone: Processes
-    saved: Saved | None = None
-    progress: Callable[[Progress], None] | None = None
-    events: Events | None = None
-    beside: Sequence[Beside] = ()
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-
-    def own(self) -> dict[str, nn.Parameter]:
-        """The parameters that train beside the weights."""
-        return {name: p for one in self.beside for name, p in one.parameters().items()}
-
-    def memory(self) -> dict[str, Tensor]:
-        """All tensors that a run goes on from."""
-        more = {name: t for one in self.beside for name, t in one.tensors().items()}
-        return {**self.trainable.parameters(), **self.own(), **more}
 
 
 def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
@@ -153,7 +39,7 @@ def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
     optimizer = torch.optim.AdamW(
         [
             {"params": list(parameters.values()), "peak": peak},
-            *(group for one in run.beside for group in one.groups()),
+            *(group for one in run.callbacks for group in one.groups()),
         ],
         lr=0.0,
         betas=BETAS,
@@ -171,8 +57,8 @@ def train(run: Run, stop: Stop | None, *, resume: bool = False) -> None:
         last = step == run.order.steps
         if run.saved is not None and (stopped or last or run.saved.due(step)):
             run.trainable.held.check()
-            more = {} if run.events is None else run.events.tensors()
-            run.saved.save(_memory(run, step, watch), run.memory(), optimizer, more)
+            everything = {**run.trainable.parameters(), **run.own()}
+            run.saved.save(_memory(run, step, watch), everything, optimizer, run.tensors())
         if run.progress is not None:
             seconds = time.monotonic() - begun
             left = seconds / (step - first) * (run.order.steps - step)
@@ -194,8 +80,11 @@ def _step(
     total, count = 0.0, 0.0
     size = run.samples.together or training.micro_batch
     parts = run.order.share(step, everyone.rank, everyone.world, size)
-    for number, chosen in enumerate(parts):
-        run.trainable.draw.key = (training.seed, run.order.first + step, number, everyone.rank)
+    place = everyone.rank * -(-len(run.order.samples(step)) // everyone.world)
+    for chosen in parts:
+        # What is drawn depends on the place in the batch, whichever process has it.
+        run.trainable.draw.key = (training.seed, run.order.first + step, place)
+        place += len(chosen)
         # FSDP gathers weights in each pass, so that every process has one, with samples or without.
         micro = run.feed(run.samples.take(chosen or [0])).to(everyone.device)
         micro = replace(micro, count=len(chosen))
@@ -221,26 +110,25 @@ def _step(
         everyone.sum_gradients((*parameters.values(), *run.own().values()))
         scale = 1 / count
     run.trainable.held.fill_gradients()
-    if run.events is not None:
-        run.events.look(step + 1, scale)
+    for one in run.callbacks:
+        one.on_gradients(step, scale)
     norm = _scale_gradients(parameters, scale, training.clip)
-    norm_beside = _scale_gradients(run.own(), scale, 0.0)
+    norm_of_own = _scale_gradients(run.own(), scale, 0.0)
     loss_of_step = total / count
-    watch.check_finite(step, loss_of_step, norm + norm_beside)
-    for one in run.beside:
-        one.before(step)
+    watch.check_finite(step, loss_of_step, norm + norm_of_own)
+    for one in run.callbacks:
+        one.before_step(step)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * _share(run, step)
     if any(group["lr"] for group in optimizer.param_groups):  # it would change -0.0 to 0.0
         optimizer.step()
     run.trainable.held.fill()
     optimizer.zero_grad(set_to_none=True)
-    for one in run.beside:
-        one.after(step)
     run.losses.append(loss_of_step)
     run.tokens += int(count)
     watch.add(step, loss_of_step)
-    if run.events is not None and run.events.change(step + 1, optimizer):
+    changed = [one.after_step(step, optimizer) for one in run.callbacks]
+    if any(changed):
         watch.restart(step + 1)
 
 
@@ -281,12 +169,12 @@ def _begin(
     if memory is None:
         return 0
     assert run.saved is not None
-    more = run.saved.load(memory, run.memory(), optimizer)
-    if run.events is not None:
-        try:
-            run.events.restore(int(memory["step"]), more)
-        except (KeyError, RuntimeError) as error:
-            raise run.saved.damaged(memory, error) from error
+    parameters = {**run.trainable.parameters(), **run.own()}
+    more = run.saved.load(memory, parameters, optimizer)
+    try:
+        run.restore(int(memory["step"]), more)
+    except (KeyError, RuntimeError) as error:
+        raise run.saved.damaged(memory, error) from error
     run.losses[:] = memory["losses"]
     run.tokens = memory["tokens"]
     watch.restart(memory.get("watched", 0))

@@ -15,12 +15,11 @@ from graphprune.training.core.options import Training
 from graphprune.training.core.order import Order
 from graphprune.training.core.processes import Processes, full, shard
 from graphprune.training.core.samples import Feed, Micro, Samples
-from graphprune.training.events import Events
-from graphprune.training.loop import Beside, Run
 from graphprune.training.model.held import HeldMasks, check_masks
 from graphprune.training.model.objective import Objective, OwnLoss, Setting
 from graphprune.training.model.student import Student, recompute_blocks
 from graphprune.training.model.trainable import make_trainable
+from graphprune.training.run import Callback, Run
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Job:
     vocabulary: Tensor | None
     layers: Mapping[str, str] | None
     part: tuple[float, float]
-    beside: Sequence[Beside] = ()
-    events: Events | None = None
+    callbacks: Sequence[Callback] = ()
 
     def first(self) -> Micro:
         """The first sample."""
@@ -91,12 +89,16 @@ def prepare(job: Job) -> Run:
     order = _order(job, first)
     run = Run(
         objective, trainable, training, job.samples, job.feed, order, everyone,
-        beside=job.beside, events=job.events,
+        callbacks=job.callbacks,
     )  # fmt: skip
-    for one in job.beside:
+    for one in job.callbacks:
         one.attach(run)
-    if job.events is not None:
-        job.events.begin(trainable, run.order.steps, everyone)
+    if not trainable.names and not run.own():
+        raise TrainingError(
+            "there is nothing to train",
+            why="train: frozen keeps all weights, and no callback brings parameters of its own",
+            hint="train: full, norms or lora",
+        )
     return run
 
 

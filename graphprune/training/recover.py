@@ -20,9 +20,8 @@ from graphprune.training.core.options import Training
 from graphprune.training.core.processes import processes
 from graphprune.training.core.samples import ModuleFeed, OwnFeed, ProgramFeed, samples_of
 from graphprune.training.core.watch import stopping
-from graphprune.training.events import Events
 from graphprune.training.identity import identity
-from graphprune.training.loop import Beside, Progress, train
+from graphprune.training.loop import train
 from graphprune.training.model.adapters import Flat
 from graphprune.training.model.objective import OwnLoss
 from graphprune.training.model.student import (
@@ -31,6 +30,7 @@ from graphprune.training.model.student import (
     student_of_module,
 )
 from graphprune.training.preparing import Job, finish, prepare
+from graphprune.training.run import Callback, Progress
 from graphprune.training.state import Saved
 
 
@@ -93,10 +93,9 @@ def recover(
     vocabulary: Tensor | None = None,
     layers: Mapping[str, str] | None = None,
     part: tuple[float, float] = (0.0, 1.0),
-    beside: Sequence[Beside] = (),
+    callbacks: Sequence[Callback] = (),
     state: Saving | str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    events: Events | None = None,
 ) -> RecoveredProgram:
     """Train the weights of a program; structures, graph and source stay.
 
@@ -119,10 +118,9 @@ def recover(
             None for the layers of all stacks, in order.
         part: which part of the steps this call does, from where to where: where a model is pruned
             in rounds, samples and learning rate go on from one to the next.
-        beside: what goes along with the weights: gates, shares of domains.
+        callbacks: what takes part beside the weights: gates, shares of domains.
         state: where progress is saved, after each of some steps and when SIGTERM comes.
         progress: told after each step.
-        events: what else happens after each step; None for nothing.
 
     Raises:
         TrainingError: the program can't be trained, the data don't fit, or the loss is no number or
@@ -143,7 +141,7 @@ def recover(
         right = student_of(check_trainable(teacher), shared=everyone.device.type == "cpu")
     job = Job(
         student_of(program), right, samples_of(data), feed, training,
-        masks or {}, layouts, everyone, loss, vocabulary, layers, part, beside, events,
+        masks or {}, layouts, everyone, loss, vocabulary, layers, part, callbacks,
     )  # fmt: skip
     found = _run(job, program, teacher, state, progress)
     return RecoveredProgram(**vars(found), program=apply_weights(program, found.weights))
@@ -198,7 +196,7 @@ def _run(
         saving = state if isinstance(state, Saving) else Saving(Path(state))
         names = identity(
             base, teacher, job.masks, job.samples, job.training, job.loss, job.part,
-            job.everyone.world, _along(job),
+            job.everyone.world, [one.identity() for one in job.callbacks],
         )  # fmt: skip
         run.saved = Saved(
             Path(saving.directory), names, job.everyone, job.training.fsdp, saving.every
@@ -217,16 +215,6 @@ def _run(
     passes = run.order.seen / run.order.count
     notes = (f"the data went through {passes:.2g} times",) if passes > 1 else ()
     return Recovered(weights, len(run.losses), run.tokens, tuple(run.losses), zeros, notes)
-
-
-def _along(job: Job) -> dict[str, Any]:
-    """What takes part in a run beside its weights, as JSON values."""
-    found: dict[str, Any] = {}
-    if job.beside:
-        found["beside"] = [one.identity() for one in job.beside]
-    if job.events is not None:
-        found["events"] = job.events.identity()
-    return found
 
 
 def _matrices(module: nn.Module) -> set[str]:

@@ -27,7 +27,7 @@ from graphprune.files import replacing, write_text
 from graphprune.streaming.core.checkpoint import read_manifest
 from graphprune.training.core.processes import Processes, local
 
-VERSION = 1
+VERSION = 2
 _MANIFEST = "manifest.json"
 _SHARE = 1 / 20
 _KEPT = 2
@@ -40,8 +40,7 @@ _DIFFERENCES = {
     "masks": "the masks are others",
     "data": "the data are others",
     "training": "the options are others",
-    "events": "what is pruned, or when, is another",
-    "beside": "the gates or the domains are others",
+    "callbacks": "what is pruned or learned beside the weights, or when, is another",
     "processes": "it was begun by another number of processes",
 }
 

@@ -22,8 +22,7 @@ from graphprune.passes.loraprune.units import Gone, lowest, plan_of, so_far, wan
 from graphprune.passes.shared.reduce import marginals
 from graphprune.plan.plan import Plan
 from graphprune.plan.units import FloatArray
-from graphprune.training.core.processes import Processes
-from graphprune.training.model.trainable import Trainable
+from graphprune.training.run import Callback, Run
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Event:
 
 
 @dataclass
-class UnitPruner:
+class UnitPruner(Callback):
     """Scores the units of some structures at each step, and removes the lowest at some of them.
 
     What has gone stays gone. How many units each structure loses in the end is solved anew at each
@@ -80,22 +79,23 @@ class UnitPruner:
         return bool(self.events) and self.events[-1].share == 1
 
     def identity(self) -> Any:
-        """See `graphprune.training.events.Events`."""
+        """The goal, and when units go."""
         return {"loraprune": self.pruning.identity()}
 
-    def begin(self, trainable: Trainable, steps: int, everyone: Processes) -> None:
-        """See `graphprune.training.events.Events`."""
-        self._trainable, self._everyone, self._steps = trainable, everyone, steps
-        self._due = frozenset(self.pruning.schedule.events(steps))
-        self._members = members_of(self.program, self.structures, trainable.adapted)
+    def attach(self, run: Run) -> None:
+        """Begin without scores, and with nothing gone."""
+        self._trainable, self._everyone = run.trainable, run.everyone
+        self._steps = run.order.steps
+        self._due = frozenset(self.pruning.schedule.events(self._steps))
+        self._members = members_of(self.program, self.structures, run.trainable.adapted)
         self.scores = {s.name: np.zeros(shape_of(s)) for s in self.structures}
         self.gone = {s.name: np.zeros(shape_of(s), dtype=np.bool_) for s in self.structures}
         self.counts, self.events, self.notes = {}, [], []
         self._watch(self.pruning.gradient == "weight")
 
     @torch.no_grad()
-    def look(self, step: int, scale: float) -> None:
-        """Score the units by the gradients of the mean loss; see `graphprune.training.events`.
+    def on_gradients(self, step: int, scale: float) -> None:
+        """Score the units by the gradients of the mean loss.
 
         Raises:
             TrainingError: a gradient or a weight is no number; the parameter is named.
@@ -111,18 +111,19 @@ class UnitPruner:
         for name, score in found.items():
             self.scores[name] = part * self.scores[name] + (1 - part) * score
 
-    def change(self, step: int, optimizer: Optimizer) -> bool:
-        """Remove units, if it is time; see `graphprune.training.events.Events`."""
-        if step not in self._due:
+    def after_step(self, step: int, optimizer: Optimizer) -> bool:
+        """Remove units, if it is time."""
+        done = step + 1
+        if done not in self._due:
             return False
-        share = self.pruning.schedule.share(step, self._steps)
+        share = self.pruning.schedule.share(done, self._steps)
         self._solve()
         before = self._removed
         for s in self.structures:
             gone = self.gone[s.name]
             count = so_far(share, self.counts[s.name], _in_row(gone))
             self.gone[s.name] = lowest(self.scores[s.name], gone, count)
-        self.events.append(Event(step, share, self._removed))
+        self.events.append(Event(done, share, self._removed))
         if self._removed == before:
             return False
         self._trainable.remove(zeros_of(self.program, self.plan), optimizer)
@@ -131,7 +132,7 @@ class UnitPruner:
         return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `graphprune.training.events.Events`."""
+        """Scores, what has gone, and when."""
         found = {}
         for name, score in self.scores.items():
             found[f"score/{name}"] = torch.from_numpy(score)
@@ -143,7 +144,8 @@ class UnitPruner:
         return found
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """See `graphprune.training.events.Events`."""
+        """Remove again what had gone."""
+        del step
         for name in self.scores:
             self.scores[name] = tensors[f"score/{name}"].numpy()
             self.gone[name] = tensors[f"gone/{name}"].numpy()
@@ -190,7 +192,7 @@ class UnitPruner:
             what = "weight" if not bool(weight.isfinite().all()) else "gradient"
             raise TrainingError(
                 f"a {what} is NaN or infinite, so that units can't be scored",
-                where=f"{parameter}, step {step}",
+                where=f"{parameter}, step {step + 1}",
                 hint="use a lower learning rate, or look for errors in the data",
             )
         return sums

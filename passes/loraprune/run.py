@@ -21,10 +21,10 @@ from graphprune.streaming import apply_weights
 from graphprune.streaming.programs import find_sites
 from graphprune.training.core.options import Training
 from graphprune.training.core.samples import ProgramFeed, samples_of
-from graphprune.training.loop import Progress
 from graphprune.training.model.objective import OwnLoss
 from graphprune.training.model.student import check_trainable
 from graphprune.training.recover import Recovered, Saving, recover
+from graphprune.training.run import Progress
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def loraprune(
     check_zeroing(traced, plan, (first.args, first.kwargs))
     found = recover(
         traced, samples, training,
-        masks=masks, teacher=teacher, loss=loss, state=state, progress=progress, events=pruner,
+        masks=masks, teacher=teacher, loss=loss, state=state, progress=progress,
+        callbacks=(pruner,),
     )  # fmt: skip
     if not pruner.finished:
         raise TrainingError(

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import graphprune as gp
 from graphprune.passes.loraprune import Pruning, check
-from graphprune.training import Training
+from graphprune.training import Callback, Training
 
 LAYERS, WIDTH, HEADS, OWNERS, SIZE, FFN = 2, 16, 8, 2, 4, 12
 """Layers, hidden size, query heads, key-value heads, size of a head, ffn channels."""
@@ -110,8 +110,8 @@ def structure_of(net, layer, role):
     return found.name
 
 
-class Watched:
-    """Events that are handed on, while somebody looks at them."""
+class Watched(Callback):
+    """A callback that is handed on, while somebody looks at it."""
 
     def __init__(self, inner, looked=None, changed=None):
         self.inner, self.looked, self.changed = inner, looked, changed
@@ -119,19 +119,19 @@ class Watched:
     def identity(self):
         return self.inner.identity()
 
-    def begin(self, trainable, steps, everyone):
-        self.trainable = trainable
-        self.inner.begin(trainable, steps, everyone)
+    def attach(self, run):
+        self.trainable = run.trainable
+        self.inner.attach(run)
 
-    def look(self, step, scale):
+    def on_gradients(self, step, scale):
         if self.looked is not None:
-            self.looked(self.trainable, step, scale)
-        self.inner.look(step, scale)
+            self.looked(self.trainable, step + 1, scale)
+        self.inner.on_gradients(step, scale)
 
-    def change(self, step, optimizer):
-        found = self.inner.change(step, optimizer)
+    def after_step(self, step, optimizer):
+        found = self.inner.after_step(step, optimizer)
         if self.changed is not None:
-            self.changed(self.trainable, step, found)
+            self.changed(self.trainable, step + 1, found)
         return found
 
     def tensors(self):

@@ -62,7 +62,7 @@ def test_units_that_have_gone_are_zeros_from_then_on_and_the_last_counts_are_exa
         seen.append(now)
 
     events = pruner(net, halves(), training)
-    recover(net, data(), training, events=Watched(events, changed=changed))
+    recover(net, data(), training, callbacks=[Watched(events, changed=changed)])
     wanted = {(i, role): n for i in range(LAYERS) for role, n in (("kv_heads", 1), ("ffn", 6))}
     assert {key: len(gone) for key, gone in seen[-1].items()} == wanted
     assert seen[17] == seen[18] == seen[19]
@@ -96,7 +96,7 @@ def test_budgets_over_all_layers_are_kept_exactly(uniform, align):
     watched = Watched(
         events, changed=lambda *_: seen.append({n: g.copy() for n, g in events.gone.items()})
     )
-    recover(net, data(), options(), events=watched)
+    recover(net, data(), options(), callbacks=[watched])
     for before, after in itertools.pairwise(seen):
         assert all((after[name] >= before[name]).all() for name in before)
     slim = gp.apply(net, events.plan)
@@ -167,7 +167,7 @@ def test_another_base_or_goal_goes_on_from_no_state(tmp_path):
     assert error.value.why == "the model has other weights, or computes something else"
     with pytest.raises(LoadError, match="another run") as error:
         loraprune(program(), data(), halves(average=0.5), options(), state=again)
-    assert error.value.why == "what is pruned, or when, is another"
+    assert error.value.why == "what is pruned or learned beside the weights, or when, is another"
 
 
 def test_a_damaged_state_is_refused(tmp_path):

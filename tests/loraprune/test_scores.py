@@ -46,7 +46,7 @@ def test_gradients_of_weights_are_those_of_the_mean_over_tokens_unclipped():
     net = program(torch.float64)
     training = options(steps=3, lr=0.0, clip=1e-3, micro_batch=3)
     events = pruner(net, halves(gradient="weight", initial=1.0, final=0.0), training)
-    recover(net, data(), training, events=events)
+    recover(net, data(), training, callbacks=[events])
     order, module, importances = Order(14, 12, 4, 0), Net().double().eval(), []
     for step in range(3):
         ids = data()[order.samples(step)]
@@ -79,7 +79,7 @@ def test_gradients_of_adapters_stand_for_those_of_weights():
         importances.append(found)
 
     events = pruner(net, halves(), training)
-    recover(net, data(), training, events=Watched(events, looked))
+    recover(net, data(), training, callbacks=[Watched(events, looked)])
     assert events.finished
     assert [e.step for e in events.events][-1] == 8
     check_scores(net, events, importances)
@@ -104,7 +104,7 @@ def test_the_scale_of_a_loss_changes_nothing(scale):
     found = []
     for k in (1, scale):
         events = pruner(net, halves(), training)
-        recover(net, data(), training, loss=scaled(k), events=events)
+        recover(net, data(), training, loss=scaled(k), callbacks=[events])
         found.append(events)
     assert found[0].plan == found[1].plan
     for name, scores in found[0].scores.items():
@@ -128,5 +128,5 @@ def test_what_is_no_number_is_named(what, value):
 
     events = Watched(pruner(net, halves(), training), looked)
     with pytest.raises(TrainingError, match=f"a {what} is NaN or infinite") as error:
-        recover(net, data(), training, events=events)
+        recover(net, data(), training, callbacks=[events])
     assert error.value.where == f"{name}, step 2"

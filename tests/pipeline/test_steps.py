@@ -272,7 +272,7 @@ def test_steps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "rank units by magnitude; cut; verify" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("name", ["loraprune", "shear"])
+@pytest.mark.parametrize("name", ["grasp", "loraprune", "shear"])
 def test_what_is_chosen_by_training_is_no_plan_alone(name: str) -> None:
     program = graphprune.trace(mlp(), (X[:2],))
     recipe = Recipe.parse({"steps": [{name: {"remove": {"ffn": 0.5}, "steps": 2}}]})

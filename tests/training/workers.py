@@ -102,16 +102,65 @@ def die(folder, options, number, at, where):
 
 def learn_together(folder):
     """Learn gates; each process leaves them and the weights."""
+    made = learned()
+    weights = {name: weight.detach() for name, weight in made.program.weights.items()}
+    torch.save({**made.gates, **weights}, folder / f"{dist.get_rank()}.pt")
+
+
+def learned(micro_batch=1):
+    """Gates of a small net with its weights, on samples of which some have more labels.
+
+    Each micro-batch has noise of its own: they are as large on any number of processes.
+    """
+    from graphprune.training.learn import learn
+
+    options = Training(steps=4, batch=4, lr=1e-3, micro_batch=micro_batch)
+    return learn(program(torch.float64), labelled(), _halves(), options)
+
+
+def grasp_together(folder):
+    """Choose units by gates; each process leaves them and the weights."""
+    made = grasped(micro_batch=1)
+    weights = {name: weight.detach() for name, weight in made.program.weights.items()}
+    torch.save({**made.gates, **weights}, folder / f"{dist.get_rank()}.pt")
+
+
+def grasped(micro_batch=None):
+    """Units of a small net that gates choose while its weights stay."""
+    from graphprune.training.grasp import grasp
+
+    options = Training(steps=8, batch=4, micro_batch=micro_batch)
+    return grasp(program(torch.float64), labelled(), _halves(), options)
+
+
+def deal_together(folder, exhausted):
+    """Train on domains whose shares change; each process leaves shares and weights."""
+    torch.save(dealt(exhausted, micro_batch=1), folder / f"{dist.get_rank()}.pt")
+
+
+def dealt(exhausted, micro_batch=None):
+    """Weights and shares after a training on two domains, one of which runs out."""
+    from graphprune.training.dynamic import DynamicBatches
+
+    noise = torch.Generator().manual_seed(5)
+    domains = {
+        "low": torch.randint(0, 20, (5, 6), generator=noise),
+        "high": torch.randint(20, 40, (30, 6), generator=noise),
+    }
+    held_out = {name: windows[:3] for name, windows in domains.items()}
+    aims = {"low": 1.0, "high": 4.0}
+    mixed = DynamicBatches(domains, held_out, aims, every=2, exhausted=exhausted)
+    options = Training(steps=6, batch=4, lr=1e-3, micro_batch=micro_batch)
+    found = recover(program(torch.float64), mixed.data, options, callbacks=(mixed,))
+    shares = {f"share/{m.step}": torch.tensor([*m.shares.values()]) for m in mixed.history}
+    seen = {"seen": mixed.tensors()["seen"].double()}
+    return {**found.weights, **shares, **seen}
+
+
+def _halves():
     import numpy as np
 
     from graphprune.training.gates.gates import Gated
-    from graphprune.training.learn import learn
 
-    net = program()
-    found = [s for s in net.structures if s.prunable]
-    chosen = [Gated(s, 1, s.size // 2, np.arange(s.size)) for s in found]
-    options = Training(steps=4, batch=4, lr=1e-2, micro_batch=1, precision="float32")
-    made = learn(net, data(), chosen, options)
-    weights = {name: weight.detach() for name, weight in made.recovered.weights.items()}
-    rank = dist.get_rank()
-    torch.save({**made.gates, **weights}, folder / f"{rank}.pt")
+    found = [s for s in program(torch.float64).structures if s.prunable]
+    return [Gated(s, 1, s.size // 2, np.arange(s.size)) for s in found]

@@ -7,17 +7,15 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from pydantic import ValidationError
-
 from graphprune.calibration.sources.amounts import TRAINING, Amount
-from graphprune.errors import PlanError, RecipeError
+from graphprune.errors import PlanError
 from graphprune.ir.torch.program import Program
 from graphprune.passes.loraprune import LoRAPruned, Pruning, check, loraprune
 from graphprune.passes.loraprune.options import Estimate
 from graphprune.passes.protocol import Context, Record, State
+from graphprune.pipeline.gradual.goal import parse_goal
 from graphprune.pipeline.steps.recover import each_step, saving
 from graphprune.pipeline.steps.traced import as_traced
-from graphprune.recipe.mistakes import explain
 from graphprune.recipe.selection import Selection
 from graphprune.report.trained import Trained
 from graphprune.training import Training
@@ -110,11 +108,7 @@ class LoRAPrune(Training):
         given = {name: getattr(self, name) for name in _GOAL}
         plain = {f.name: f.default for f in fields(self)}
         changed = {n: v for n, v in given.items() if v is not None and v != plain[n]}
-        try:
-            return Selection.model_validate({**changed, "score": "magnitude"})
-        except ValidationError as error:
-            mistake = explain(error.errors()[0], Selection)
-            raise RecipeError(mistake.replace("select has", "loraprune has")) from None
+        return parse_goal("loraprune", changed)
 
     @property
     def amount(self) -> Amount:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,8 @@ from graphprune.report.trained import Trained
 from graphprune.rewrite.apply import apply
 from graphprune.rewrite.retrace import retrace
 from graphprune.training import Progress, Recovered, Saving, Training, recover
+from graphprune.training.domains.options import Domains
+from graphprune.training.mixed import check_domains, domains_of, figures_of, notes_of
 
 TUNED = "tuned"
 """The dense model as a teacher, trained on the same text before."""
@@ -45,6 +47,7 @@ class Recover(Training):
             tunes it where the text is foreign to it); None for the dense one, as it was read. Where
             that is what is trained, and nothing has changed it, there is nothing to learn from it,
             and the loss is the cross-entropy.
+        domains: how the shares of a mixture's parts follow their losses; None for fixed shares.
         hold: whether weights that are zero as they were read stay zero, where a matrix has more
             than a few of them.
     """
@@ -52,6 +55,7 @@ class Recover(Training):
     needs_data: ClassVar[bool] = True
     teacher: str | None = None
     hold: bool = True
+    domains: Domains | None = None
 
     @property
     def amount(self) -> Amount:
@@ -71,6 +75,7 @@ class Recover(Training):
             LoadError: the teacher is no checkpoint, or needs code that isn't trusted.
         """
         as_traced(state.program, "recover")
+        check_domains(self.domains)
         if self.teacher == TUNED and not state.program.is_causal:
             raise PlanError(
                 "a teacher is tuned on what comes next in a text",
@@ -104,15 +109,18 @@ class Recover(Training):
         taught = changed or self.teacher is not None
         wanted = Training(**options).settled(teacher=taught, causal=context.dense.is_causal)
         place = saving(context)
-        teacher = self._teacher(context, wanted, samples.data) if wanted.needs_teacher else None
+        whole, size = as_traced(context.dense, "recover"), student.costs.total().params
+        data, dealt = domains_of(self.domains, samples, whole, size)
+        teacher = self._teacher(context, wanted, data) if wanted.needs_teacher else None
         with context.stage("training"):
             found = recover(
                 student,
-                samples.data,
+                data,
                 wanted,
                 masks=masks,
                 teacher=teacher,
                 part=context.round.part,
+                callbacks=dealt,
                 state=place,
                 progress=each_step(context.progress),
             )
@@ -122,7 +130,8 @@ class Recover(Training):
             program = as_traced(written_back(slim, found.weights), "recover")
             dense = {name: old for old, name in slim_names(slim).items()}
             names = tuple(dense[name] for name in names if name in dense)
-        record = Record("recover", found.notes, _details(found, names, samples.described()))
+        details = _details(found, names, samples.described(), figures_of(dealt))
+        record = Record("recover", (*found.notes, *notes_of(dealt)), details)
         return replace(state, program=program, unfitted=None).recorded(record)
 
     def _teacher(self, context: Context, wanted: Training, data: Any) -> Program:
@@ -169,7 +178,9 @@ def _zeros_of(program: Program) -> dict[str, Tensor]:
     return masks
 
 
-def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained | None:
+def _details(
+    found: Recovered, names: tuple[str, ...], samples: str, more: Mapping[str, Any]
+) -> Trained | None:
     if not found.steps:
         return None
     tenth = max(1, found.steps // 10)
@@ -178,7 +189,12 @@ def _details(found: Recovered, names: tuple[str, ...], samples: str) -> Trained 
         f"trained on {found.tokens:,} tokens in {found.steps:,} steps: mean loss of the first "
         f"tenth {first:.4f}, of the last {last:.4f}"
     )
-    figures = {"tokens": found.tokens, "steps": found.steps, "losses": list(found.losses)}
+    figures: dict[str, Any] = {
+        "tokens": found.tokens,
+        "steps": found.steps,
+        "losses": list(found.losses),
+    }
+    figures.update(more)
     return Trained("recover", names, told, figures, samples)
 
 

@@ -12,14 +12,14 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from graphprune.errors import RecipeError
 from graphprune.options import nearest, parse_number
 
-Kind = Literal["full", "norms", "lora"]
+Kind = Literal["full", "norms", "lora", "frozen"]
 LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 
-RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3}
+RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3, "frozen": 0.0}
 """Learning rates that do well over a few hundred steps, by what is trained."""
 
 
@@ -29,7 +29,8 @@ class Training:
 
     Attributes:
         train: "full" trains all weights; "norms" vectors only, that is norms and biases; "lora" a
-            product of two thin matrices that is added to each weight, which itself stays.
+            product of two thin matrices that is added to each weight, which itself stays; "frozen"
+            no weight, but what callbacks bring along.
         loss: "ce" is the cross-entropy of the labels, or of the next token; "kd" the divergence
             from the teacher's distribution; "kd+ce" the mean of both; "hidden" the distance from
             the teacher's values between layers; "values" that from outputs that are no logits,

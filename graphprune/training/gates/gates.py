@@ -1,27 +1,18 @@
-"""Gates of structures: their locations, the noise of each pass, and the weights that they scale."""
+"""Gates of structures, and the weights that they scale."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphprune.analysis.structure import Structure
 from graphprune.axes.expr import IntArray
 from graphprune.plan.units import NONE, FloatArray
-from graphprune.training.core.order import generator
-from graphprune.training.gates.hard_concrete import (
-    LIMIT,
-    clamp,
-    open_probability,
-    sampled,
-    settled,
-)
 from graphprune.training.gates.places import Place
-from graphprune.training.model.adapters import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,84 +47,19 @@ class Gated:
         return (self.structure.size - self.count) / len(self.removable)
 
 
-@dataclass
-class Gates:
-    """The gates of some structures.
+class Gates(Protocol):
+    """The gates of some structures, whatever decides how open they are.
 
     Attributes:
         gated: by name of the structure.
-        locations: float32 ``[rows * size]`` by name, what trains.
-        draw: what the noise depends on; without a key there is none.
-        fixed: gates that take the place of the drawn ones, by name; None for none.
-        seed: of the start.
+        fixed: gates that take the place of what they are, by name; None for none.
     """
 
     gated: Mapping[str, Gated]
-    locations: dict[str, nn.Parameter]
-    draw: Draw
-    fixed: Mapping[str, Tensor] | None = None
-    _known: tuple[object, dict[str, Tensor]] = (None, {})
+    fixed: Mapping[str, Tensor] | None
 
     def value(self, name: str) -> Tensor:
         """The gates of a structure in this pass, ``[rows * size]``."""
-        if self.fixed is not None:
-            return self.fixed[name]
-        if self.draw.key is None:
-            return self._whole(name, quiet(self.locations[name].detach(), self.gated[name].free))
-        if self._known[0] != self.draw.key:
-            self._known = (self.draw.key, {})
-        if name not in self._known[1]:
-            a = self.locations[name]
-            u = torch.rand(a.shape, generator=generator("gates", name, *self.draw.key))
-            self._known[1][name] = self._whole(name, sampled(a, u.to(a.device)))
-        return self._known[1][name]
-
-    def closed_share(self, name: str) -> Tensor:
-        """The expected share of the gates of units that may go that are 0."""
-        a = self.locations[name]
-        return 1 - open_probability(a[self.gated[name].free.to(a.device)]).mean()
-
-    def clamp(self) -> None:
-        """Keep all locations where they have gradients."""
-        for a in self.locations.values():
-            clamp(a)
-
-    def _whole(self, name: str, z: Tensor) -> Tensor:
-        """Gates with a 1 for what has to stay."""
-        return torch.where(self.gated[name].free.to(z.device), z, 1.0)
-
-
-def quiet(a: Tensor, free: Tensor) -> Tensor:
-    """Gates without noise, of which as many are 0 as are expected to be."""
-    z = settled(a)
-    among = torch.where(free.to(a.device), a, torch.inf)
-    closed = round(float((1 - open_probability(a[free.to(a.device)])).sum()))
-    order = among.argsort(stable=True)[:closed]
-    return z.index_fill(0, order, 0.0)
-
-
-def begun(gated: Sequence[Gated], seed: int, draw: Draw, *, by_score: bool) -> Gates:
-    """Gates at the start.
-
-    Args:
-        gated: structures with different names.
-        seed: of the start without scores.
-        draw: what the noise of a pass depends on.
-        by_score: whether units begin at places from 1 to the most open one in the order of their
-            scores, so that training has only some of them to exchange; otherwise all begin open.
-    """
-    locations = {}
-    for one in gated:
-        name, size = one.structure.name, one.structure.size
-        if by_score and one.scores is not None:
-            ranks = np.argsort(np.argsort(one.scores, axis=-1, kind="stable"), axis=-1)
-            a = torch.from_numpy(1 + ranks / max(1, size - 1) * (LIMIT - 1)).flatten().float()
-        else:
-            drawn = generator("gates at the start", seed, name)
-            a = 5 + 0.01 * torch.randn(one.rows * size, generator=drawn)
-        clamp(a)
-        locations[name] = nn.Parameter(a)
-    return Gates({one.structure.name: one for one in gated}, locations, draw)
 
 
 class Gating(nn.Module):

@@ -68,6 +68,10 @@ class Objective(nn.Module):
         self.model = student.module
         self._student, self._setting = student, setting
 
+    def of(self, student: Student) -> Objective:
+        """The same loss of another model."""
+        return Objective(student, self._setting)
+
     @torch.no_grad()
     def outputs(self, micro: Micro) -> Tensor | None:
         """The model's first output as it trains, or the value of a loss of the user's.

@@ -149,11 +149,11 @@ def make_trainable(
         )
     vectors = {n for n in student.names if student.module.get_parameter(n).dim() < 2}
     biases = {n for n in vectors if n.rpartition(".")[2].endswith("bias")}
-    kinds = {"full": set(student.names), "norms": vectors, "lora": set(layouts)}
+    kinds = {"full": set(student.names), "norms": vectors, "lora": set(layouts), "frozen": set()}
     chosen = _chosen(student, kinds[training.train], training.include, training.exclude)
     beside = {"biases": biases, "norms": vectors - biases}
     also = [n for n in student.names if any(n in beside[kind] for kind in training.also)]
-    if not chosen and not also:
+    if not chosen and not also and training.train != "frozen":
         raise TrainingError("there is nothing to train", hint="include more, or exclude less")
     adapted = tuple(chosen) if training.train == "lora" else ()
     names = {n: n for n in (*chosen, *also) if n not in adapted}

@@ -88,8 +88,11 @@ def test_shipped_recipes_parse_and_a_file_of_that_name_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped() == ("loraprune-short.yaml", "loraprune.yaml", "shearing.yaml")
-    for name in shipped()[:2]:
+    assert shipped() == (
+        "grasp.yaml", "loraprune-short.yaml", "loraprune.yaml", "shearing-1.3b.yaml",
+        "shearing-2.7b.yaml", "shearing-370m.yaml", "shearing.yaml",
+    )  # fmt: skip
+    for name in shipped()[1:3]:
         (one,) = Recipe.load(name).passes
         assert one.name == "loraprune"
     (paper,) = Recipe.load("loraprune.yaml").passes

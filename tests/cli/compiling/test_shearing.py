@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cli.helpers import Result
@@ -58,6 +59,7 @@ def test_every_role_at_once_has_the_exact_shape(
     assert (config.hidden_size, config.intermediate_size) == (42, 40)
     assert (config.num_hidden_layers, config.num_key_value_heads) == (2, 2)
     assert config.num_attention_heads == 2
+    assert config.head_dim == AutoConfig.from_pretrained(taught).head_dim  # whatever the width is
     assert config.tie_word_embeddings
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
     tokens = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False)
@@ -70,6 +72,22 @@ def test_every_role_at_once_has_the_exact_shape(
     assert first == second
 
 
+def test_gates_share_a_budget_as_they_will(
+    run: Run, taught: Path, cycles: Path, tmp_path: Path
+) -> None:
+    goal = {"target": {"params": 0.8}, "uniform": False, "steps": 6, "batch": 4}
+    goal |= {"train": "norms"}  # so that gates alone change the matrices
+    path = small(tmp_path / "recipe.yaml", cycles, [{"shear": goal}])
+    made = run("compile", taught, path, "-o", tmp_path / "slim")
+    assert made.code == 0, made.err
+    dense, slim = (
+        sum(w.numel() for w in load_file(folder / "model.safetensors").values())
+        for folder in (taught, tmp_path / "slim")
+    )
+    assert 0.79 * dense < slim <= 0.8 * dense
+    assert run("verify", tmp_path / "slim").code == 0
+
+
 @pytest.mark.parametrize(
     ("steps", "told"),
     [
@@ -77,6 +95,7 @@ def test_every_role_at_once_has_the_exact_shape(
         ([{"shear": {"remove": {"ffn": 0.5}, "shape": {"ffn": 8}}}], "exactly one of"),
         ([{"select": {"remove": {"ffn": 0.5}}}, {"shear": {"remove": {"ffn": 0.5}}}], "first"),
         ([{"shear": {"remove": {"ffn": 0.5}, "gate_lr": -1}}], "gate_lr"),
+        ([{"shear": {"remove": {"ffn": "1/3", "kv_head": "25%"}}}], "did you mean 'kv_heads'"),
     ],
 )
 def test_mistakes_are_told(steps: list[Any], told: str) -> None:

@@ -1,5 +1,6 @@
 """Shares of domains by numbers that were worked out by hand and with the original code."""
 
+import json
 import math
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 from graphprune.errors import TrainingError
 from graphprune.training import Saving, Training, recover
 from graphprune.training.domains.order import DomainOrder
+from graphprune.training.domains.reference import reference_losses
 from graphprune.training.domains.scaling import extrapolated
 from graphprune.training.domains.shares import updated
 from graphprune.training.dynamic import DynamicBatches
+from training import workers
+from training.gloo import together
 from training.nets import program
 
 SHARES, LOSSES, AIMS = [0.5, 0.3, 0.2], [2.0, 3.0, 1.5], [1.8, 2.5, 1.9]
@@ -120,7 +124,7 @@ def batches(**options):
 
 def train(beside, **given):
     options = Training(steps=6, batch=4, lr=1e-2, precision="float32")
-    return recover(program(), beside.data, options, beside=(beside,), **given)
+    return recover(program(), beside.data, options, callbacks=(beside,), **given)
 
 
 def test_shares_follow_losses_and_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
@@ -150,9 +154,87 @@ def test_the_models_own_losses_are_a_reference():
     still = batches()
     recover(
         program(), still.data, Training(steps=2, batch=4, lr=0.0, precision="float32"),
-        beside=(still,),
+        callbacks=(still,),
     )  # fmt: skip
     assert list(still.history[0].shares.values()) == [0.5, 0.5]
+
+
+def test_the_losses_of_another_model_are_a_reference():
+    still = batches(reference=program())
+    train(still)
+    alone = batches()
+    train(alone)
+    assert still.aims == pytest.approx(alone.aims, rel=1e-6)
+
+
+def test_what_was_measured_is_there_after_an_interruption(tmp_path):
+    whole = batches()
+    train(whole)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(now):
+        if now.step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(batches(), state=Saving(tmp_path, every=1), progress=stop)
+    again = batches()
+    train(again, state=Saving(tmp_path, resume=True))
+    assert again.history == whole.history
+    assert again.repeated == whole.repeated
+
+
+@pytest.mark.parametrize("exhausted", ["repeat", "renormalise"])
+def test_two_processes_deal_as_one_does(tmp_path, exhausted):
+    right = workers.dealt(exhausted)
+    together(workers.deal_together, tmp_path, exhausted)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == right.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, right[name], rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("form", ["mapping", "list", "file", "law"])
+def test_reference_losses_in_every_form(tmp_path, form):
+    given = {"b": 3.0, "a": 2.0, "c": 9.0}
+    if form == "list":
+        given = [2.0, 3.0]
+    if form == "file":
+        (tmp_path / "losses.json").write_text(json.dumps(given))
+        given = tmp_path / "losses.json"
+    if form == "law":
+        sizes = [7e9, 13e9, 70e9]
+        fits = {"a": (406.4, 0.336, 0.69), "b": (300.0, 0.3, 1.1)}
+        given = {"sizes": sizes, "losses": {
+            name: [a / n**b + c for n in sizes] for name, (a, b, c) in fits.items()
+        }}  # fmt: skip
+        right = [a / 1.3e9**b + c for a, b, c in fits.values()]
+        found = reference_losses(given, ("a", "b"), 1_300_000_000)
+        assert found == pytest.approx(right, rel=1e-4)
+        with pytest.raises(TrainingError, match="size of the model"):
+            reference_losses(given, ("a", "b"))
+        return
+    assert reference_losses(given, ("a", "b")) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"a": 1.0}, "missing: b"),
+        ([1.0], "missing: a, b"),
+        ({"a": 1.0, "b": "high"}, "'high' is no number"),
+        ({"a": 1.0, "b": True}, "True is no number"),
+        ({"a": 1.0, "b": math.inf}, "inf is no number"),
+        ({"sizes": [1, 2], "losses": {"a": [1, 2], "b": [1, 2]}}, "three sizes"),
+        ({"sizes": [1, 2, 3], "losses": {"a": [1, 2, 3]}}, "missing: b"),
+    ],
+)
+def test_reference_losses_that_are_none(given, told):
+    with pytest.raises(TrainingError, match=told):
+        reference_losses(given, ("a", "b"), 10)
 
 
 def test_a_missing_reference_and_wrong_data_are_refused():
@@ -162,4 +244,4 @@ def test_a_missing_reference_and_wrong_data_are_refused():
         batches(shares={"low": 1.0})
     one = batches()
     with pytest.raises(TrainingError, match="something else"):
-        recover(program(), one.data[:20], Training(steps=1, batch=4), beside=(one,))
+        recover(program(), one.data[:20], Training(steps=1, batch=4), callbacks=(one,))

@@ -18,7 +18,8 @@ from graphprune.ir.torch.program import Program
 from graphprune.oracle.masked import run_masked
 from graphprune.plan.plan import Plan
 from graphprune.training.gates.attach import attach
-from graphprune.training.gates.gates import Gated, Gates, begun, folded
+from graphprune.training.gates.concrete import begun
+from graphprune.training.gates.gates import Gated, Gates, folded
 from graphprune.training.gates.places import Places, places_of
 from graphprune.training.model.adapters import Draw
 from graphprune.training.model.held import HeldMasks

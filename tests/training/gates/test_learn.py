@@ -10,12 +10,13 @@ import graphprune as gp
 from graphprune.errors import TrainingError
 from graphprune.oracle.masked import run_masked
 from graphprune.training import Saving, Training
+from graphprune.training.gates.expected import Budget
 from graphprune.training.gates.gates import Gated
 from graphprune.training.learn import Learning, learn
+from training import workers
 from training.gates.models import gated_of, structures_of
 from training.gloo import together
 from training.nets import data, program
-from training.workers import learn_together
 
 NET = program()
 OPTIONS = Training(steps=8, batch=4, lr=1e-2, micro_batch=2, precision="float32")
@@ -106,11 +107,15 @@ def test_another_target_is_another_run(tmp_path):
         run(chosen=gated(ffn=21, hidden=11), state=Saving(tmp_path / "state", resume=True))
 
 
-def test_two_processes_learn_the_same_gates_on_both(tmp_path):
-    together(learn_together, tmp_path)
+def test_two_processes_learn_the_gates_and_weights_that_one_does(tmp_path):
+    one = workers.learned()
+    together(workers.learn_together, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    right = {**one.gates, **{n: w.detach() for n, w in one.program.weights.items()}}
+    assert first.keys() == second.keys() == right.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        torch.testing.assert_close(value, right[name], rtol=0, atol=2e-6, msg=name)
 
 
 def test_masks_are_held_under_gates():
@@ -152,3 +157,26 @@ def test_in_half_precision_the_graph_is_traced_again():
     with torch.no_grad():
         logits = slim.module.float()(input_ids=ids).logits
     assert float((logits - right).abs().max()) < 1e-4
+
+
+def test_a_budget_holds_the_expected_cost_of_the_whole_model():
+    """And the cut goes along one order of all units."""
+    chosen = gated(ffn=20, hidden=12)
+    names = [one.structure.name for one in chosen]
+    asked = []
+
+    def solve(where):
+        asked.append({name: w.shape for name, w in where.items()})
+        return dict(zip(where, (12, 20, 22), strict=True))
+
+    options = Training(steps=100, batch=4, lr=0.0, final=1.0, warmup=0.05, precision="float32")
+    found = run(options, chosen=chosen, solve=solve, budget=Budget("params", 0.3))
+    # By hand: the embedding is tied, a block has two matrices and their biases, and the norm two.
+    left = {name: 1 - share for name, share in found.expected.items()}
+    (stream,) = [n for n in names if len(found.gates[n]) == 16]
+    d, dense = 16 * left[stream], 40 * 16 + 2 * (2 * 16 * 33 + 33 + 16) + 2 * 16
+    f = sum(33 * left[n] for n in names if n != stream)
+    assert (40 * d + f * (2 * d + 1) + 4 * d) / dense == pytest.approx(0.7, abs=0.04)
+    assert asked == [{n: (1, 16 if n == stream else 33) for n in names}]
+    kept = [len(found.plan.kept_units[n]) for n in names]
+    assert kept == [12, 20, 22]

@@ -107,3 +107,23 @@ def test_what_offers_no_place_is_refused_with_the_reason():
     experts = structures_of(program, "experts")
     with pytest.raises(PlanError, match="experts offers no place for gates"):
         places_of(program, experts)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ("kv_heads", "ffn"),
+        ("kv_heads", "layers"),
+        ("ffn", "hidden", "layers"),
+        ("ffn",),
+        ("v_dim",),
+        ("qk_dim", "query_heads"),
+    ],
+)
+def test_any_subset_of_roles_does(roles: tuple[str, ...]):
+    """Of which the original takes heads, ffn and layers together alone."""
+    program = program_of("llama_gqa_4")
+    laid = lay(program, structures_of(program, *roles))
+    plan, binary, soft = laid.drawn(seed=3)
+    assert difference(laid.outputs(binary), masked(program, plan)) < ROUNDING
+    assert difference(laid.outputs(soft), masked(laid.folded(soft), plan)) < ROUNDING
