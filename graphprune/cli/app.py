@@ -1,4 +1,4 @@
-"""The command line: ``graphprune compile | recover | pack | inspect | verify | eval | diff``.
+"""The command line: ``graphprune compile``, ``sweep``, ``eval`` and the others.
 
 Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
 user got wrong is one message and exit code 1 (2 of diff, whose 1 says that plans differ); wrong
@@ -23,7 +23,10 @@ from graphprune.cli.compiling import compile, recover
 from graphprune.cli.console import orderly_end, quiet, telling
 from graphprune.cli.diff import diff
 from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli.recipes import explain, recipes
+from graphprune.cli.reporting import report
 from graphprune.cli.shown import show as _show
+from graphprune.cli.sweeping import sweep
 from graphprune.errors import GraphPruneError
 from graphprune.report.provenance import commanded
 
@@ -204,6 +207,10 @@ def _eval(
 app.command("compile")(compile)
 app.command("recover")(recover)
 app.command("diff")(diff)
+app.command("sweep")(sweep)
+app.command("report")(report)
+app.command("recipes")(recipes)
+app.command("explain")(explain)
 
 
 _NO_MEMORY = """there is not enough memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from graphprune.cli.options import (
     Formats,
     Json,
     Overwrite,
+    PushTo,
     Resume,
     Seed,
     Source,
@@ -23,6 +24,10 @@ from graphprune.cli.options import (
     Weights,
 )
 from graphprune.cli.shown import show
+from graphprune.progress import Note
+
+if TYPE_CHECKING:
+    from graphprune.recipe.recipe import Recipe
 
 
 def compile(
@@ -117,6 +122,7 @@ def compile(
     overwrite: Overwrite = False,
     resume: Resume = False,
     trust: Trust = False,
+    push_to: PushTo = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write it."""
@@ -158,7 +164,7 @@ def compile(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, as_json)  # fmt: skip
+    }, unused, push_to, as_json)  # fmt: skip
 
 
 def recover(
@@ -194,6 +200,7 @@ def recover(
     overwrite: Overwrite = False,
     resume: Resume = False,
     trust: Trust = False,
+    push_to: PushTo = None,
     as_json: Json = False,
 ) -> None:
     """Train what pruning has left of a model, with its zeros held, and write it."""
@@ -222,7 +229,7 @@ def recover(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, as_json)  # fmt: skip
+    }, unused, push_to, as_json)  # fmt: skip
 
 
 def _carry_out(
@@ -232,9 +239,10 @@ def _carry_out(
     output: Path | None,
     asked: dict[str, Any],
     unused: bool,
+    push_to: str | None,
     as_json: bool,
 ) -> None:
-    """Compile, and show the report."""
+    """Compile, push what came out if that is asked for, and show the report."""
     with noted(), telling() as progress:
         from graphprune.recipe.recipe import Recipe
 
@@ -243,9 +251,34 @@ def _carry_out(
 
         # torch takes seconds to import
         check_request(source, settled, output, recipe, **asked, progress=progress)
+        if push_to is not None:
+            _check_push(push_to, source, settled, output, dry_run=asked["dry_run"])
         from graphprune.pipeline import compiler
 
         report = compiler.compile(
-            source, settled, output, **asked, progress=progress, allow_unused_weights=unused
+            source,
+            settled,
+            output,
+            **asked,
+            progress=progress,
+            allow_unused_weights=unused,
+            recipe_file=recipe,
         )
+        if push_to is not None and output is not None:
+            from graphprune.emit.hub import push
+
+            progress(Note(f"pushed to {push(output, push_to, progress)}"))
     show(report.to_json() if as_json else report.render())
+
+
+def _check_push(
+    repository: str, source: str, recipe: Recipe, output: Path | None, *, dry_run: bool
+) -> None:
+    """Refuse a push that can't work, before anything is loaded."""
+    from graphprune.emit.formats import with_formats
+    from graphprune.emit.hub import check_push
+
+    formats = with_formats(recipe, source, output).formats
+    single = output is not None and output.suffix in (".pt2", ".onnx")
+    written = formats if not single else (str(output)[-4:].strip("."),)
+    check_push(repository, written, None if dry_run else output)

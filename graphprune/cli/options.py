@@ -59,3 +59,11 @@ Overwrite = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
 ]
+PushTo = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to",
+        metavar="REPO",
+        help="Upload the checkpoint to this repository of the Hugging Face hub, if all went well.",
+    ),
+]
