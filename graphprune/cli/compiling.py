@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphprune.cli.console import noted, telling
+from graphprune.cli.events import recorded
 from graphprune.cli.options import (
     DryRun,
+    Events,
     FailIf,
     Formats,
     Json,
@@ -123,6 +126,7 @@ def compile(
     resume: Resume = False,
     trust: Trust = False,
     push_to: PushTo = None,
+    events: Events = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write it."""
@@ -164,7 +168,7 @@ def compile(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, as_json)  # fmt: skip
+    }, unused, push_to, events, as_json)  # fmt: skip
 
 
 def recover(
@@ -201,6 +205,7 @@ def recover(
     resume: Resume = False,
     trust: Trust = False,
     push_to: PushTo = None,
+    events: Events = None,
     as_json: Json = False,
 ) -> None:
     """Train what pruning has left of a model, with its zeros held, and write it."""
@@ -229,7 +234,7 @@ def recover(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, as_json)  # fmt: skip
+    }, unused, push_to, events, as_json)  # fmt: skip
 
 
 def _carry_out(
@@ -240,10 +245,13 @@ def _carry_out(
     asked: dict[str, Any],
     unused: bool,
     push_to: str | None,
+    events: Path | None,
     as_json: bool,
 ) -> None:
     """Compile, push what came out if that is asked for, and show the report."""
-    with noted(), telling() as progress:
+    command = "recover" if "recover" in flags else "compile"
+    with recorded(events, command) as told, noted(), telling() as show_stage:
+        progress = told.following(show_stage)
         from graphprune.recipe.recipe import Recipe
 
         settled = Recipe.from_flags(recipe, flags)
@@ -268,6 +276,7 @@ def _carry_out(
             from graphprune.emit.hub import push
 
             progress(Note(f"pushed to {push(output, push_to, progress)}"))
+        told.tell("result", report=json.loads(report.to_json()))
     show(report.to_json() if as_json else report.render())
 
 

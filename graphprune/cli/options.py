@@ -67,3 +67,9 @@ PushTo = Annotated[
         help="Upload the checkpoint to this repository of the Hugging Face hub, if all went well.",
     ),
 ]
+Events = Annotated[
+    Path | None,
+    typer.Option(
+        "--events", metavar="FILE", help="Write what is done as JSON Lines, for trackers."
+    ),
+]

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from graphprune.cli.console import noted, telling
+from graphprune.cli.events import recorded
 from graphprune.cli.options import (
+    Events,
     FailIf,
     Json,
     Overwrite,
@@ -80,6 +82,7 @@ def sweep(
     overwrite: Overwrite = False,
     resume: Resume = False,
     trust: Trust = False,
+    events: Events = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model at several sizes or by several methods, and suggest which to take.
@@ -94,7 +97,8 @@ def sweep(
     words = {"score": score, "repair": repair, "effort": effort, "method": sparsify}
     if recipe is None and not any(goals.values()) and sparsify is None and sparsity is None:
         goals = {**goals, **USUAL}
-    with noted(), telling() as progress:
+    with recorded(events, "sweep") as told, noted(), telling() as show_stage:
+        progress = told.following(show_stage)
         points = settings(goals, words, sparsity)
         from graphprune.sweep import sweep as sweeping
         from graphprune.sweep.table import render
@@ -120,4 +124,5 @@ def sweep(
             allow_unused_weights=unused,
             progress=progress,
         )
+        told.tell("result", sweep=found.as_data())
     show(found.to_json() if as_json else render(found))

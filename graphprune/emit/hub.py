@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from graphprune.errors import EmitError, RecipeError
 
@@ -109,12 +109,13 @@ def _api(where: str) -> HfApi:
 @contextmanager
 def _refused(where: str, hint: str = "check the token and its rights") -> Iterator[None]:
     """Turn what the hub says into an error that says what to do."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
+    # What the HTTP library raises, whichever one this version of the hub's client is built on.
+    kinds = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     try:
         yield
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except kinds as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise EmitError(
             "the hub refused, or can't be reached", where=where, why=why, hint=hint

@@ -54,6 +54,7 @@ def prepare(
     weights: str | Path | None,
     opening: Mapping[str, bool],
     tell: Callable[[str], None],
+    seconds: dict[str, float],
 ) -> list[Run]:
     """A run for each recipe, with nothing left open; all of them share what they read.
 
@@ -64,6 +65,7 @@ def prepare(
         weights: the file with the weights of a factory's module.
         opening: the arguments of `graphprune.load` that let something through.
         tell: told of each stage.
+        seconds: gets the time that each stage takes, of all points together.
 
     Raises:
         GraphPruneError: a point can't be made, or the data can't be read.
@@ -75,14 +77,14 @@ def prepare(
     runs: list[Run] = []
     pools: dict[str, Run] = {}
     for recipe in recipes:
-        run = Run(dense, recipe, tell, Making(source, weights, opening))
+        run = Run(dense, recipe, tell, Making(source, weights, opening), seconds=seconds)
         run.given = gives_data(recipe)
         found = choose_methods(recipe, dense, surgery=True)
         run.open, run.notes = found.open, found.notes
         run.recipe = with_data(found.recipe, dense)
         like = pools.setdefault(data_key(run), run)
         if like is not run:
-            run = replace(run, seconds=like.seconds, _samples=like._samples)
+            run = replace(run, _samples=like._samples)
         settle_surgery(run)
         runs.append(run)
     return runs

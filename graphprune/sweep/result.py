@@ -17,6 +17,7 @@ from graphprune.report.report import speedups
 VERSION = 1
 
 COLUMNS = ("size", "series", "parameters", "parameters_kept", "macs", "macs_kept", "bytes",
+           "zeros", "weights_kept",
            "perplexity", "perplexity_ratio", "ratio_low", "ratio_high", "agreement", "kl",
            "speedup", "error")  # fmt: skip
 """Of the CSV file. Quality is that of the text on which the point does worst."""
@@ -62,7 +63,9 @@ class Point:
         for name in ("parameters", "macs"):
             value, dense = getattr(self.after, name), getattr(before, name)
             found |= {name: value, f"{name}_kept": value / dense if value and dense else None}
-        found["bytes"] = self.after.bytes
+        found |= {"bytes": self.after.bytes, "zeros": self.zeros}
+        left = found["parameters_kept"]
+        found["weights_kept"] = left and left * (1 - (self.zeros or 0.0))
         if worst is not None:
             one = texts[worst]
             found |= {

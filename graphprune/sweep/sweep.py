@@ -25,7 +25,7 @@ from graphprune.sweep.axes import Setting
 from graphprune.sweep.ledger import Ledger
 from graphprune.sweep.making import Made, make, prepare
 from graphprune.sweep.measuring import measure
-from graphprune.sweep.result import Sweep
+from graphprune.sweep.result import Point, Sweep
 from graphprune.sweep.sensitivity import sensitivity
 from graphprune.sweep.sharing import share
 from graphprune.sweep.suggest import suggest
@@ -91,7 +91,7 @@ def sweep(
         start = time.perf_counter()
         dense = named(open_source(source, None, weights, opening), recipes[0].own_names)
         sources.add(mapped_by(dense))
-        loading = round(time.perf_counter() - start, 3)
+        seconds = {"loading and tracing": round(time.perf_counter() - start, 3)}
         tell("checking weights")
         check_weights(dense)
         facts = {
@@ -103,9 +103,8 @@ def sweep(
         }
         ledger = Ledger.open(place, facts, resume=resume, overwrite=overwrite)
         with ledger.kept():
-            runs = prepare(dense, recipes, source, weights, opening, tell)
+            runs = prepare(dense, recipes, source, weights, opening, tell, seconds)
             found = _run(source, settings, runs, ledger, tell, by_layer=by_layer)
-            found.seconds["loading and tracing"] = loading  # type: ignore[index]
             with claim.writing() as folder:
                 folder.mkdir()
                 write(folder, found)
@@ -150,9 +149,9 @@ def _run(
     )
 
 
-def _notes(points: Sequence[object]) -> tuple[str, ...]:
+def _notes(points: Sequence[Point]) -> tuple[str, ...]:
     """What to say of how points were made."""
-    if not any(getattr(one, "shared", False) for one in points):
+    if not any(one.shared for one in points):
         return ()
     return (
         "units were chosen and layers refitted on statistics of the dense model, which all points "

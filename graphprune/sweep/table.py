@@ -68,6 +68,7 @@ _COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
     "of dense": _percent("parameters_kept"),
     "MACs of dense": _percent("macs_kept"),
+    "zero": _percent("zeros"),
     "perplexity ratio": _ratio,
     "agreement": _percent("agreement"),
     "KL, nats": lambda row: "" if row["kl"] is None else f"{row['kl']:.3f}",

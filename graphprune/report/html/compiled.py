@@ -81,7 +81,7 @@ def _sizes(report: Data) -> Markup:
         sides = [(latency.get(side) or {}).get(runtime) for side in ("before", "after")]
         if any(sides):
             taken = [None if s is None else 1000 * s["seconds"] for s in sides]
-            rows.append((f"{told}, ms", *map(number, taken), _change(*taken)))
+            rows.append((f"{told}, ms", number(taken[0]), number(taken[1]), _change(*taken)))
     shown = table(("", "dense", "slim", "change"), rows)
     return section("Before and after", shown, _bars(latency), note=_conditions(report))
 

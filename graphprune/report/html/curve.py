@@ -162,8 +162,11 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     """Round numbers between two values, about five of them."""
     if logarithmic and high / low > 3:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        few = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
-        few = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high / low < 10 else few
+        few: tuple[float, ...] = (1.0,)
+        if high / low < 10:
+            few = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        elif high / low < 1000:
+            few = (1.0, 2.0, 5.0)
         found = [m * 10.0**p for p in powers for m in few]
         inside = [v for v in found if low * 0.999 <= v <= high * 1.001]
         return inside[:: max(1, len(inside) // 7)]

@@ -25,8 +25,7 @@ def curve_part(sweep: Data) -> Markup:
         sweep: ``rows``, one for each point, and ``suggestion``.
     """
     rows, suggestion = sweep["rows"], sweep["suggestion"]
-    across = "macs_kept" if len({one["parameters"] for one in rows}) == 1 else "parameters_kept"
-    named = "share of MACs" if across == "macs_kept" else "share of parameters"
+    across, named = _across(rows)
     charts = [
         _chart(rows, suggestion["label"], name, across, named)
         for name in ("perplexity_ratio", "error")
@@ -34,6 +33,15 @@ def curve_part(sweep: Data) -> Markup:
     ][:1]
     told = tag("p", tag("b", suggestion["reason"] or "nothing is suggested"))
     return section("The curve", told, *charts, _table(rows))
+
+
+def _across(rows: Sequence[Data]) -> tuple[str, str]:
+    """What tells the points of a sweep apart by size, and what it is called."""
+    if any(one.get("zeros") for one in rows):
+        return "weights_kept", "share of the weights that aren't zero"
+    if len({one["parameters"] for one in rows}) == 1:
+        return "macs_kept", "share of MACs"
+    return "parameters_kept", "share of parameters"
 
 
 def _chart(
