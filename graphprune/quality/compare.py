@@ -72,10 +72,29 @@ def compare_all(
         for batch in batches(windows, max(size, *sizes)):
             before = logits_of(dense, batch)
             losses.extend(window_losses(before, batch))
+            wanted = [_Wanted.of(one) for one in before[:, :-1]] if size in sizes else []
             for model, own, found in zip(slims, sizes, read, strict=True):
-                found.add(before, logits_of(model, batch), batch, same=own == size)
+                found.add(logits_of(model, batch), batch, wanted if own == size else [])
     first = perplexity_of(losses, windows, size)
     return [found.pair(first, windows, own) for own, found in zip(sizes, read, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the dense model says of a window.
+
+    Attributes:
+        top: [tokens], the most likely token.
+        logs: [tokens, vocabulary], logarithms of the probabilities.
+    """
+
+    top: Tensor
+    logs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> _Wanted:
+        """Of logits ``[tokens, vocabulary]``."""
+        return cls(logits.argmax(-1), logits.float().log_softmax(-1))
 
 
 @dataclass
@@ -86,14 +105,18 @@ class _Read:
     agreements: list[float] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
 
-    def add(self, before: Tensor, after: Tensor, batch: Tensor, *, same: bool) -> None:
-        """Count the logits of a batch; `same` says whether the vocabularies are."""
-        self.losses.extend(window_losses(after, batch))
-        if same:
-            for one, other in zip(before[:, :-1], after[:, :-1], strict=True):
-                agree = one.argmax(-1) == other.argmax(-1)
-                self.agreements.append(float(agree.double().mean()))
-                self.divergences.append(_divergence(one.float(), other.float()))
+    def add(self, logits: Tensor, batch: Tensor, wanted: Sequence[_Wanted]) -> None:
+        """Count the logits of a batch.
+
+        Args:
+            logits: of this model.
+            batch: the windows.
+            wanted: what the dense model says of each; nothing for one of another vocabulary.
+        """
+        self.losses.extend(window_losses(logits, batch))
+        for one, own in zip(wanted, logits[:, :-1], strict=bool(wanted)):
+            self.agreements.append(float((one.top == own.argmax(-1)).double().mean()))
+            self.divergences.append(_divergence(one.logs, own.float()))
 
     def pair(self, dense: Perplexity, windows: Tensor, size: int) -> Pair:
         """Both models' results."""
@@ -113,9 +136,9 @@ class _Read:
         return Pair(dense, slim, found)
 
 
-def _divergence(dense: Tensor, slim: Tensor) -> float:
-    """Mean KL(dense || slim) of logits ``[tokens, vocabulary]``."""
-    p, q = dense.log_softmax(-1), slim.log_softmax(-1)
+def _divergence(p: Tensor, slim: Tensor) -> float:
+    """Mean KL(dense || slim) of log-probabilities and logits ``[tokens, vocabulary]``."""
+    q = slim.log_softmax(-1)
     # What the dense model excludes (logits of -inf) adds nothing.
     terms = torch.where(p == -math.inf, 0.0, p.exp() * (p - q))
     return float(terms.sum(-1).double().mean())

@@ -36,7 +36,7 @@ def kept_part(report: Data) -> Iterator[Markup]:
         "What stays",
         table(("role", "units", "stay", ""), rows),
         heat_map(shares, told, "share of units that stays, by role and layer", most=1.0),
-        note="The darker a cell, the more of the units of that role stay in that layer.",
+        note="The stronger the colour, the more of the units of that role stay in that layer.",
     )
 
 

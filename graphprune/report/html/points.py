@@ -75,7 +75,7 @@ def _table(rows: Sequence[Data]) -> Markup:
     faster = any(row.get("speedup") for row in rows)
     quality = [title for title, _, _ in known.values()]
     last = ["faster"] if faster else []
-    titles = ["point", "parameters", "of dense", "MACs of dense", *quality, *last]
+    titles = ["point", "parameters", "of dense", "MACs", *quality, *last]
     cells = [
         (
             row["label"],

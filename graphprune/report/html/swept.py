@@ -66,7 +66,7 @@ def _sensitivity(cells: list[Data]) -> Markup:
         heat_map(values, told, f"{unit} where one structure alone is cut", logarithmic=True),
         table(("costliest", "layer", unit), rows, words=2),
         note="Each structure was cut alone, as much as in the smallest point, and nothing made up "
-        f"for it. The darker a cell, the more it costs ({unit}).",
+        f"for it. The stronger the colour, the more it costs ({unit}).",
     )
 
 

@@ -111,7 +111,9 @@ def test_a_wrong_name_is_refused_before_the_work(run, hub, dense, tmp_path, repo
 
 def test_a_wrong_token_is_refused_before_the_work(run, hub, dense, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    check_failure(refused(run, dense, tmp_path, "someone/slim"), "the hub refused", "401")
+    check_failure(
+        refused(run, dense, tmp_path, "someone/slim"), "the hub refused", "Invalid user token"
+    )
 
 
 def test_without_a_token_it_is_refused_before_the_work(run, hub, dense, tmp_path, monkeypatch):

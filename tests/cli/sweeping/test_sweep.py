@@ -14,19 +14,6 @@ from graphprune.passes.scores.flap import Flap
 from graphprune.pipeline.compiler import compile
 from graphprune.sweep import sharing, sweep
 
-USUAL = ("--data", "{cycles}", "--remove", "ffn=25%,50%,75%")
-
-
-def swept(run, taught, cycles, output, *flags):
-    result = run("sweep", taught, "-o", output, "--data", cycles, *flags, "--json")
-    assert result.code == 0, result.err
-    return json.loads(result.out)
-
-
-@pytest.fixture(scope="module")
-def calls():
-    return {"data": 0}
-
 
 @pytest.fixture
 def small(tmp_path):
@@ -69,6 +56,16 @@ def test_what_is_suggested_compiles(run, taught, cycles, small, tmp_path):
     report = json.loads((slim / "report.json").read_text())
     assert report["kept"] == chosen["kept"]
     assert report["after"]["parameters"] == chosen["after"]["parameters"]
+    assert report["sweep"]["suggestion"]["label"] == chosen["label"]
+    for folder in (slim, out):  # pages are made of the data alone
+        page = (folder / "report.html").read_text()
+        assert "The curve" in page
+        (folder / "report.html").unlink()
+        assert run("report", folder).code == 0
+        assert (folder / "report.html").read_text() == page
+    (slim / "report.json").write_text("{}")
+    check_failure(run("report", slim), "lacks what a page needs")
+    check_failure(run("report", tmp_path), "the report can't be read")
 
 
 def test_scores_give_what_compilations_of_each_point_give(run, taught, cycles, small, tmp_path):

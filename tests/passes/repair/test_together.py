@@ -10,7 +10,7 @@ import torch
 
 import graphprune as gp
 from graphprune.passes.repair.structured import obs
-from graphprune.passes.repair.together import Size, can_share, obs_together
+from graphprune.passes.repair.together import Size, Together, can_share, obs_together
 from graphprune.streaming import State
 
 
@@ -91,7 +91,7 @@ def test_a_single_layer_is_chosen_as_by_obs(net):
     assert len(same) >= 36  # the local search may exchange a few
 
 
-def test_sizes_are_taken_up_where_a_run_stopped(net, tmp_path):
+def test_sizes_are_taken_up_where_a_run_stopped(net, tmp_path, monkeypatch):
     _, program, samples = net
     first, second = wide(program)
     sizes = [Size({first: keep, second: keep}) for keep in (60, 20)]
@@ -106,16 +106,13 @@ def test_sizes_are_taken_up_where_a_run_stopped(net, tmp_path):
     saved = {"folder": tmp_path / "weights"}
     with pytest.raises(Stopped):
         obs_together(program, samples, sizes, progress=stop, state=State(tmp_path / "run"), **saved)
-    restored = []
-    again = obs_together(
-        program,
-        samples,
-        sizes,
-        progress=lambda step: restored.append(step.restored),
-        state=State(tmp_path / "run", resume=True),
-        **saved,
-    )
-    assert restored == [True, False]
+    treated = []
+    treat = Together.treat
+    monkeypatch.setattr(Together, "treat", lambda self, group, *rest: treated.append(group.index)
+                        or treat(self, group, *rest))  # fmt: skip
+    state = State(tmp_path / "run", resume=True)
+    again = obs_together(program, samples, sizes, state=state, **saved)
+    assert treated == [1]  # the first layer was done
     for one, other in zip(whole, again, strict=True):
         assert one.plan.kept_units == other.plan.kept_units
         assert [e.error for e in one.layers] == [e.error for e in other.layers]
