@@ -28,7 +28,8 @@ def check_push(repository: str, formats: Sequence[str], output: Path | None) -> 
         RecipeError: nothing would be pushed, or the name is none.
         EmitError: nobody is logged in, or the hub can't be reached or refuses.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     where = f"--push-to {repository}"
     if output is None or "hf" not in formats:

@@ -131,14 +131,14 @@ def _pairs(
 
 def _pair(data: Any) -> Pair:
     """What an interrupted sweep has measured."""
-    sides = [
+    dense, slim = (
         Perplexity(**{**data[name], "losses": tuple(data[name]["losses"])})
         for name in ("dense", "slim")
-    ]
+    )
     own = dict(data["comparison"])
     for name in ("ratio", "agreement", "kl"):
         own[name] = None if own[name] is None else Estimate(**own[name])
-    return Pair(*sides, Comparison(**own))
+    return Pair(dense, slim, Comparison(**own))
 
 
 def _completions(
@@ -174,7 +174,7 @@ def _timed(
     points: Sequence[Point],
 ) -> tuple[Measures, tuple[Point, ...]]:
     """MACs and latency of the usual call, of all models in turns."""
-    modules = [dense, *(slim.module for slim in slims)]
+    modules: list[Callable[..., Any]] = [dense, *(slim.module for slim in slims)]
     call = usual_call(program, modules)
     macs = [program.costs_at(call.workload).total().macs]
     macs += [slim.cost_at(call.workload).macs for slim in slims]

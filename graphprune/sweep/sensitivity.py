@@ -17,7 +17,6 @@ from graphprune.plan.plan import Plan
 from graphprune.quality.compare import compare_all
 from graphprune.report.names import layer_of
 from graphprune.rewrite.apply import apply
-from graphprune.rewrite.slim import Slim
 from graphprune.sweep.measuring import output_change
 from graphprune.sweep.result import Cell
 
@@ -47,7 +46,7 @@ def sensitivity(run: Run, plan: Plan, tell: Callable[[str], None]) -> tuple[Cell
         tell(f"cutting structures one by one: {number} of {len(alone)}")
         structure = program.by_name[name]
         single = Plan(program.fingerprint, {name: units}, {name: structure.size})
-        slim = cast("Slim", apply(program, single))
+        slim = apply(program, single)
         kept = len(rows_of(units)[0])
         change, kl = judge(slim.module)
         cells.append(Cell(name, structure.role or "", layer, 1 - kept / structure.size, change, kl))

@@ -25,7 +25,7 @@ from graphprune.sweep.axes import Setting
 from graphprune.sweep.ledger import Ledger
 from graphprune.sweep.making import Made, make, prepare
 from graphprune.sweep.measuring import measure
-from graphprune.sweep.result import Point, Sweep
+from graphprune.sweep.result import Cell, Point, Sweep
 from graphprune.sweep.sensitivity import sensitivity
 from graphprune.sweep.sharing import share
 from graphprune.sweep.suggest import suggest
@@ -132,7 +132,7 @@ def _run(
         read = measure(
             first.dense, made, first.recipe.calibration, first.seed, ledger, first.progress
         )
-    cells = ()
+    cells: tuple[Cell, ...] = ()
     if by_layer:
         smallest = min(made, key=lambda one: one.point.after.parameters or 0)
         with first.stage("cutting structures one by one"):

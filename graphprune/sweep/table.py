@@ -25,8 +25,8 @@ def render(sweep: Sweep) -> RenderableType:
         table.add_column(title, justify="right")
     for row in rows:
         chosen = row["label"] == sweep.suggestion.label
-        cells = [Text(row["label"]), *(show(row) or "-" for _, show in columns)]
-        table.add_row(*cells, style="bold" if chosen else "")
+        cells = [show(row) or "-" for _, show in columns]
+        table.add_row(Text(row["label"]), *cells, style="bold" if chosen else "")
     lines = [Text(f"note: {note}") for note in sweep.notes]
     return Group(table, *_sensitivity(sweep), *lines, Text(sweep.suggestion.reason))
 

@@ -28,6 +28,7 @@ from graphprune.plan.plan import Plan
 from graphprune.solvers import Reconstruct
 from graphprune.solvers.obs import Surgeon
 from graphprune.streaming import (
+    Batch,
     Group,
     Observer,
     State,
@@ -41,6 +42,10 @@ from graphprune.streaming import (
 from graphprune.streaming.consumers import Consumer, consumers
 from graphprune.streaming.core.weights import damaged
 from graphprune.streaming.identity import identity
+
+PLENTY = 16
+"""Tokens for each input of a layer from which on a refit learns nothing by chance, so that nobody has
+to look at what a fit to one half of the samples does on the other."""
 
 SMALL = 64
 """Units of a structure up to which the local search follows the descent: it takes as long again for
@@ -120,14 +125,23 @@ def obs_together(
               dict(size.keep), surgeon, refit, False, known)
         for size in sizes
     ]  # fmt: skip
-    treatment = Together(program, refits, surgeon, folder)
+    data = batches(program, samples)
+    treatment = Together(program, refits, surgeon, folder, tokens=_tokens(data))
     if state is not None:
         told = [state.recipe, [[one.units, one.keep] for one in refits], surgeon, refit, SMALL]
         state = replace(state, recipe=identity(told))
-    stream(program, sites, batches(program, samples), treatment, progress=progress, state=state)
+    stream(program, sites, data, treatment, progress=progress, state=state)
     return tuple(
         _repaired(program, one, new) for one, new in zip(refits, treatment.found, strict=True)
     )
+
+
+def _tokens(data: Sequence[Batch]) -> int:
+    """Tokens of all samples, where these are windows of them; 0 where they are something else."""
+    leaves = [[leaf for leaf in one.leaves() if isinstance(leaf, Tensor)] for one in data]
+    if not all(len(found) == 1 and not found[0].is_floating_point() for found in leaves):
+        return 0
+    return sum(found[0].numel() for found in leaves)
 
 
 def _repaired(program: BaseProgram, refit: Refit, new: Mapping[str, Tensor]) -> Repaired:
@@ -145,6 +159,7 @@ class Together:
         refits: what is done for each size.
         surgeon: how units are chosen.
         folder: where new weights wait; None keeps them in memory.
+        tokens: of all samples; 0 where nobody knows.
         found: the new weights of each size.
     """
 
@@ -152,6 +167,7 @@ class Together:
     refits: Sequence[Refit]
     surgeon: Surgeon
     folder: Path | None = None
+    tokens: int = 0
     found: list[dict[str, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,7 +175,9 @@ class Together:
 
     def observer(self, group: Group, part: int) -> Gathered:
         """A new observer for one part of a group: a layer, an expert or a group of channels."""
-        return gathered(group, part, 2)
+        widest = max(max(self.program.parameters[name]) for name in group.parameters)
+        plenty = group.parts == 1 and self.tokens >= PLENTY * widest
+        return gathered(group, part, 1 if plenty else 2)
 
     def treat(
         self, group: Group, observers: Sequence[Observer], weights: Mapping[str, Tensor]
