@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import graphprune as gp
+from graphprune.passes.repair import together
 from graphprune.passes.repair.structured import obs
 from graphprune.passes.repair.together import Size, Together, can_share, obs_together
 from graphprune.streaming import State
@@ -141,3 +142,21 @@ def test_heads_keep_their_own_queries_at_every_size(make_llama):
             assert np.shape(one.plan.kept_units[s.name]) == (2, size.keep[s.name])
         slim = gp.apply(one.program, one.plan)
         gp.verify(one.program, one.plan, slim).raise_if_failed()
+
+
+def test_plenty_of_tokens_are_looked_at_as_one(gqa, monkeypatch):
+    """With 16 tokens for each input no half is fitted, and nothing else comes out."""
+    torch.manual_seed(1)
+    windows = torch.randint(0, 96, (24, 64))
+    ffn = {s.name: s.size // 2 for s in gqa.structures if s.role == "ffn"}
+    halves = []
+    gather = together.gathered
+    monkeypatch.setattr(together, "gathered", lambda *a: halves.append(a[2]) or gather(*a))
+    (one,) = obs_together(gqa, windows, [Size(ffn)])
+    assert set(halves) == {1}
+    monkeypatch.setattr(together, "PLENTY", 10**9)
+    (other,) = obs_together(gqa, windows, [Size(ffn)])
+    assert set(halves) == {1, 2}
+    assert one.plan.kept_units == other.plan.kept_units
+    for before, after in zip(one.layers, other.layers, strict=True):
+        assert before.error == pytest.approx(after.error, rel=1e-3)
