@@ -33,9 +33,10 @@ LAYERS = (
     "training.schedule", "training",
     "passes.shared", "passes.match", "passes.repair", "passes.scores", "passes.selection",
     "passes.loraprune", "passes.masks", "passes",
-    "recipe", "report", "runtime", "emit", "packing",
+    "recipe", "report", "report.html", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline", "integrations", "cli",
+    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline", "sweep", "integrations",
+    "cli",
     "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""

@@ -1,9 +1,9 @@
-"""The command line: ``graphprune compile | recover | pack | inspect | verify | eval | diff``.
+"""The command line: ``graphprune compile``, ``sweep``, ``eval`` and the others.
 
-Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON. What a
-user got wrong is one message and exit code 1 (2 of diff, whose 1 says that plans differ); wrong
-usage is 2, a condition of --fail-if that holds 3, Ctrl-C 130. torch is imported only once a command
-needs it, so that ``--help`` is instant.
+Tables go to stdout, progress and errors to stderr, and ``--json`` prints nothing but JSON, of an
+error too. What a user got wrong is one message and exit code 1 (2 of diff, whose 1 says that plans
+differ); wrong usage is 2, a condition of --fail-if that holds 3, Ctrl-C 130. torch is imported only
+once a command needs it, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from graphprune._version import __version__
 from graphprune.cli.compiling import compile, recover
 from graphprune.cli.console import orderly_end, quiet, telling
 from graphprune.cli.diff import diff
+from graphprune.cli.failures import fail
 from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli.recipes import explain, recipes
+from graphprune.cli.reporting import report
 from graphprune.cli.shown import show as _show
-from graphprune.errors import GraphPruneError
-from graphprune.ranks.environment import own_rank
+from graphprune.cli.sweeping import sweep
 from graphprune.report.provenance import commanded
 
 if TYPE_CHECKING:
@@ -205,57 +207,24 @@ def _eval(
 app.command("compile")(compile)
 app.command("recover")(recover)
 app.command("diff")(diff)
-
-
-_NO_MEMORY = """there is not enough memory
-  why: something had to be larger than what is free: the model, an input, or calibration data
-  do: close other programs, or give a smaller model or less data"""
+app.command("sweep")(sweep)
+app.command("report")(report)
+app.command("recipes")(recipes)
+app.command("explain")(explain)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
         with orderly_end(), commanded(given), contextlib.nullcontext() if debug else quiet():
             app(given, prog_name="graphprune")
-    except GraphPruneError as error:
-        if debug:
-            raise
-        _fail("\n".join([str(error), *_notes(error)]), error)
-    except MemoryError as error:
-        if debug:
-            raise
-        _fail("\n".join([_NO_MEMORY, *_notes(error)]), error)
     except Exception as error:
         if debug:
             raise
-        what = " ".join(str(error).split())[:300] or "no message"
-        _fail(
-            "\n".join([
-                f"internal error: {type(error).__name__}: {what}",
-                "  do: set GRAPHPRUNE_DEBUG=1 for the traceback, and report it",
-                *_notes(error),
-            ]),
-            error,
-        )  # fmt: skip
+        fail(error, as_json="--json" in given)
     sys.exit(0)
-
-
-def _notes(error: BaseException) -> list[str]:
-    return [f"  note: {note}" for note in getattr(error, "__notes__", ())]
-
-
-def _fail(message: str, error: Exception) -> NoReturn:
-    rank = own_rank()
-    if not (rank and getattr(error, "shared", False)):
-        from rich.console import Console
-
-        console = Console(stderr=True, highlight=False)
-        console.print("error:", style="bold red", end=" ")
-        where = f"process {rank}: " if rank else ""
-        console.print(where + message, markup=False, soft_wrap=True)
-    sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

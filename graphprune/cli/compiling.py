@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphprune.cli.console import noted, sharing, telling
+from graphprune.cli.events import recorded
 from graphprune.cli.options import (
     Device,
     DeviceMemory,
     DryRun,
+    Events,
     FailIf,
     Formats,
     Json,
     Overwrite,
+    PushTo,
     Resume,
     Seed,
     Source,
@@ -25,7 +29,11 @@ from graphprune.cli.options import (
     Weights,
 )
 from graphprune.cli.shown import show
+from graphprune.progress import Note
 from graphprune.ranks.environment import own_rank
+
+if TYPE_CHECKING:
+    from graphprune.recipe.recipe import Recipe
 
 
 def compile(
@@ -122,6 +130,8 @@ def compile(
     overwrite: Overwrite = False,
     resume: Resume = False,
     trust: Trust = False,
+    push_to: PushTo = None,
+    events: Events = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write it."""
@@ -165,7 +175,7 @@ def compile(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, as_json)  # fmt: skip
+    }, unused, push_to, events, as_json)  # fmt: skip
 
 
 def recover(
@@ -201,6 +211,8 @@ def recover(
     overwrite: Overwrite = False,
     resume: Resume = False,
     trust: Trust = False,
+    push_to: PushTo = None,
+    events: Events = None,
     as_json: Json = False,
 ) -> None:
     """Train what pruning has left of a model, with its zeros held, and write it."""
@@ -229,7 +241,7 @@ def recover(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, as_json)  # fmt: skip
+    }, unused, push_to, events, as_json)  # fmt: skip
 
 
 def _carry_out(
@@ -239,10 +251,23 @@ def _carry_out(
     output: Path | None,
     asked: dict[str, Any],
     unused: bool,
+    push_to: str | None,
+    events: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile, and show the report; several processes share the work, and the first one tells."""
-    with noted(), telling() as progress, sharing():
+    """Compile, push what came out if that is asked for, and show the report.
+
+    Where several processes share the work, the first one alone pushes and tells.
+    """
+    command = "recover" if "recover" in flags else "compile"
+    first = own_rank() == 0
+    with (
+        recorded(events if first else None, command) as told,
+        noted(),
+        telling() as show_stage,
+        sharing(),
+    ):
+        progress = told.following(show_stage)
         from graphprune.recipe.recipe import Recipe
 
         settled = Recipe.from_flags(recipe, flags)
@@ -250,10 +275,36 @@ def _carry_out(
 
         # torch takes seconds to import
         check_request(source, settled, output, recipe, **asked, progress=progress)
+        if push_to is not None:
+            _check_push(push_to, source, settled, output, dry_run=asked["dry_run"])
         from graphprune.pipeline import compiler
 
         report = compiler.compile(
-            source, settled, output, **asked, progress=progress, allow_unused_weights=unused
+            source,
+            settled,
+            output,
+            **asked,
+            progress=progress,
+            allow_unused_weights=unused,
+            recipe_file=recipe,
         )
-    if own_rank() == 0:
+        if push_to is not None and output is not None and first:
+            from graphprune.emit.hub import push
+
+            progress(Note(f"pushed to {push(output, push_to, progress)}"))
+        told.tell("result", report=json.loads(report.to_json()))
+    if first:
         show(report.to_json() if as_json else report.render())
+
+
+def _check_push(
+    repository: str, source: str, recipe: Recipe, output: Path | None, *, dry_run: bool
+) -> None:
+    """Refuse a push that can't work, before anything is loaded."""
+    from graphprune.emit.formats import with_formats
+    from graphprune.emit.hub import check_push
+
+    formats = with_formats(recipe, source, output).formats
+    single = output is not None and output.suffix in (".pt2", ".onnx")
+    written = formats if not single else (str(output)[-4:].strip("."),)
+    check_push(repository, written, None if dry_run else output)

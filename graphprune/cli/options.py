@@ -67,3 +67,17 @@ Overwrite = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.")
 ]
+PushTo = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to",
+        metavar="REPO",
+        help="Upload the checkpoint to this repository of the Hugging Face hub, if all went well.",
+    ),
+]
+Events = Annotated[
+    Path | None,
+    typer.Option(
+        "--events", metavar="FILE", help="Write what is done as JSON Lines, for trackers."
+    ),
+]

@@ -45,6 +45,7 @@ from graphprune.plan.selector import named
 from graphprune.preflight.checks import check_request
 from graphprune.preflight.readers import check_read
 from graphprune.provenance.making import Making
+from graphprune.provenance.swept import sweep_beside
 from graphprune.ranks.group import current
 from graphprune.recipe.recipe import Recipe
 from graphprune.report.report import Report
@@ -72,6 +73,7 @@ def compile(
     memory: int | None = None,
     trust: bool = False,
     allow_unused_weights: bool = False,
+    recipe_file: str | Path | None = None,
 ) -> Report:
     """Prune a model and write it.
 
@@ -104,6 +106,8 @@ def compile(
         memory: bytes of the device that may be taken, overriding the recipe's.
         trust: whether a checkpoint or a ``.pt2`` file may run code of its own.
         allow_unused_weights: see `graphprune.load`; the report has a note then.
+        recipe_file: where a recipe was read from that is given as such: the report has the curve of
+            the sweep that wrote it.
 
     Raises:
         GraphPruneError: something that the caller can put right; nothing has been written then.
@@ -128,7 +132,7 @@ def compile(
     with claimed(target) as target, reading(mapped_from(source, weights)) as sources:
         tell = sources.checking(progress or (lambda stage: None))
         opening = {"trust": trust, "allow_unused_weights": allow_unused_weights}
-        making = Making(source, weights, opening)
+        making = Making(source, weights, opening, sweep_beside(recipe_file or recipe))
         tell("loading and tracing")
         start = time.perf_counter()
         dense = named(open_source(source, example, weights, opening), settled.own_names)

@@ -131,7 +131,15 @@ def run_planned(run: Run, planned: Sequence[Planned], within: str) -> State:
     Raises:
         GraphPruneError: a pass fails.
     """
-    passes = build_passes(planned, within)
+    return run_built(run, build_passes(planned, within))
+
+
+def run_built(run: Run, passes: Sequence[Placed]) -> State:
+    """Run passes that are built, from the dense model of a run on.
+
+    Raises:
+        GraphPruneError: a pass fails.
+    """
     _read(passes, run)
     state = State.of(run.dense)
     for one in passes:

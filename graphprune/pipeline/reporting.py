@@ -15,7 +15,7 @@ from graphprune.recipe.rules import changed
 from graphprune.recipe.steps import Planned
 from graphprune.report.figures import measures_of
 from graphprune.report.goals import rounding_notes
-from graphprune.report.kept import kept_units
+from graphprune.report.kept import kept_structures, kept_units
 from graphprune.report.masks import Masks, Refits
 from graphprune.report.report import Report
 from graphprune.report.trained import Trained
@@ -45,6 +45,7 @@ def first_report(run: Run, state: State, slim: Slim | SlimOnnx, source: object) 
         before=measures_of(run.dense, run.dense.costs.total()),
         after=measures_of(slim.program, slim.cost),
         kept=kept_units(slim),
+        structures=kept_structures(slim),
         score=", ".join(scores) or None,
         native=native,
         notes=(

@@ -37,6 +37,14 @@ def calibrates(recipe: Recipe) -> bool:
     )
 
 
+def without_data(recipe: Recipe) -> Recipe:
+    """A recipe without the calibration data that nothing of it reads, though others do."""
+    fields = type(recipe.calibration).model_fields
+    unread = ("data", "general", *OPTIONS)
+    left = {name: fields[name].default for name in unread if name in fields}
+    return recipe.replaced(calibration=recipe.calibration.model_copy(update=left))
+
+
 def check_read(recipe: Recipe, causal: bool | None) -> None:
     """See that something reads whatever a recipe's section ``calibration`` gives.
 

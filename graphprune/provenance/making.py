@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.result import Samples
@@ -40,12 +41,14 @@ class Making:
         source: the model, as it was given.
         weights: the file with the weights of a factory's module.
         opening: the arguments of `graphprune.load` that let something through.
+        sweep: what the sweep found that the recipe comes from; None where it comes from none.
         used: by what they were for, the samples that were computed with.
     """
 
     source: object = None
     weights: str | Path | None = None
     opening: Mapping[str, bool] = field(default_factory=dict)
+    sweep: dict[str, Any] | None = None
     used: dict[str, Used] = field(default_factory=dict)
 
     def use(self, purpose: str, samples: Samples) -> None:

@@ -1,7 +1,8 @@
-"""The files beside a written model: its plan, its recipe and its report."""
+"""The files beside a written model: its plan, its recipe, and its report as data and as a page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from graphprune.analysis.program import BaseProgram
 from graphprune.emit.target import Target
 from graphprune.plan.plan import Plan
+from graphprune.provenance.card import CARD_FILE, model_card
 from graphprune.provenance.making import Making
 from graphprune.provenance.resolved import resolved
 from graphprune.recipe.recipe import Recipe
+from graphprune.report.html.compiled import compiled_page
 from graphprune.report.report import Report
 
 
@@ -51,7 +54,15 @@ def record(
     plan = replace(plan, fingerprint=program.fingerprint).noted(program)
     report = replace(report, provenance=making.provenance(program, recipe, report, tell))
     text = resolved(recipe, target.formats, making, plan, program, auto)
+    report = replace(report, recipe=text, sweep=making.sweep)
+    told = report.to_json()
     plan.save(folder / target.name("plan"))
     (folder / target.name("recipe")).write_text(text, encoding="utf-8")
-    (folder / target.name("report")).write_text(report.to_json(), encoding="utf-8")
+    (folder / target.name("report")).write_text(told, encoding="utf-8")
+    (folder / target.name("page")).write_text(compiled_page(json.loads(told)), encoding="utf-8")
+    if "hf" in target.formats:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        source = program.source.path if program.source is not None else None
+        card = model_card(json.loads(told), config, None if source is None else Path(source))
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return report

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from graphprune.errors import RecipeError
+from graphprune.options import nearest
 
 _PLACE = Path(__file__).parent / "presets"
 
@@ -17,3 +21,27 @@ def recipe_file(path: str | Path) -> Path:
     path = Path(path)
     own = path.name == str(path) and path.name in shipped() and not path.exists()
     return _PLACE / path.name if own else path
+
+
+def shipped_text(name: str) -> str:
+    """The text of one of ours.
+
+    Args:
+        name: with or without ``.yaml``.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    known = {one.removesuffix(".yaml"): one for one in shipped()}
+    file = known.get(name.removesuffix(".yaml"))
+    if file is None:
+        raise RecipeError(f"no recipe '{name}' is shipped", hint=nearest(name, known))
+    return (_PLACE / file).read_text(encoding="utf-8")
+
+
+def summary(name: str) -> str:
+    """What one of ours says of itself: the first sentence of its head."""
+    lines = [line[1:].strip() for line in shipped_text(name).splitlines() if line.startswith("#")]
+    head = " ".join(lines)
+    found = re.match(r"(.+?)(?:[.:] |$)", head)
+    return found[1] if found else ""

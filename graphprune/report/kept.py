@@ -1,12 +1,34 @@
-"""How many units of each role a slim model keeps."""
+"""How many units a slim model keeps, by role and by structure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 from graphprune.passes.selection.coupled import units_of
+from graphprune.plan.kept import rows_of
+from graphprune.report.names import layer_of
 from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A structure that loses units.
+
+    Attributes:
+        name: its own.
+        role: its role; "" without one.
+        layer: the number of the layer that it stands in; "" outside of layers.
+        size: units in the dense model.
+        count: units that stay, in each outer unit where the structure is ragged.
+    """
+
+    name: str
+    role: str
+    layer: str
+    size: int
+    count: int
 
 
 def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
@@ -27,3 +49,13 @@ def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
         kept[role] += after
     named = {program.by_name[name].role or "other" for name in units}
     return {role: (kept[role], total[role]) for role in total if role in named}
+
+
+def kept_structures(slim: Slim | SlimOnnx) -> tuple[Kept, ...]:
+    """Every structure that loses units, in the order of the plan."""
+    program = slim.program
+    return tuple(
+        Kept(name, program.by_name[name].role, "" if program.by_name[name].blocks
+             else layer_of(name), program.by_name[name].size, len(rows_of(units)[0]))
+        for name, units in slim.plan.kept_units.items()
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from graphprune.quality.table import quality_table
 from graphprune.quality.timing import Speedup, in_words, speedup
 from graphprune.report.control import Control, control_table
 from graphprune.report.forecast import Forecast
+from graphprune.report.kept import Kept
 from graphprune.report.masks import Masks, Refits
 from graphprune.report.provenance import Provenance, varying_apart
 from graphprune.report.trained import Trained
@@ -33,6 +34,7 @@ class Report:
         after: Of the slim model.
         score: What the units were ranked by; None where a saved plan was replayed.
         kept: By role, units kept and units there were, over all structures.
+        structures: Of every structure that loses units, how many stay.
         outputs: Paths written; empty after a dry run.
         native: Whether a plain Hugging Face config can hold the plan; None if nobody asked.
         max_abs_error: Largest difference between the slim and the masked model; None if dry.
@@ -49,6 +51,9 @@ class Report:
         forecast: What the real run would do; None after one.
         passes: What was done, pass by pass: ``name``, ``options`` that aren't as by default,
             ``round`` where there are several, and ``notes``.
+        recipe: With nothing left open, as YAML; None after a dry run.
+        sweep: What the sweep found that the recipe comes from: a row for each of its points, and
+            which one was suggested. None where it comes from none.
     """
 
     source: str
@@ -71,6 +76,9 @@ class Report:
     provenance: Provenance | None = None
     forecast: Forecast | None = None
     passes: tuple[dict[str, Any], ...] = ()
+    structures: tuple[Kept, ...] = ()
+    recipe: str | None = None
+    sweep: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """Renders everything as JSON; what varies from run to run is under ``run``."""

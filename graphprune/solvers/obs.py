@@ -108,8 +108,40 @@ class Surgeon:
             return np.tile(np.arange(size, dtype=np.int64), (outer, 1))
         if outer == 1 and math.comb(size, keep) <= EXHAUSTIVE:
             return _best(problems, itertools.combinations(range(size), keep))
-        kept = _descend(problems, size, keep, outer, self.steps)
+        kept = next(_descend(problems, size, [keep], outer, self.steps))
         return self._improved(problems, kept, size)
+
+    def choose_each(
+        self, problems: Sequence[Problem], size: int, keeps: Iterable[int], outer: int = 1
+    ) -> dict[int, IntArray]:
+        """The units that stay for each of several numbers of them, all from one greedy descent.
+
+        Args:
+            problems: see `choose`.
+            size: see `choose`.
+            keeps: how many stay.
+            outer: see `choose`.
+
+        Returns:
+            Each number to what `choose` says of it, but for the units that one step of the descent
+            takes together: steps are those of the smallest number.
+
+        Raises:
+            CalibrationError: see `choose`.
+        """
+        found: dict[int, IntArray] = {}
+        descending: list[int] = []
+        for keep in sorted(set(keeps), reverse=True):
+            few = outer == 1 and math.comb(size, keep) <= EXHAUSTIVE
+            if few or not 0 < keep < size:
+                found[keep] = self.choose(problems, size, keep, outer)
+            else:
+                descending.append(keep)
+        if descending:
+            descent = _descend(problems, size, descending, outer, self.steps)
+            for keep, kept in zip(descending, descent, strict=True):
+                found[keep] = self._improved(problems, kept, size)
+        return found
 
     def order(self, problems: Sequence[Problem], size: int) -> tuple[IntArray, Tensor]:
         """All units in the order in which the greedy descent removes them, and what each costs.
@@ -311,25 +343,28 @@ def _best(problems: Sequence[Problem], choices: Iterator[tuple[int, ...]]) -> In
     return np.array([best], dtype=np.int64)
 
 
-def _descend(problems: Sequence[Problem], size: int, keep: int, outer: int, steps: int) -> IntArray:
-    """The units that the greedy descent leaves, [outer, keep]."""
+def _descend(
+    problems: Sequence[Problem], size: int, keeps: Sequence[int], outer: int, steps: int
+) -> Iterator[IntArray]:
+    """The units that the greedy descent leaves, [outer, keep], for each of some falling numbers."""
     state = Descent(problems)
     left = np.ones((outer, size), dtype=bool)
-    step = max(1, -(-outer * (size - keep) // steps))
-    while left.sum() > outer * keep:
-        units = np.flatnonzero(left & (left.sum(1) > keep)[:, None])
-        scores = state.scores(units)
-        spare = left.sum(1) - keep
-        gone: list[int] = []
-        for unit in units[np.argsort(scores, kind="stable")].tolist():
-            if spare[unit // size] > 0:
-                spare[unit // size] -= 1
-                gone.append(unit)
-                if len(gone) == step:
-                    break
-        left.ravel()[gone] = False
-        state.remove(gone)
-    return np.stack([o * size + np.flatnonzero(row) for o, row in enumerate(left)])
+    step = max(1, -(-outer * (size - keeps[-1]) // steps))
+    for keep in keeps:
+        while left.sum() > outer * keep:
+            units = np.flatnonzero(left & (left.sum(1) > keep)[:, None])
+            scores = state.scores(units)
+            spare = left.sum(1) - keep
+            gone: list[int] = []
+            for unit in units[np.argsort(scores, kind="stable")].tolist():
+                if spare[unit // size] > 0:
+                    spare[unit // size] -= 1
+                    gone.append(unit)
+                    if len(gone) == step:
+                        break
+            left.ravel()[gone] = False
+            state.remove(gone)
+        yield np.stack([o * size + np.flatnonzero(row) for o, row in enumerate(left)])
 
 
 def _exchanged(

@@ -60,7 +60,7 @@ class Refit:
                 problems = [
                     problem
                     for consumer in here
-                    for problem in self._problems(group, consumer, statistics, weights)
+                    for problem in self.problems(group, consumer, statistics, weights)
                 ]
                 structure = self.program.by_name[name]
                 self.units[name] = choose(self.surgeon, problems, structure, self.keep[name])
@@ -83,7 +83,7 @@ class Refit:
         for entry in record["layers"]:
             self.layers.append(Refitted(**{**entry, "notes": tuple(entry["notes"])}))
 
-    def _problems(
+    def problems(
         self,
         group: Group,
         consumer: Consumer,
@@ -92,7 +92,7 @@ class Refit:
     ) -> Iterable[Problem]:
         """One layer per part, on the columns that earlier choices have left."""
         name = consumer.parameter
-        kept = self._kept(group, name)
+        kept = self.kept(group, name)
         matrices = group.layout(name).matrices(weights[name])
         assert self.refit is not None
         for part, (weight, seen) in enumerate(zip(matrices, statistics, strict=True)):
@@ -101,7 +101,7 @@ class Refit:
                 units = consumer.units[part]
                 yield problem(weight, fit.moment, units, kept[part], self.refit.damping)
 
-    def _kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def kept(self, group: Group, parameter: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Bool [parts, in]: the columns of a weight that no decided structure removes."""
         kept: Any = True
         shape: tuple[int, ...] | None = None
@@ -126,7 +126,7 @@ class Refit:
     ) -> Iterable[tuple[str, Tensor]]:
         layout, weight, bias = group.layout(name), weights[name], self.biases.get(name)
         matrices = layout.matrices(weight)
-        kept = self._kept(group, name)
+        kept = self.kept(group, name)
         new, shifts = [], []
         errors: list[list[float]] = []
         notes: list[str] = []

@@ -116,7 +116,7 @@ def obs(
     refit = Reconstruct(damping)
     treatment = Refit(program, found, units, dict(keep), surgeon, refit, False, known)
     fixed = Plan(program.fingerprint, dict(units)).bind(program)
-    masked = fixed if _is_wide([*spread, *settled], found) else None
+    masked = fixed if is_wide([*spread, *settled], found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, {}, masked)
 
 
@@ -181,7 +181,7 @@ def reconstruct(
     refit = Reconstruct(damping)
     known = find_biases(program, sites.all.values())
     treatment = Refit(program, found, units, {}, Surgeon(), refit, reference, known)
-    masked = selection if reference and _is_wide(structures, found) else None
+    masked = selection if reference and is_wide(structures, found) else None
     return _streamed(program, samples, sites, treatment, held, progress, state, untouched, masked)
 
 
@@ -336,7 +336,7 @@ def _chosen_together(
     return units
 
 
-def _is_wide(structures: Sequence[Structure], found: Mapping[str, tuple[Consumer, ...]]) -> bool:
+def is_wide(structures: Sequence[Structure], found: Mapping[str, tuple[Consumer, ...]]) -> bool:
     """Whether zeros in the consumers don't amount to the cut.
 
     Layers go whole, and an axis with consumers at several places is a residual stream, whose

@@ -9,6 +9,8 @@ from typing import Any
 from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.sources.amounts import REPAIRS, SCORES, Amount
 from graphprune.passes.protocol import Context, Record, State
+from graphprune.passes.repair.structured import Repaired
+from graphprune.passes.repair.together import Size
 from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.scope import Scope
@@ -16,7 +18,7 @@ from graphprune.passes.selection.select import check_goal, select
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Score
 from graphprune.pipeline.steps.rounds import composed, interim_goal
-from graphprune.pipeline.steps.surgery import ByRole, chosen_by_surgery, stood_in
+from graphprune.pipeline.steps.surgery import ByRole, chosen_by_surgery, size_of, stood_in
 from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.recipe.named import AUTO
@@ -32,9 +34,13 @@ class Select:
 
     Attributes:
         options: the goal and the score.
+        judge: a score that is ready, in place of that of the options.
+        operated: what surgery has found already, if it was made for several goals together.
     """
 
     options: Selection
+    judge: Score | None = None
+    operated: Repaired | None = None
 
     @property
     def amount(self) -> Amount | None:
@@ -103,22 +109,35 @@ class Select:
         """Units chosen one by one, while what reads them is refitted."""
         notes: list[str] = []
         data = context.samples(REPAIRS).data
-        with context.stage("choosing units"):
-            found = chosen_by_surgery(
-                state.program,
-                self.options,
-                data,
-                lambda score: self._chosen(state.program, context, notes, data, score),
-                auto="score" in context.open,
-                progress=context.progress,
-                state=context.journal(),
-            )
+        if self.operated is not None:
+            found = self.operated
+        else:
+            with context.stage("choosing units"):
+                found = chosen_by_surgery(
+                    state.program,
+                    self.options,
+                    data,
+                    lambda score: self._chosen(state.program, context, notes, data, score),
+                    auto="score" in context.open,
+                    progress=context.progress,
+                    state=context.journal(),
+                )
         if "score" in context.open:
             notes += stood_in(state.program, found.plan)
         details = Refits("obs", found.layers) if found.layers else None
         record = Record("select", (*notes, *found.notes), details)
         return replace(state, program=found.program, plan=found.plan, unfitted=state.base).recorded(
             record
+        )
+
+    def size(self, state: State, context: Context) -> tuple[Size, Plan]:
+        """What surgery has to leave; see `graphprune.pipeline.steps.surgery.size_of`."""
+        data = context.samples(REPAIRS).data
+        return size_of(
+            state.program,
+            self.options,
+            lambda score: self._chosen(state.program, context, [], data, score),
+            auto="score" in context.open,
         )
 
     def _sizes_are_known(self, program: BaseProgram, plan: Plan, context: Context) -> bool:
@@ -147,7 +166,7 @@ class Select:
         return select(
             program,
             **goal,
-            score=score or options.score.model_dump(),
+            score=score or self.judge or options.score.model_dump(),
             exclude=options.exclude,
             include=options.include,
             uniform=options.uniform,

@@ -10,6 +10,7 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.structure import Structure
 from graphprune.ir.torch.program import is_traced
 from graphprune.passes.repair.structured import Repaired, obs
+from graphprune.passes.repair.together import Size
 from graphprune.passes.scores import get_score
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.shared.judging import unjudged
@@ -90,6 +91,31 @@ def chosen_by_surgery(
     Raises:
         GraphPruneError: see `graphprune.passes.repair.structured.obs`.
     """
+    size, plan = size_of(program, options, choose, auto=auto)
+    if not size.keep:
+        return Repaired(program, size.given or Plan(program.fingerprint, {}), (), {})
+    surgeon, damping = surgeon_of(options)
+    found = obs(
+        program,
+        samples,
+        size.keep,
+        given=size.given,
+        surgeon=surgeon,
+        damping=damping,
+        progress=each_group(progress, "choosing units"),
+        state=state,
+    )
+    return replace(found, plan=with_scores(program, found.plan, size, plan))
+
+
+def size_of(
+    program: BaseProgram, options: Selection, choose: Choose, *, auto: bool
+) -> tuple[Size, Plan]:
+    """How many units surgery has to leave of each structure; see `chosen_by_surgery`.
+
+    Returns:
+        It, and a plan of the same goal with the scores of what other scores choose.
+    """
     # Where every structure of a role keeps as many units, counts don't depend on what they are.
     ranked: Score = Random() if options.uniform else get_score("obs")
     unread = unjudged(get_score("obs"), program)
@@ -107,22 +133,22 @@ def chosen_by_surgery(
     for name in list(keep):  # what is in a layer that goes needs no choice
         if {program.aliases.get(p, p) for p, _ in program.by_name[name].members} <= gone:
             del keep[name]
-    if not keep:
-        return Repaired(program, given, (), {})
+    return Size(keep, given if rest else None), plan
+
+
+def surgeon_of(options: Selection) -> tuple[Surgeon, float]:
+    """How score obs chooses units, and how it damps."""
     own = options.score.model_extra or {}
     surgeon = Surgeon(steps=int(own.get("steps", Surgeon.steps)))
-    found = obs(
-        program,
-        samples,
-        keep,
-        given=given if rest else None,
-        surgeon=surgeon,
-        damping=float(own.get("damping", Reconstruct.damping)),
-        progress=each_group(progress, "choosing units"),
-        state=state,
+    return surgeon, float(own.get("damping", Reconstruct.damping))
+
+
+def with_scores(program: BaseProgram, chosen: Plan, size: Size, plan: Plan) -> Plan:
+    """What surgery has chosen, with the scores of what other scores did."""
+    rest = () if size.given is None else size.given.kept_units
+    return chosen.noted(
+        program, {n: notes.scores for n, notes in plan.notes.items() if n in rest and notes.scores}
     )
-    scores = {n: notes.scores for n, notes in plan.notes.items() if n in rest and notes.scores}
-    return replace(found, plan=found.plan.noted(program, scores))
 
 
 def otherwise(program: BaseProgram, role: str) -> str:

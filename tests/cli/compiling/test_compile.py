@@ -26,6 +26,7 @@ def test_compile_writes_all_formats_and_nothing_else(compiled: Path) -> None:
         "model.pt2",
         "graphprune_plan.json",
         "recipe.yaml",
+        "report.html",
         "report.json",
     }
     assert tree(compiled.parent) == ["slim", *sorted(f"slim/{name}" for name in written)]
@@ -67,6 +68,7 @@ def test_compile_prints_a_table(
         "slim.pt2",
         "slim.pt2.graphprune_plan.json",
         "slim.pt2.recipe.yaml",
+        "slim.pt2.report.html",
         "slim.pt2.report.json",
     ]
     assert run("verify", output).code == 0
@@ -212,6 +214,7 @@ def test_overwriting_ones_own_output(
         "slim/graphprune_plan.json",
         "slim/model.pt2",
         "slim/recipe.yaml",
+        "slim/report.html",
         "slim/report.json",
     ]
 

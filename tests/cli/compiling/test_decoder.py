@@ -32,6 +32,7 @@ def test_what_is_written(slim: Path) -> None:
         "slim.onnx",
         "slim.onnx.graphprune_plan.json",
         "slim.onnx.recipe.yaml",
+        "slim.onnx.report.html",
         "slim.onnx.report.json",
     ]
     report = json.loads((slim.parent / "slim.onnx.report.json").read_text())

@@ -162,7 +162,8 @@ def test_compile_inspect_verify_eval(
     report = json.loads(result.out)  # nothing of what the factory prints is in it
     assert "noise" in result.err
     assert report["kept"] == {"ffn": [5, 10]}
-    assert tree(output) == ["graphprune_plan.json", "model.pt2", "recipe.yaml", "report.json"]
+    companions = ["recipe.yaml", "report.html", "report.json"]
+    assert tree(output) == ["graphprune_plan.json", "model.pt2", *companions]
     if source.startswith("nets.py"):
         assert report["source"] == f"{nets}/nets.py:plain"
         monkeypatch.chdir(tmp_path)  # the report knows where it was

@@ -1,0 +1,1 @@
+"""Sweeps: the same model at several sizes, or by several methods, for what they have in common."""
