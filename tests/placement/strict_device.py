@@ -170,6 +170,9 @@ def _dispatched(func, args, kwargs):
     found = func(*map(_bare, args), **here)
     if not away:
         return args[0] if func is torch.ops.aten.copy_.default else found
+    for x in _tensors_in([found]):
+        if _largest and x.nbytes > _largest[-1]:
+            raise torch.OutOfMemoryError(f"{func} makes {x.nbytes} bytes, of {_largest[-1]}")
     wrapped = _wrapped(found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if _shares(func) else wrapped
 
@@ -207,8 +210,20 @@ def _check(func, ours: list[Elsewhere], others: list[Tensor]) -> None:
         raise MixedDevices(f"{func} reads {shapes} of the processor beside {DEVICE}")
 
 
+_largest: list[int] = []
+
+
 @contextmanager
-def strictly(memory: int | None = None) -> Iterator[Placement]:
-    """Run what is inside on the device."""
-    with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
-        yield placement
+def strictly(memory: int | None = None, largest: int | None = None) -> Iterator[Placement]:
+    """Run what is inside on the device.
+
+    Args:
+        memory: see `graphprune.on_device`.
+        largest: bytes of a tensor that it has room for.
+    """
+    _largest.extend(() if largest is None else (largest,))
+    try:
+        with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
+            yield placement
+    finally:
+        _largest.clear()

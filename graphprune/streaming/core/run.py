@@ -63,6 +63,14 @@ class Run:
         self.done = 0
         if state is not None:
             self.done = state.begin(program, self.groups, batches, options.settings())
+        self.solving = False
+        self.reached = self.done
+        self.earlier: Run | None = None
+
+    def follow(self, earlier: Run) -> None:
+        """Go on from the group where a run with other batches has stopped."""
+        self.state, self.earlier = earlier.state, earlier
+        self.done = self.reached = earlier.reached
 
     def treat(self, progress: Callable[[Step], None]) -> TreatedWeights:
         """Go through all groups."""
@@ -74,6 +82,7 @@ class Run:
             else:
                 self._treat(group)
                 self._save(group)
+                self.reached = group.index + 1
             progress(self._step(group, restored))
         if self.state is not None and self.done < len(self.groups):
             self.state.finish()
@@ -119,12 +128,14 @@ class Run:
 
     def _treat(self, group: Group) -> None:
         """Have the weights of a group changed, one at a time."""
+        self.solving = True
         names = self._own(group)
         weights = self.treated.lazily(names, self.placement)
         for name, weight in self.treatment.treat(group, self.observers[group.index], weights):
             self.treated.take(names, name, weight)
             del weight
             page_out(self.program.weights[name])
+        self.solving = False
 
     def _step(self, group: Group, restored: bool) -> Step:
         """What is told of a group that is done, whose statistic is let go."""
@@ -146,14 +157,17 @@ class Run:
         changed = {n: self.treated[n] for n in self._own(group) if n in self.treated}
         record = self.treatment.record(group) if isinstance(self.treatment, Recording) else None
         self.treated.take_file(self.state.save_weights(group.index, changed, record))
-        whole = self.observers.keys() <= {group.index}
+        whole = self.observers.keys() <= {group.index} and self.earlier is None
         self.state.commit(group.index, self._saved if whole else None)
 
     def _saved(self) -> list[Mapping[str, Any]]:
         return [values for model in self.models for values in model.saved()]
 
     def _take(self, group: Group) -> None:
-        """Take the new weights of a group from the files of an interrupted run."""
+        """Take the new weights of a group from an earlier run, or an interrupted one's files."""
+        if self.earlier is not None:
+            self.treated.take_from(self.earlier.treated, self._own(group))
+            return
         assert self.state is not None
         self.treated.take_file(self.state.weights_file(group.index))
         if isinstance(self.treatment, Recording):
@@ -161,7 +175,7 @@ class Run:
 
     def _restore(self) -> int:
         """Take up what an interrupted run has saved; the first group that has to be reached."""
-        if self.state is None:
+        if self.state is None or self.earlier is not None:
             return 0
         if self.done == len(self.groups):
             first = self.done
