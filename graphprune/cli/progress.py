@@ -62,7 +62,8 @@ class Bars:
         name = stage.stage if isinstance(stage, Part) else stage
         if name != self._stage:
             self._stage, self._pace = name, Pace()
-            self._progress.reset(self._task, description=name, total=None, left="")
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(name, total=None, left="")
         if isinstance(stage, Part):
             left = self._pace.left(stage)
             words = "" if left is None else f"{_about(left)} left"

@@ -35,6 +35,7 @@ from graphprune.pipeline.driver import (
     run_passes,
 )
 from graphprune.pipeline.dry_run import forecast, with_output
+from graphprune.pipeline.estimate import Estimate
 from graphprune.pipeline.finish import finish
 from graphprune.pipeline.opening import open_source, placed, settle
 from graphprune.pipeline.reporting import first_report
@@ -45,6 +46,7 @@ from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.preflight.checks import check_request
 from graphprune.preflight.readers import check_read
+from graphprune.progress import Note
 from graphprune.provenance.making import Making
 from graphprune.recipe.recipe import Recipe
 from graphprune.report.report import Report
@@ -129,7 +131,11 @@ def compile(
         formats = target.formats if target else settled.formats
         _check(run, source, formats)
         _settle(run)
-        with _journaled(run, source, target, resume), on_device(placed(dense, placement, settled)):
+        placement = placed(dense, placement, settled)
+        with _journaled(run, source, target, resume), on_device(placement):
+            estimate = None if run.dry else Estimate.of(run.recipe, dense, placement)
+            if estimate is not None:
+                tell(Note(estimate))
             return _run(run, source, target, formats)
 
 

@@ -175,7 +175,7 @@ def stop_at(step, index, kind):
 # Too little memory.
 
 LONG = 64
-ROOM = LONG * 48 * 4 * 5
+ROOM = LONG * 64 * 4 * 5
 """Bytes: enough for the widest value of four long windows in float32, and of two in float64."""
 
 
