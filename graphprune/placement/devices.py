@@ -49,14 +49,24 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a device that nobody uses; None where torch can't tell."""
+    """Bytes of a device that can be taken; None where torch can't tell."""
     if device.type == "cpu":
         return None
     try:
         free, _ = torch.accelerator.get_memory_info(device)
+        # Torch keeps what it has been given back.
+        kept = torch.accelerator.memory_reserved(device) - used_memory(device)
     except (RuntimeError, ValueError, AttributeError, AssertionError):
         return None
-    return int(free)
+    return int(free + kept)
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes of a device that tensors of this process take; 0 where torch can't tell."""
+    try:
+        return int(torch.accelerator.memory_allocated(device))
+    except (RuntimeError, ValueError, AttributeError, AssertionError):
+        return 0
 
 
 @contextmanager

@@ -185,7 +185,8 @@ def test_smaller_batches_where_there_is_no_room(llama):
     with strictly(largest=ROOM):
         found, steps = run(llama, data, batch=4)
     assert_equal(wanted, found)
-    assert [one.group.index for one in steps] == list(range(steps[0].total))
+    done = [one.group.index for one in steps if not one.restored]
+    assert done == list(range(steps[0].total))  # each is treated once
 
 
 def test_smaller_batches_in_the_middle_of_a_run(llama, monkeypatch):
