@@ -48,9 +48,6 @@ class _Hook(_DummyPrivateUse1Hook):
 
 
 torch.utils.rename_privateuse1_backend("strict")
-torch._register_device_module("strict", _Nowhere())
-torch._C._acc.register_python_privateuseone_hook(_Hook())
-torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
 
 DEVICE = torch.device("strict", 0)
 
@@ -210,6 +207,14 @@ def _check(func, ours: list[Elsewhere], others: list[Tensor]) -> None:
         raise MixedDevices(f"{func} reads {shapes} of the processor beside {DEVICE}")
 
 
+@cache
+def _register() -> None:
+    """Have torch know of the device, from now on until the process ends."""
+    torch._register_device_module("strict", _Nowhere())
+    torch._C._acc.register_python_privateuseone_hook(_Hook())
+    torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
+
+
 _largest: list[int] = []
 
 
@@ -221,6 +226,7 @@ def strictly(memory: int | None = None, largest: int | None = None) -> Iterator[
         memory: see `graphprune.on_device`.
         largest: bytes of a tensor that it has room for.
     """
+    _register()
     _largest.extend(() if largest is None else (largest,))
     try:
         with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
