@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-_CONVOLUTIONS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+_BACKENDS: Any = torch.backends  # whose modules make their attributes as they are asked for
+_PRODUCTS = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
+_CONVOLUTIONS = (_BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
 _EXACT = ("ieee", "none")
 
 

@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map_only
-from torch.utils.backend_registration import _DummyDeviceGuard, _DummyPrivateUse1Hook
 
 from graphprune.placement import Placement, on_device
+
+_registration: Any = pytest.importorskip("torch.utils.backend_registration")
+if not hasattr(_registration, "_DummyPrivateUse1Hook"):
+    pytest.skip("this PyTorch takes no device from Python", allow_module_level=True)
 
 
 class _Nowhere:
@@ -42,12 +48,12 @@ class _Nowhere:
         pass
 
 
-class _Hook(_DummyPrivateUse1Hook):
+class _Hook(_registration._DummyPrivateUse1Hook):  # type: ignore[misc]
     def is_available(self) -> bool:
         return False
 
 
-torch.utils.rename_privateuse1_backend("strict")
+_registration.rename_privateuse1_backend("strict")
 
 DEVICE = torch.device("strict", 0)
 
@@ -66,11 +72,11 @@ class Elsewhere(Tensor):
         inner: its numbers, in memory.
     """
 
-    inner: Tensor
+    inner: Any
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Elsewhere:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -79,21 +85,21 @@ class Elsewhere(Tensor):
             device=DEVICE,
         )
 
-    def __init__(self, inner: Tensor) -> None:
+    def __init__(self, inner):
         self.inner = inner
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self):
         return f"Elsewhere({self.inner!r})"
 
-    def numpy(self, *, force: bool = False) -> object:
+    def numpy(self, *, force=False):
         raise MixedDevices(f"NumPy reads main memory only, and {list(self.shape)} is elsewhere")
 
-    def __array__(self, dtype: object = None) -> object:
+    def __array__(self, dtype=None):
         return self.numpy()
 
-    def tolist(self) -> object:  # which torch has for real devices, and not for subclasses
+    def tolist(self):  # which torch has for real devices, and not for subclasses
         return self.cpu().tolist()
 
     @classmethod
@@ -131,8 +137,8 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
-def _is_ours(device: object) -> bool:
-    return device is not None and torch.device(device).type == DEVICE.type  # type: ignore[call-overload, no-any-return]
+def _is_ours(device):
+    return device is not None and torch.device(device).type == DEVICE.type
 
 
 _ATTENTION = (
@@ -212,7 +218,7 @@ def _register() -> None:
     """Have torch know of the device, from now on until the process ends."""
     torch._register_device_module("strict", _Nowhere())
     torch._C._acc.register_python_privateuseone_hook(_Hook())
-    torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
+    torch._C._acc.register_python_privateuseone_device_guard(_registration._DummyDeviceGuard())
 
 
 _largest: list[int] = []
