@@ -66,7 +66,7 @@ class Measured:
 def main(options: argparse.Namespace) -> int:
     """Print what is found; 0 where every bar is reached, 1 otherwise."""
     given = {f.name: getattr(options, f.name) for f in fields(Settings)}
-    settings = Settings(**{**given, "model": given["model"] or _smollm2()})
+    settings = Settings(**{**given, "model": given["model"] or smollm2()})
     print(
         f"{Path(settings.model).name}, {settings.steps} steps of {settings.windows} windows of "
         f"{settings.length}, 1 thread\n"
@@ -152,6 +152,6 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
     return pipe
 
 
-def _smollm2() -> str:
+def smollm2() -> str:
     tool = [sys.executable, str(ROOT / "tools" / "models"), "--path", "smollm2"]
     return subprocess.run(tool, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()

@@ -145,6 +145,27 @@ def numbered(batches: Iterable[Batch]) -> Iterator[Batch]:
         first += count
 
 
+def halved(batches: Sequence[Batch]) -> list[Batch] | None:
+    """Batches of half as many samples; None where none can be cut."""
+    found = [half for one in batches for half in _halves(one)]
+    return found if len(found) > len(batches) else None
+
+
+def _halves(one: Batch) -> list[Batch]:
+    tensors = [x for x in one.leaves() if isinstance(x, Tensor) and x.dim()]
+    if one.count < 2 or any(len(x) != one.count for x in tensors):
+        return [one]
+    middle = (one.count + 1) // 2
+    found = []
+    for start, end in ((0, middle), (middle, one.count)):
+        args, kwargs, valid = pytree.tree_map(
+            lambda x, a=start, b=end: x[a:b] if isinstance(x, Tensor) and x.dim() else x,
+            (one.args, one.kwargs, one.valid),
+        )
+        found.append(Batch(args, kwargs, valid, one.first + start, end - start))
+    return found
+
+
 def _batch(program: Program, part: Any) -> Batch:
     if isinstance(part, Mapping):
         return _named(program, dict(part))

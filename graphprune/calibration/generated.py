@@ -24,6 +24,7 @@ from graphprune.analysis.program import BaseProgram
 from graphprune.calibration.text.read import SELF
 from graphprune.errors import CalibrationError, LoadError
 from graphprune.files import replacing
+from graphprune.progress import Part
 
 BATCH = 1 << 15
 """Tokens that are written at a time, which bounds the key-value cache."""
@@ -109,7 +110,7 @@ def _sample(
 
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
             if input_ids.shape[1] % 64 == 0:
-                tell(f"{title}: {input_ids.shape[1]} of {length} tokens")
+                tell(Part(title, input_ids.shape[1], length, rest=" tokens"))
             return scores
 
     tell(title)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from graphprune.cli.progress import Bars, Lines, bar
 from graphprune.progress import Note
 from graphprune.ranks.environment import own_rank, started
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def telling() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the present stage on stderr: a spinner, or a line in a log.
+    """Yield a function that shows the present stage on stderr: a bar, or lines in a log.
 
     Files that are cut short while they are mapped end the command by an error meanwhile.
     """
@@ -32,12 +33,10 @@ def telling() -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True, quiet=own_rank() > 0)
     if not console.is_terminal:
         with reading():
-            yield _between(
-                console, lambda stage: console.print(f"{stage} ...", markup=False, highlight=False)
-            )
+            yield _between(console, Lines(console).show)
         return
-    with reading(), console.status("starting") as status:
-        yield _between(console, lambda stage: status.update(f"{stage} ..."))
+    with reading(), bar(console) as shown:
+        yield _between(console, Bars(shown).show)
 
 
 _SECONDS_FOR_THE_FIRST = 3.0

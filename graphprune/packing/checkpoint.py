@@ -32,6 +32,7 @@ from graphprune.kernels.formats.files import save
 from graphprune.kernels.formats.packed import Packed
 from graphprune.packing.report import Packing
 from graphprune.packing.weights import packed_tensor, packed_weight
+from graphprune.progress import Part
 from graphprune.runtime.formats import AUTO, check_format
 from graphprune.runtime.packed import check_plain, linear_weights, state_of
 
@@ -73,7 +74,7 @@ def pack_checkpoint(
         before += size
         packed = None
         if name in linears:
-            progress(f"packing {name} ({count + 1}/{len(state)})")
+            progress(Part("packing", count + 1, len(state), rest=f", {name}"))
             matrix = tensor.T if name in across else tensor
             layer, packed = packed_weight(name, matrix, format, tokens, table)
             layers.append(layer)

@@ -37,6 +37,7 @@ from graphprune.kernels.onnx_function import (
 )
 from graphprune.packing.onnx_timing import faster
 from graphprune.packing.report import Layer, Packing
+from graphprune.progress import Part
 from graphprune.runtime.formats import AUTO, check_format
 
 
@@ -94,7 +95,7 @@ def pack_onnx(
     table = Table.usual() if format == AUTO else None
     layers = []
     for count, product in enumerate(products):
-        progress(f"packing {product.weight.name} ({count + 1}/{len(products)})")
+        progress(Part("packing", count + 1, len(products), rest=f", {product.weight.name}"))
         layers.append(_packed(model, product, tokens, table))
     if all(e.format == DENSE for e in layers):
         raise EmitError(

@@ -34,6 +34,7 @@ from graphprune.pipeline.driver import (
     run_passes,
 )
 from graphprune.pipeline.dry_run import forecast, with_output
+from graphprune.pipeline.estimate import Estimate
 from graphprune.pipeline.finish import finish
 from graphprune.pipeline.opening import open_source, placed, settle
 from graphprune.pipeline.reporting import first_report
@@ -44,6 +45,7 @@ from graphprune.plan.plan import Plan
 from graphprune.plan.selector import named
 from graphprune.preflight.checks import check_request
 from graphprune.preflight.readers import check_read
+from graphprune.progress import Note
 from graphprune.provenance.making import Making
 from graphprune.provenance.swept import sweep_beside
 from graphprune.ranks.group import current
@@ -142,7 +144,11 @@ def compile(
         formats = target.formats if target else settled.formats
         ranks.agree(lambda: _check(run, source, formats))
         _settle(run)
-        with journaled(run, source, target, resume), on_device(placed(dense, placement, settled)):
+        placement = placed(dense, placement, settled)
+        with journaled(run, source, target, resume), on_device(placement):
+            estimate = None if run.dry else Estimate.of(run.recipe, dense, placement)
+            if estimate is not None:
+                tell(Note(estimate))
             return _run(run, source, target, formats)
 
 

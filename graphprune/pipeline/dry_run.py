@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,19 +13,24 @@ import torch
 from graphprune.analysis.program import BaseProgram
 from graphprune.analysis.signature import token_input
 from graphprune.analysis.structure import Structure
-from graphprune.calibration.sources.amounts import REPAIRS, SCORES, WEIGHTS, Amount
+from graphprune.calibration.sources.amounts import Amount
 from graphprune.calibration.sources.section import Calibration
 from graphprune.calibration.sources.suited import other_kind
 from graphprune.calibration.text.read import BUILTIN, SELF
-from graphprune.calibration.tokens import window_length
 from graphprune.emit.target import Target
 from graphprune.passes.repair.structured import read_by
+from graphprune.pipeline.estimate import (
+    Estimate,
+    Worker,
+    places,
+    waiting_bytes,
+    width_of,
+    windows_of,
+    workers,
+)
+from graphprune.placement import present
 from graphprune.plan.plan import Plan
-from graphprune.recipe.named import Repairing
 from graphprune.recipe.recipe import Recipe
-from graphprune.recipe.selection import Selection
-from graphprune.recipe.sparsify import Sparsify
-from graphprune.recipe.steps import PASSES
 from graphprune.report.forecast import Forecast, Size
 from graphprune.report.inspection import pattern, span
 from graphprune.report.report import Report
@@ -33,7 +38,6 @@ from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 from graphprune.streaming import find_sites
 
-_OF_GRADIENTS = ("taylor", "element1", "element2", "element-mix", "vector")
 _GENERATING = 3  # a token at a time takes longer than all at once
 _SQUARE = 512  # of the products that are timed
 _OVERHEAD = 1.5  # of what is no product, and of products that are slower than those of squares
@@ -59,6 +63,7 @@ def forecast(
     plan = replace(slim.plan, fingerprint=program.fingerprint)
     amounts = _amounts(recipe)
     zeros, among = _zeros(report, recipe)
+    estimate = Estimate.of(recipe, program, present())
     form = {True: "native", False: "self-contained", None: None}[report.native]
     found = Forecast(
         sizes=_sizes(program, plan),
@@ -70,6 +75,7 @@ def forecast(
         memory=_memory(recipe, program, slim, plan),
         zeros=zeros,
         zeros_of=among,
+        estimate=None if estimate is None else str(estimate),
     )
     return replace(report, forecast=found)
 
@@ -114,49 +120,7 @@ def _sizes(program: BaseProgram, plan: Plan) -> tuple[Size, ...]:
 
 def _amounts(recipe: Recipe) -> dict[str, Amount]:
     """What needs data, to how much it takes where the recipe doesn't say."""
-    return {one.name: one.amount for one in _workers(recipe)}
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """A pass that takes data through the model.
-
-    Attributes:
-        name: of the score, the repair or the method.
-        amount: of the data.
-        times: how often it goes through; a gradient counts as two more.
-        fits: whether it solves systems with second moments of what layers read.
-    """
-
-    name: str
-    amount: Amount
-    times: int
-    fits: bool
-
-
-def _workers(recipe: Recipe) -> list[_Worker]:
-    found = []
-    for one in recipe.passes:
-        wanted = one.options
-        if not one.needs_data:
-            continue
-        if isinstance(wanted, Selection):
-            name = wanted.score.name
-            times = 3 if name in _OF_GRADIENTS else 1
-            found.append(_Worker(name, REPAIRS if wanted.operates else SCORES, times,
-                                 wanted.operates))  # fmt: skip
-        elif isinstance(wanted, Repairing):
-            times = int(getattr(wanted.built(), "passes", 1))
-            found.append(_Worker(wanted.name, REPAIRS, times, wanted.name == "reconstruct"))
-        elif isinstance(wanted, Sparsify):
-            times = 1 + wanted.reference + (wanted.budget.name in ("owl", "sensitivity"))
-            found.append(_Worker(wanted.method, WEIGHTS, times, True))
-        else:
-            step = PASSES.build(one.name, wanted)
-            amount = getattr(step, "amount", None)
-            if amount is not None:
-                found.append(_Worker(one.name, amount, int(getattr(step, "passes", 1)), False))
-    return found
+    return {one.name: one.amount for one in workers(recipe)}
 
 
 def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> str:
@@ -172,21 +136,12 @@ def _data(program: BaseProgram, recipe: Recipe, amounts: dict[str, Amount]) -> s
     source += f" ({wanted.general:.0%} general text)" if wanted.general else ""
     parts: dict[str, list[str]] = {}
     for name, amount in amounts.items():
-        count, length = _windows(program, recipe, amount)
+        count, length = windows_of(program, recipe, amount)
         of = f" of {length:,} tokens" if length else ""
         parts.setdefault(f"up to {count:,} samples{of}", []).append(name)
     if len(parts) == 1:
         return f"{source}, {next(iter(parts))}"
     return f"{source}, " + ", ".join(f"{much} for {' and '.join(n)}" for much, n in parts.items())
-
-
-def _windows(program: BaseProgram, recipe: Recipe, amount: Amount) -> tuple[int, int | None]:
-    """Samples, and the tokens of each where they are tokens."""
-    wanted = recipe.calibration
-    count = wanted.windows or amount.count
-    if token_input(program.signature()) is None:
-        return count, None
-    return count, window_length(program, wanted, amount.length)
 
 
 def _zeros(report: Report, recipe: Recipe) -> tuple[int | None, int | None]:
@@ -203,8 +158,8 @@ def _zeros(report: Report, recipe: Recipe) -> tuple[int | None, int | None]:
 def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: Plan) -> float:
     """About how long what is ahead takes on this machine."""
     work = float(_TURNS * (program.costs.total().macs + slim.cost.macs))
-    for one in _workers(recipe):
-        count, length = _windows(program, recipe, one.amount)
+    for one in workers(recipe):
+        count, length = windows_of(program, recipe, one.amount)
         sample = (
             program.costs_at(program.workload_of(length)).total().macs
             if length
@@ -213,7 +168,7 @@ def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: 
         written = _GENERATING * _written_share(recipe.calibration)
         work += count * sample * (one.times + written)
         if one.fits:
-            work += _statistics(recipe, program, plan, one, count * (length or _places(program)))
+            work += _statistics(recipe, program, plan, one, count * (length or places(program)))
     return _OVERHEAD * work / _macs_per_second()
 
 
@@ -225,7 +180,7 @@ def _written_share(wanted: Calibration) -> float:
 
 
 def _statistics(
-    recipe: Recipe, program: BaseProgram, plan: Plan, one: _Worker, places: int
+    recipe: Recipe, program: BaseProgram, plan: Plan, one: Worker, places: int
 ) -> float:
     """Multiply-accumulates of second moments and of the systems that are solved with them."""
     masks = next((m for m in recipe.masks if m.method == one.name), None)
@@ -234,33 +189,19 @@ def _statistics(
         names = list(find_sites(program, masks.include, masks.exclude).parameters)
     else:
         names = read_by(program, plan) if plan.kept_units else []
-    widths = [_width(program, n) for n in names]
+    widths = [width_of(program, n) for n in names]
     return float(sum(w * w * (places + 2 * w) for w in widths)) * (1 + (one.name == "obs"))
-
-
-def _width(program: BaseProgram, parameter: str) -> int:
-    """Inputs of a layer."""
-    shape = program.parameters[parameter]
-    return max(1, torch.Size(shape).numel() // max(1, max(shape[:1], default=1)))
-
-
-def _places(program: BaseProgram) -> int:
-    """How often a weight is used for one sample, on average."""
-    cost = program.costs.total()
-    return max(1, cost.macs // max(1, cost.params))
 
 
 def _memory(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: Plan) -> int:
     """About how many bytes are needed at once: both models, and what waits for the next layer."""
     size = program.costs.total().bytes + slim.cost.bytes
-    streams = [s.size for s in program.structures if s.role == "hidden"]
-    width = max(streams, default=max((_width(program, n) for n in program.trainable), default=1))
     waiting = 0
     for amount in _amounts(recipe).values():
-        count, length = _windows(program, recipe, amount)
-        waiting = max(waiting, 2 * 4 * count * (length or _places(program)) * width)
+        count, length = windows_of(program, recipe, amount)
+        waiting = max(waiting, waiting_bytes(program, count * (length or places(program))))
     names = read_by(program, plan) if recipe.repairs and plan.kept_units else []
-    widest = max((_width(program, n) for n in names), default=0)
+    widest = max((width_of(program, n) for n in names), default=0)
     return size + waiting + 3 * 8 * widest**2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -45,18 +45,28 @@ def find_device(name: str | torch.device) -> torch.device:
     if device.type == "cpu":
         return CPU
     _check(device)
-    return device if device.index is not None else torch.device(device.type, _own(device.type))
+    return torch.device(device.type, _own(device.type)) if _number_of(device) is None else device
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a device that nobody uses; None where torch can't tell."""
+    """Bytes of a device that can be taken; None where torch can't tell."""
     if device.type == "cpu":
         return None
     try:
         free, _ = torch.accelerator.get_memory_info(device)
+        # Torch keeps what it has been given back.
+        kept = torch.accelerator.memory_reserved(device) - used_memory(device)
     except (RuntimeError, ValueError, AttributeError, AssertionError):
         return None
-    return int(free)
+    return int(free + kept)
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes of a device that tensors of this process take; 0 where torch can't tell."""
+    try:
+        return int(torch.accelerator.memory_allocated(device))
+    except (RuntimeError, ValueError, AttributeError, AssertionError):
+        return 0
 
 
 @contextmanager
@@ -95,8 +105,9 @@ def _check(device: torch.device) -> None:
     count = module.device_count() if module.is_available() else 0
     if not count:
         raise _refusal(device, f"PyTorch {torch.__version__} finds no {kind} device")
-    if device.index is not None and device.index >= count:
-        raise _refusal(device, f"there {_number(count)}, counted from 0")
+    number = _number_of(device)
+    if number is not None and number >= count:
+        raise _refusal(device, f"there {_counted(count)}, counted from 0")
 
 
 def _module(kind: str) -> Any:
@@ -113,7 +124,11 @@ def _own(kind: str) -> int:
     return int(local) % count if local.isdecimal() else int(_module(kind).current_device())
 
 
-def _number(count: int) -> str:
+def _number_of(device: torch.device) -> int | None:
+    return cast("int | None", device.index)  # which torch's own types don't know
+
+
+def _counted(count: int) -> str:
     return "is one of that kind" if count == 1 else f"are {count} of that kind"
 
 

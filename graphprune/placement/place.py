@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import RecipeError
-from graphprune.placement.devices import CPU, find_device, free_memory, limited
+from graphprune.placement.devices import CPU, find_device, free_memory, limited, used_memory
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Placement:
     def room(self) -> int | None:
         """Bytes of the device that may be taken now; None where nobody knows."""
         free = free_memory(self.device)
-        known = [size for size in (free, self.memory) if size is not None]
+        known = [] if free is None else [free]
+        if self.memory is not None:
+            known.append(max(0, self.memory - used_memory(self.device)))
         return min(known) if known else None
 
     def __str__(self) -> str:

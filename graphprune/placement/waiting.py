@@ -144,7 +144,8 @@ class Waiting:
 
     def back(self, x: Tensor) -> Tensor:
         """The tensor where it is computed with."""
-        return self.placement.bring(x) if self.placement.away else x  # type: ignore[no-any-return]
+        found: Tensor = self.placement.bring(x) if self.placement.away else x
+        return found
 
 
 def _in_memory(x: Tensor) -> Tensor:

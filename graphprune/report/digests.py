@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune.calibration.text.read import OWN_TEXTS, SELF, read_text
 from graphprune.errors import LoadError
 from graphprune.files.paths import file_of, is_factory
+from graphprune.progress import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,8 @@ def file_digest(path: Path, tell: Tell = lambda stage: None) -> Digest:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 if size > TOLD and done // TOLD != (done + len(chunk)) // TOLD:
-                    tell(f"hashing {path.name}: {done / size:.0%}")
+                    share = round(100 * done / size)
+                    tell(Part(f"hashing {path.name}", share, 100, rest=" %"))
                 done += len(chunk)
     except OSError as error:
         raise LoadError("a file can't be read", where=str(path), why=error.strerror) from error

@@ -45,6 +45,7 @@ class Forecast:
         memory: about how many bytes of memory it takes.
         zeros: single weights that become zero; None where none do.
         zeros_of: the weights that they are among.
+        estimate: what calibration takes, in words; None where nothing is calibrated.
     """
 
     sizes: tuple[Size, ...]
@@ -56,6 +57,7 @@ class Forecast:
     memory: int
     zeros: int | None = None
     zeros_of: int | None = None
+    estimate: str | None = None
 
     def render(self) -> RenderableType:
         """Returns the table of sizes and what else there is to say, for a rich console."""
@@ -81,6 +83,8 @@ class Forecast:
                 f"expected zeros: {self.zeros:,} of {self.zeros_of:,} weights, {share:.1%}"
             )
         lines.append(f"data: {self.data or 'none is needed'}")
+        if self.estimate is not None:
+            lines.append(self.estimate)
         lines.append("passes: " + "; ".join(self.passes))
         form = f" ({self.form})" if self.form else ""
         lines.append(f"writes: {', '.join(self.formats)}{form}")

@@ -22,6 +22,7 @@ from graphprune.kernels.formats.files import FORMATS
 from graphprune.kernels.formats.packed import FormatError, Packed
 from graphprune.kernels.huge_pages import settle
 from graphprune.kernels.linear import SparseLinear
+from graphprune.progress import Part
 from graphprune.runtime.formats import AUTO, check_format
 
 
@@ -71,7 +72,7 @@ def open_packed(
         if name not in linears:
             rest[name] = unpacked(name, weight, path)
             continue
-        progress(f"opening {name} ({count + 1}/{len(state)})")
+        progress(Part("opening", count + 1, len(state), rest=f", {name}"))
         layer = model.get_submodule(linears[name])
         assert isinstance(layer, nn.Linear | Conv1D)
         if tuple(weight.shape) != tuple(layer.weight.shape):

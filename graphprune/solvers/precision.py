@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-_CONVOLUTIONS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+_BACKENDS: Any = torch.backends  # whose modules make their attributes as they are asked for
+_PRODUCTS = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
+_CONVOLUTIONS = (_BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
 _EXACT = ("ieee", "none")
 
 
 @contextmanager
-def exact(kinds: Sequence[Any] = _PRODUCTS) -> Iterator[None]:
+def exact() -> Iterator[None]:
     """Products of float32 in float32: no TF32 or bf16 inside, whatever the process has set.
 
     Hessians are ill-conditioned; ten bits of mantissa are not enough for their factors.
-
-    Args:
-        kinds: of operators, as `torch.backends` has their settings.
     """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set for single backends, with which this setting doesn't mix
+        with _ieee(_PRODUCTS):
+            yield
+        return
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def exact_everywhere() -> Iterator[None]:
+    """Convolutions, too, which on CUDA are computed in TF32 unless somebody says otherwise."""
+    with exact(), _ieee(_CONVOLUTIONS):
+        yield
+
+
+@contextmanager
+def _ieee(kinds: Sequence[Any]) -> Iterator[None]:
+    """Compute some kinds of operators, as `torch.backends` has their settings, in float32."""
     before = [(kind, kind.fp32_precision) for kind in kinds]
     changed = [(kind, value) for kind, value in before if value not in _EXACT]
     for kind, _ in changed:
@@ -34,11 +58,6 @@ def exact(kinds: Sequence[Any] = _PRODUCTS) -> Iterator[None]:
     finally:
         for kind, value in changed:
             kind.fp32_precision = value
-
-
-def exact_everywhere() -> AbstractContextManager[None]:
-    """Convolutions, too, which on CUDA are computed in TF32 unless somebody says otherwise."""
-    return exact((*_PRODUCTS, *_CONVOLUTIONS))
 
 
 def inner(a: Tensor, b: Tensor) -> float:

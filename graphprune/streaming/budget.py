@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from graphprune.analysis.program import BaseProgram
+from graphprune.calibration.batches import Batch
+from graphprune.errors import CalibrationError
 from graphprune.placement import Placement
 from graphprune.placement.waiting import Room
 from graphprune.streaming.core.sites import Group, Sites
@@ -45,3 +49,28 @@ def activation_room(program: BaseProgram, sites: Sites, placement: Placement) ->
     if room is None:
         return Room()
     return Room(max(0, int(_SHARE * room) - working_bytes(program, sites)) // 2)
+
+
+def no_room(
+    program: BaseProgram, sites: Sites, placement: Placement, batches: Sequence[Batch]
+) -> CalibrationError:
+    """The error for a device that is too small, which says what would fit."""
+    largest = max(sites.groups, key=lambda group: group_bytes(program, group))
+    needs = group_bytes(program, largest)
+    room = placement.room()
+    has = "" if room is None else f", of {shown_bytes(room)} that may be taken"
+    count = max(one.count for one in batches)
+    samples = "one sample" if count == 1 else f"{count} samples"
+    return CalibrationError(
+        f"there isn't enough memory on {placement}",
+        where=f"the group of {largest.name}",
+        why=f"its weights, statistics and solves take about {shown_bytes(needs)}{has}, and "
+        f"{samples} at a time go through beside them",
+        hint="give shorter samples (calibration.length), allow more (memory), leave out this "
+        "weight (sparsify.exclude), or calibrate on the processor (device: cpu)",
+    )
+
+
+def shown_bytes(size: float) -> str:
+    """A size for people: "3.2 GB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

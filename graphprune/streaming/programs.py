@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor
 
 from graphprune.analysis.program import BaseProgram
-from graphprune.calibration.batches import Batch
+from graphprune.calibration.batches import Batch, halved
 from graphprune.ir.onnx.program import OnnxProgram
 from graphprune.ir.torch.program import Program
-from graphprune.placement import Placement, on_device, settled
-from graphprune.placement.waiting import Held, Waiting
+from graphprune.placement import Placement, let_go, on_device, settled
+from graphprune.placement.waiting import Held, Room, Waiting
 from graphprune.plan.plan import Selection
+from graphprune.ranks.group import current
 from graphprune.solvers.precision import exact_everywhere
-from graphprune.streaming.budget import activation_room
+from graphprune.streaming.budget import activation_room, no_room
 from graphprune.streaming.core.adapter import GraphAdapter, Options
 from graphprune.streaming.core.checkpoint import State
 from graphprune.streaming.core.sites import Site, Sites
@@ -122,6 +124,7 @@ def stream(
         The new weights by parameter, in the dtypes and on the devices of the old ones.
 
     Raises:
+        CalibrationError: the device has no room, not even for half as many samples at a time.
         PlanError: the samples don't fit the program, an activation or a new weight isn't finite, a
             new weight has another shape, or nothing can run a part of an ONNX model.
         LoadError: `state` belongs to another run.
@@ -132,9 +135,27 @@ def stream(
     waiting = Waiting.of(Held.of(held), placement, room, folder)
     options = Options(dtype, reference, selection, waiting)
     exactly = exact_everywhere() if placement.away else nullcontext()
+    tell, adapter = progress or (lambda step: None), adapter_for(program)
     with torch.no_grad(), exactly, on_device(placement):
-        run = Run(program, adapter_for(program), sites, batches, treatment, options, state)
-        return run.treat(progress or (lambda step: None))
+        run = Run(program, adapter, sites, batches, treatment, options, state)
+        try:
+            return run.treat(tell)
+        except torch.OutOfMemoryError as error:
+            # Other processes wouldn't know that this one begins anew.
+            can_retry = current().world == 1 and not run.solving
+            smaller = halved(batches) if can_retry else None
+            if smaller is None:
+                raise no_room(program, sites, placement, batches) from error
+        # What the error held of the device is free only now.
+        del run.models, run.observers
+        let_go(placement.device)
+        options = replace(options, waiting=replace(waiting, room=Room(0)))
+        again = Run(program, adapter, sites, smaller, treatment, options, None)
+        again.follow(run)
+        try:
+            return again.treat(tell)
+        except torch.OutOfMemoryError as error:
+            raise no_room(program, sites, placement, smaller) from error
 
 
 def apply_weights(program: Some, new: Mapping[str, Tensor]) -> Some:

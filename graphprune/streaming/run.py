@@ -77,6 +77,14 @@ class Run:
             self.done = self.ranks.first(
                 lambda: state.begin(program, self.groups, batches, settings)
             )
+        self.solving = False
+        self.reached = self.done
+        self.earlier: Run | None = None
+
+    def follow(self, earlier: Run) -> None:
+        """Go on from the group where a run with other batches has stopped."""
+        self.state, self.earlier = earlier.state, earlier
+        self.done = self.reached = earlier.reached
 
     def _make_models(
         self, adapter: GraphAdapter, sites: Sites, batches: Sequence[Batch], options: Options
@@ -94,6 +102,7 @@ class Run:
             else:
                 self._treat(group, seen)
                 self._save(group)
+                self.reached = group.index + 1
             progress(self._step(group, tokens, restored))
         if self.state is not None and self.done < len(self.groups) and self.ranks.lead:
             self.state.finish()
@@ -149,6 +158,7 @@ class Run:
 
     def _treat(self, group: Group, seen: Sequence[Seen]) -> None:
         """Have the weights of a group changed, one at a time."""
+        self.solving = True
         names = self._own(group)
         weights = self.treated.lazily(names, self.placement)
         observers = self.observers[group.index]
@@ -158,6 +168,7 @@ class Run:
             self.treated.take(names, name, weight)
             del weight
             page_out(self.program.weights[name])
+        self.solving = False
 
     def _step(self, group: Group, tokens: tuple[int, ...], restored: bool) -> Step:
         """What is told of a group that is done, whose statistic is let go."""
@@ -188,7 +199,8 @@ class Run:
 
         self._let_go(self.ranks.first(save), changed)
         if self.ranks.lead:
-            whole = self.observers.keys() <= {group.index} and self.ranks.world == 1
+            alone = self.ranks.world == 1 and self.earlier is None
+            whole = alone and self.observers.keys() <= {group.index}
             state.commit(group.index, self._saved if whole else None)
 
     def _let_go(self, file: Path, weights: Mapping[str, Tensor]) -> None:
@@ -200,7 +212,10 @@ class Run:
         return [values for model in self.models for values in model.saved()]
 
     def _take(self, group: Group) -> None:
-        """Take the new weights of a group from the files of an interrupted run."""
+        """Take the new weights of a group from an earlier run, or an interrupted one's files."""
+        if self.earlier is not None:
+            self.treated.take_from(self.earlier.treated, self._own(group))
+            return
         state, names = self.state, self._own(group)
         assert state is not None
 
@@ -221,7 +236,7 @@ class Run:
 
     def _restore(self) -> int:
         """Take up what an interrupted run has saved; the first group that has to be reached."""
-        if self.state is None:
+        if self.state is None or self.earlier is not None:
             return 0
         if self.done == len(self.groups):
             first = self.done

@@ -30,6 +30,7 @@ from graphprune.passes.selection.shape import shape_counts
 from graphprune.passes.selection.whole import kept_whole
 from graphprune.passes.shared.choice import Choice, Chooser
 from graphprune.passes.shared.judging import unjudged
+from graphprune.passes.shared.room import score_on_device
 from graphprune.passes.shared.score import Inputs, Loss, Score
 from graphprune.plan.notes import ScoreSummary
 from graphprune.plan.plan import Plan
@@ -243,7 +244,7 @@ class _Ranking:
         new = [c for c in candidates if c.structure.name not in self.known]
         if new:
             program = self.scope.program
-            scores = self.score.score(program, [c.structure for c in new], self.inputs)
+            scores = score_on_device(self.score, program, [c.structure for c in new], self.inputs)
             for c in new:
                 name = c.structure.name
                 self.known[name] = rank(

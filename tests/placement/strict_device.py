@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map_only
-from torch.utils.backend_registration import _DummyDeviceGuard, _DummyPrivateUse1Hook
 
 from graphprune.placement import Placement, on_device
+
+_registration: Any = pytest.importorskip("torch.utils.backend_registration")
+if not hasattr(_registration, "_DummyPrivateUse1Hook"):
+    pytest.skip("this PyTorch takes no device from Python", allow_module_level=True)
 
 
 class _Nowhere:
@@ -42,15 +47,12 @@ class _Nowhere:
         pass
 
 
-class _Hook(_DummyPrivateUse1Hook):
+class _Hook(_registration._DummyPrivateUse1Hook):  # type: ignore[misc]
     def is_available(self) -> bool:
         return False
 
 
-torch.utils.rename_privateuse1_backend("strict")
-torch._register_device_module("strict", _Nowhere())
-torch._C._acc.register_python_privateuseone_hook(_Hook())
-torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
+_registration.rename_privateuse1_backend("strict")
 
 DEVICE = torch.device("strict", 0)
 
@@ -69,11 +71,11 @@ class Elsewhere(Tensor):
         inner: its numbers, in memory.
     """
 
-    inner: Tensor
+    inner: Any
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Elsewhere:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -82,21 +84,21 @@ class Elsewhere(Tensor):
             device=DEVICE,
         )
 
-    def __init__(self, inner: Tensor) -> None:
+    def __init__(self, inner):
         self.inner = inner
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self):
         return f"Elsewhere({self.inner!r})"
 
-    def numpy(self, *, force: bool = False) -> object:
+    def numpy(self, *, force=False):
         raise MixedDevices(f"NumPy reads main memory only, and {list(self.shape)} is elsewhere")
 
-    def __array__(self, dtype: object = None) -> object:
+    def __array__(self, dtype=None):
         return self.numpy()
 
-    def tolist(self) -> object:  # which torch has for real devices, and not for subclasses
+    def tolist(self):  # which torch has for real devices, and not for subclasses
         return self.cpu().tolist()
 
     @classmethod
@@ -134,8 +136,8 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
-def _is_ours(device: object) -> bool:
-    return device is not None and torch.device(device).type == DEVICE.type  # type: ignore[call-overload, no-any-return]
+def _is_ours(device):
+    return device is not None and torch.device(device).type == DEVICE.type
 
 
 _ATTENTION = (
@@ -170,6 +172,9 @@ def _dispatched(func, args, kwargs):
     found = func(*map(_bare, args), **here)
     if not away:
         return args[0] if func is torch.ops.aten.copy_.default else found
+    for x in _tensors_in([found]):
+        if _largest and x.nbytes > _largest[-1]:
+            raise torch.OutOfMemoryError(f"{func} makes {x.nbytes} bytes, of {_largest[-1]}")
     wrapped = _wrapped(found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if _shares(func) else wrapped
 
@@ -207,8 +212,29 @@ def _check(func, ours: list[Elsewhere], others: list[Tensor]) -> None:
         raise MixedDevices(f"{func} reads {shapes} of the processor beside {DEVICE}")
 
 
+@cache
+def _register() -> None:
+    """Have torch know of the device, from now on until the process ends."""
+    torch._register_device_module("strict", _Nowhere())
+    torch._C._acc.register_python_privateuseone_hook(_Hook())
+    torch._C._acc.register_python_privateuseone_device_guard(_registration._DummyDeviceGuard())
+
+
+_largest: list[int] = []
+
+
 @contextmanager
-def strictly(memory: int | None = None) -> Iterator[Placement]:
-    """Run what is inside on the device."""
-    with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
-        yield placement
+def strictly(memory: int | None = None, largest: int | None = None) -> Iterator[Placement]:
+    """Run what is inside on the device.
+
+    Args:
+        memory: see `graphprune.on_device`.
+        largest: bytes of a tensor that it has room for.
+    """
+    _register()
+    _largest.extend(() if largest is None else (largest,))
+    try:
+        with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
+            yield placement
+    finally:
+        _largest.clear()

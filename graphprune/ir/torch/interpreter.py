@@ -252,7 +252,8 @@ class GraphRunner(fx.Interpreter):
     def _cast(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(device=self.device, dtype=self._retyped(value.dtype))
+        # Narrow numbers travel, and are widened where they arrive.
+        return value.to(self.device).to(self._retyped(value.dtype))
 
     def _retyped(self, value: Any) -> Any:
         if isinstance(value, torch.device):

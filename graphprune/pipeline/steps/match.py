@@ -12,7 +12,7 @@ from graphprune.passes.match import BlockStep, Match, Matched, match
 from graphprune.passes.match.pairs import pairs_of
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.pipeline.steps.traced import as_traced
-from graphprune.report.forecast import about_time
+from graphprune.progress import Part
 from graphprune.report.trained import Trained
 from graphprune.streaming import Step
 
@@ -99,7 +99,7 @@ def _details(found: Matched, samples: str) -> Trained | None:
 def _each_block(progress: Callable[[str], None]) -> Callable[[Step], None]:
     def tell(step: Step) -> None:
         left = step.left if isinstance(step, BlockStep) else None
-        ahead = f", about {about_time(left)} left" if left else ""
-        progress(f"matching blocks: {step.group.index + 1} of {step.total}{ahead}")
+        number, quick = step.group.index + 1, step.restored
+        progress(Part("matching blocks", number, step.total, quick=quick, left=left))
 
     return tell

@@ -18,7 +18,7 @@ from graphprune.ir.torch.program import Program
 from graphprune.passes.protocol import Context, Record, State
 from graphprune.pipeline.steps.numbering import kept_part, slim_names, written_back
 from graphprune.pipeline.steps.traced import as_traced
-from graphprune.report.forecast import about_time
+from graphprune.progress import Part
 from graphprune.report.trained import Trained
 from graphprune.rewrite.apply import apply
 from graphprune.rewrite.retrace import retrace
@@ -201,10 +201,10 @@ def _details(
 def each_step(
     progress: Callable[[str], None], what: str = "training"
 ) -> Callable[[Progress], None]:
-    """Tell of each step: "training: step 3 of 200, loss 2.1034, about 4 min left"."""
+    """Tell of each step: "training: step 3 of 200, loss 2.1034"."""
 
     def tell(step: Progress) -> None:
-        left = f", about {about_time(step.left)} left" if step.left else ""
-        progress(f"{what}: step {step.step} of {step.steps}, loss {step.loss:.4f}{left}")
+        loss = f", loss {step.loss:.4f}"
+        progress(Part(what, step.step, step.steps, unit="step", rest=loss, left=step.left))
 
     return tell

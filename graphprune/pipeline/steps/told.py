@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from graphprune.progress import Part
 from graphprune.streaming import Step
 
 
@@ -11,7 +12,7 @@ def each_group(progress: Callable[[str], None], what: str) -> Callable[[Step], N
     """Tell of each group of weights: "repairing weights: 3 of 12"."""
 
     def tell(step: Step) -> None:
-        progress(f"{what}: {step.group.index + 1} of {step.total}")
+        progress(Part(what, step.group.index + 1, step.total, quick=step.restored))
 
     return tell
 
@@ -32,7 +33,6 @@ class EachMaskedGroup:
             del self.passes[0]
         self.last = step.group.index
         done = ", as before" if step.restored else ""
-        self.tell(
-            f"{self.passes[0]}: group {step.group.index + 1} of {step.total}{done}, "
-            f"{step.group.name}"
-        )
+        rest = f"{done}, {step.group.name}"
+        number, stage = step.group.index + 1, self.passes[0]
+        self.tell(Part(stage, number, step.total, unit="group", rest=rest, quick=step.restored))

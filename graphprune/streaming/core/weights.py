@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -108,6 +108,11 @@ class TreatedWeights(Mapping[str, Tensor]):
         if new.untyped_storage().nbytes() != new.nbytes or not new.is_contiguous():
             new = new.clone(memory_format=torch.contiguous_format)
         self._held[name] = new
+
+    def take_from(self, other: TreatedWeights, names: Iterable[str]) -> None:
+        """Keep what another one has of some names."""
+        self._held.update((n, other._held[n]) for n in names if n in other._held)
+        self._files.update((n, other._files[n]) for n in names if n in other._files)
 
     def take_file(self, path: Path) -> None:
         """Use the weights of a safetensors file, and let go of those in memory."""
