@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -93,6 +94,28 @@ def test_processes_write_what_one_writes(taught: Path, recipe: Path, tmp_path: P
     for name in one:
         assert torch.equal(one[name] != 0, three[name] != 0)
         assert (one[name] - three[name]).norm() <= 1e-5 * one[name].norm()
+
+
+def test_units_refits_and_training(taught: Path, recipe: Path, tmp_path: Path) -> None:
+    """The same plan; weights that were trained on the same batches, whose gradients were added."""
+    steps = """remove: {ffn: 0.25}
+score: obs
+repair: reconstruct
+recover: {steps: 3, batch: 4, lr: 1.0e-3, loss: ce, precision: float32}
+"""
+    recipe.write_text(
+        steps + recipe.read_text().splitlines()[1].replace("windows: 7", "windows: 9")
+    )
+    found = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        run(processes, "compile", taught, recipe, "-o", output)
+        plan = json.loads((output / "graphprune_plan.json").read_text())
+        found.append((plan["structures"], weights(output)))
+    (plan, one), (other_plan, two) = found
+    assert plan == other_plan
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_error_is_told_once(taught: Path, recipe: Path, tmp_path: Path) -> None:
