@@ -44,8 +44,8 @@ from graphprune.streaming.core.weights import damaged
 from graphprune.streaming.identity import identity
 
 PLENTY = 16
-"""Tokens for each input of a layer from which on a refit learns nothing by chance: what a fit to one
-half of the samples does on the other needn't be looked at."""
+"""Tokens for each input of a layer from which on a refit learns nothing by chance: what a fit to
+one half of the samples does on the other isn't looked at then."""
 
 SMALL = 64
 """Units of a structure up to which the local search follows the descent: it takes as long again for
