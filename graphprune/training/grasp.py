@@ -44,7 +44,7 @@ class Grasping:
             depends on the scores; the best of each structure are found at every step.
     """
 
-    score_lr: float = 0.1
+    score_lr: float = 0.03
     scale_lr: float = 0.02
     scaling: float = 0.25
     every: int = 1

@@ -23,15 +23,19 @@ SHAPE = {"ffn": 1152, "kv_heads": 2, "hidden": 504, "layers": 28}
 """A quarter of all ffn channels, a third of the heads, an eighth of the width, two layers."""
 
 
-@pytest.mark.slow  # trains 135 million weights for three steps
+@pytest.mark.slow  # trains 135 million weights, and writes them
 def test_smollm2(tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     program = load_traced(model_path("smollm2"))
-    gated = Goal.of("shear", shape=SHAPE).gated(program, 0)
-    ids = torch.randint(0, 49152, (3, 32), generator=torch.Generator().manual_seed(0))
-    options = Training(steps=3, batch=1, lr=1e-4, precision="float32")
-    # Few steps: gates that move fast, so that they end far from 1.
-    found = learn(program, ids, gated, options, Learning(gate_lr=4.0))
+    noise = np.random.default_rng(0)
+    gated = [
+        replace(one, scores=noise.random((one.rows, one.structure.size)))
+        for one in Goal.of("shear", shape=SHAPE).gated(program, 0)
+    ]
+    ids = torch.randint(0, 49152, (2, 16), generator=torch.Generator().manual_seed(0))
+    options = Training(steps=2, batch=1, lr=1e-4, precision="float32")
+    # In two steps gates hardly move: they begin in the order of scores, from 0.77 to 0.996.
+    found = learn(program, ids, gated, options, Learning(by_score=True))
     values = torch.cat([z[z > 0] for z in found.gates.values()])
     assert float((values < 0.99).double().mean()) > 0.1
 

@@ -20,6 +20,9 @@ from graphprune.training.gates.hard_concrete import (
 )
 from graphprune.training.model.adapters import Draw
 
+_OPEN = 1e-6
+"""A gate that is open, and lets next to nothing through."""
+
 
 @dataclass
 class ConcreteGates:
@@ -49,7 +52,8 @@ class ConcreteGates:
         if name not in self._known[1]:
             a = self.locations[name]
             u = torch.rand(a.shape, generator=generator("gates", name, *self.draw.key))
-            self._known[1][name] = self._whole(name, sampled(a, u.to(a.device)))
+            z = self._enough(name, sampled(a, u.to(a.device)))
+            self._known[1][name] = self._whole(name, z)
         return self._known[1][name]
 
     def chances(self, name: str) -> Tensor:
@@ -65,6 +69,17 @@ class ConcreteGates:
         """Keep all locations where they have gradients."""
         for a in self.locations.values():
             clamp(a)
+
+    def _enough(self, name: str, z: Tensor) -> Tensor:
+        """Gates of which as many are open as the model needs: a router picks some experts."""
+        one = self.gated[name]
+        need, wide = one.structure.minimum, z.view(one.rows, -1)
+        if need <= 1 or bool(((wide > 0).sum(1) >= need).all()):
+            return z
+        a = self.locations[name].detach().view(one.rows, -1)
+        best = a.argsort(dim=1, descending=True, stable=True)[:, :need]
+        needed = torch.zeros_like(wide, dtype=torch.bool).scatter_(1, best, True)
+        return torch.where(needed, wide.clamp_min(_OPEN), wide).flatten()
 
     def _whole(self, name: str, z: Tensor) -> Tensor:
         """Gates with a 1 for what has to stay."""

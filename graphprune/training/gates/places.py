@@ -3,8 +3,8 @@
 A gate is laid on weights, so that it can be folded into them afterwards: on the columns of what
 reads an axis; on the weight and bias of the norm between, where there is one; on the rows of one of
 two producers, where both meet in a product (queries and keys); on the last linear map of each
-branch, where layers go. What notices how many units there are, as norms do, has to leave out those
-whose gate is 0.
+branch, where layers go, and of each expert. What notices how many units there are, as norms and
+routers do, has to leave out those whose gate is 0.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from graphprune.streaming.consumers import input_positions, owning_units
 from graphprune.streaming.core.sites import Sites
 from graphprune.streaming.torch.products import operator
 from graphprune.training.gates.flow import Along, Ends, Graph
+from graphprune.training.gates.picked import picked_last
 from graphprune.training.gates.scales import Scale, scales
 
 _PASSED = frozenset("to _to_copy alias clone contiguous dropout".split())
@@ -110,6 +111,8 @@ class _Finder:
             first = min(ends.others, key=lambda n: n.name)
             raise _nowhere(structure, f"{_told(first)} reads its units, which no weight does")
         if not ends.readers and not ends.products:
+            if picked := self._picked(structure, ends):
+                return picked, ends
             raise _nowhere(structure, "nothing multiplies by what runs along it")
         norms = self._norms(along, ends) if ends.noticing else {}
         found: list[Scale] = [s for own in norms.values() for s in own]
@@ -123,6 +126,14 @@ class _Finder:
             found += self._side(structure, along, product, operands)
         places = {(s.parameter, s.dim): self._placed(structure, s) for s in found}
         return [*places.values(), *(p for own in columns.values() for p in own)], ends
+
+    def _picked(self, structure: Structure, ends: Ends) -> list[Place]:
+        """The places of units that are picked by index, where something notices which there are."""
+        if not ends.noticing:
+            return []
+        router = min(ends.noticing, key=lambda n: n.name)
+        found = picked_last(self.graph, structure)
+        return [self._placed(structure, Scale(name, dim, 0.0, router)) for name, dim in found]
 
     def _norms(self, along: Along, ends: Ends) -> dict[fx.Node, list[Scale]]:
         """Readers that read the result of a norm, to its parameters, if nothing else reads it."""

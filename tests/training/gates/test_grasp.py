@@ -111,7 +111,7 @@ def test_a_unit_that_the_loss_misses_takes_the_place_of_one_that_does_nothing():
     worst_first = -np.arange(33.0)[None]
     chosen = [Gated(s, 1, 4, np.arange(s.size), worst_first) for s in found]
     training = Training(steps=40, batch=8, loss="kd", precision="float32")
-    made = grasp(net, data(), chosen, training, teacher=net)
+    made = grasp(net, data(), chosen, training, Grasping(score_lr=0.1), teacher=net)
     assert made.exchanged >= 2
     assert all(32 in units for units in made.plan.kept_units.values())
     assert made.recovered.losses[-1] < made.recovered.losses[0] / 2
