@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch._dynamo.config
 
 import exports
 import fresh
@@ -26,9 +25,6 @@ def _shared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", fresh.instead_of(subprocess.run))
         patch.setattr(torch.export, "export", exports.shared(torch.export.export))
-        # What operators make of symbolic sizes takes longer to look up than to find out, where the
-        # models are tiny.
-        patch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", False)
         # Every compilation times its models and lets them complete prompts, and few tests look at
         # how precise the one is, or how long the other.
         patch.setattr(timing, "SECONDS_ENOUGH", 0.0)
