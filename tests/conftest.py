@@ -34,6 +34,10 @@ def _shared() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector of garbage what stays until the end: libraries, and the tests."""
+    """Spare the collector of garbage what stays until the end: libraries, and the tests.
+
+    Traces and exports make millions of objects; it looks for circles among them less often.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

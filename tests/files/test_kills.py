@@ -24,7 +24,7 @@ from onnx_graphs import graph, planned, weights
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 # All steps take minutes, most of it for new processes; some of them show most faults.
 EVERY = pytest.mark.parametrize(
-    "every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
+    "every", [8, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 PLACES = pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 TEXT = "g (float[N,20] x) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, c) }"

@@ -71,7 +71,8 @@ def linears(layers: range) -> list[str]:
     return [f"model.layers.{i}.{name}.weight" for i in layers for name in LINEARS]
 
 
-@pytest.mark.parametrize("reference", ["false", "true"])
+# A reference has all that is kept without one, and its own activations beside it.
+@pytest.mark.parametrize("reference", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     run: Callable[..., Result],
     taught: Path,
