@@ -11,7 +11,6 @@ import torch
 from graphprune.axes import BoolArray, indices, mask, touched
 from graphprune.axes.expr import IntArray
 from graphprune.ir.torch.program import Program
-from graphprune.kernels.freed import FreedMemory
 from graphprune.plan.plan import Selection
 
 PIECE = 1 << 17  # elements: half a MiB of float32, which stays in the processor's cache
@@ -48,95 +47,56 @@ class SlicedWeights(Mapping[str, torch.Tensor]):
 
         Args:
             release: let go of each dense tensor as soon as it is cut (the dense program can't be
-                used afterwards), so that both models never lie in memory together. What nothing
-                else holds is where the next tensors go.
+                used afterwards), so that both models never lie in memory together.
         """
-        freed = FreedMemory()
         for old in {self._program.aliases.get(o, o): None for o in self._dense.values()}:
-            if old in self._held:
-                continue
-            self._held[old] = self._cut(old, freed)
-            if release:
-                memory = _memory(self._program, old)
-                _release(self._program, old)
-                if memory is not None:
-                    freed.offer(memory)
-                del memory
+            if old not in self._held:
+                self._held[old] = self._cut(old)
+                if release:
+                    _release(self._program, old)
 
-    def _cut(self, old: str, freed: FreedMemory | None = None) -> torch.Tensor:
+    def _cut(self, old: str) -> torch.Tensor:
         tensor = self._program.weights[old]
         keep = self._selection.keep
         dims = self._program.typing.parameters[old]
         with torch.no_grad():
-            kept = {dim: indices(e, keep) for dim, e in enumerate(dims) if touched(e, keep)}
-            tensor = _taken(tensor, kept, freed)
+            tensor = _taken(
+                tensor, {dim: indices(e, keep) for dim, e in enumerate(dims) if touched(e, keep)}
+            )
             points = self._program.typing.stored.get(old)
             if points is not None and touched(points.axis, keep):
                 tensor = _renumbered(tensor, mask(points.axis, keep))
             return tensor.detach()
 
 
-def _memory(program: Program, name: str) -> torch.UntypedStorage | None:
-    """Where a dense tensor lies; None for one that is read from a file when it is asked for."""
-    if not isinstance(program.weights, dict) or not _is_plain(program.weights[name]):
-        return None
-    return program.weights[name].untyped_storage()
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is one of numbers in the processor's memory."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    return plain and tensor.device.type == "cpu" and not tensor.is_quantized
-
-
-def _taken(
-    tensor: torch.Tensor, kept: Mapping[int, IntArray], freed: FreedMemory | None
-) -> torch.Tensor:
-    """What stays of a tensor, given the indices that stay by dimension, ascending.
-
-    Args:
-        tensor: the dense tensor.
-        kept: dimension to indices.
-        freed: where the result may go.
-    """
-    shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+def _taken(tensor: torch.Tensor, kept: Mapping[int, IntArray]) -> torch.Tensor:
+    """What stays of a tensor, given the indices that stay by dimension, ascending."""
     if tensor.is_meta:
+        shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
         return torch.empty(shape, dtype=tensor.dtype, device="meta") if kept else tensor
     chosen = {dim: torch.from_numpy(places).to(tensor.device) for dim, places in kept.items()}
-    if chosen and _is_plain(tensor):
-        result = freed.empty(shape, tensor.dtype) if freed is not None else None
-        return _taken_by_pieces(
-            tensor, chosen, tensor.new_empty(shape) if result is None else result
-        )
+    plain = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    if plain and len(chosen) > 1 and 0 in chosen and not tensor.is_quantized:
+        return _taken_by_pieces(tensor, chosen)
     for dim, places in chosen.items():
         tensor = tensor.index_select(dim, places)
     return tensor
 
 
-def _taken_by_pieces(
-    tensor: torch.Tensor, chosen: Mapping[int, torch.Tensor], result: torch.Tensor
-) -> torch.Tensor:
-    """The same for at least one dimension, written to `result`.
+def _taken_by_pieces(tensor: torch.Tensor, chosen: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The same for several dimensions, the first among them.
 
     What a dimension alone would leave is much larger than the result, and is never made as a whole.
     """
-    rows = chosen.get(0)
-    inner = [(dim, chosen[dim]) for dim in sorted(chosen) if dim]
-    if not inner:
-        return torch.index_select(tensor, 0, chosen[0], out=result)
-    *between, (last, places) = inner
-    length = min(len(result), max(1, PIECE // max(1, math.prod(tensor.shape[1:]))))
-    room = tensor.new_empty((length if rows is not None else 0, *tensor.shape[1:]))
-    for start in range(0, len(result), max(1, length)):
-        part = result[start : start + length]
-        if rows is None:
-            piece = tensor[start : start + length]
-        else:
-            wanted = rows[start : start + length]
-            piece = torch.index_select(tensor, 0, wanted, out=room[: len(part)])
-        for dim, within in between:
-            piece = piece.index_select(dim, within)
-        torch.index_select(piece, last, places, out=part)
+    (_, rows), *between, (last, places) = sorted(chosen.items())
+    shape = [len(chosen.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+    result = tensor.new_empty(shape)
+    length = max(1, PIECE // max(1, math.prod(tensor.shape[1:])))
+    for start in range(0, len(rows), length):
+        piece = tensor.index_select(0, rows[start : start + length])
+        for dim, inner in between:
+            piece = piece.index_select(dim, inner)
+        torch.index_select(piece, last, places, out=result[start : start + length])
     return result
 
 
