@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import fx
 from torch.func import functional_call
 
 from graphprune.analysis.program import BaseProgram
@@ -283,7 +282,7 @@ def _callable_state(
     if module is None:
         module = program.exported.module()
         if place.away:
-            module = moved_graphs(cast("fx.GraphModule", module), place.device)
+            module = moved_graphs(module, place.device)
     own = dict((*module.named_parameters(), *module.named_buffers()))
     tensors: dict[str, torch.Tensor] = {}
     state = {}
