@@ -55,8 +55,15 @@ class Placement:
         """Whether it is another device than that of the files."""
         return self.device.type != "cpu"
 
+    @property
+    def target(self) -> torch.device | None:
+        """Where everything is to go; None where it stays: a model may be on a GPU itself."""
+        return self.device if self.away else None
+
     def bring(self, value: Any) -> Any:
-        """A value with its tensors on the device; itself where they are there already."""
+        """A value with its tensors on the device; itself where everything stays."""
+        if not self.away:
+            return value
         if isinstance(value, torch.Tensor):
             return value.to(self.device)
         return pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), value)
