@@ -64,9 +64,10 @@ class Placement:
         """A value with its tensors on the device; itself where everything stays."""
         if not self.away:
             return value
-        if isinstance(value, torch.Tensor):
-            return value.to(self.device)
-        return pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), value)
+        return pytree.tree_map_only(torch.Tensor, self._moved, value)
+
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.is_meta else x.to(self.device)  # what has no numbers is refused elsewhere
 
     def room(self) -> int | None:
         """Bytes of the device that may be taken now; None where nobody knows."""
