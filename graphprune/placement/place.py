@@ -55,11 +55,19 @@ class Placement:
         """Whether it is another device than that of the files."""
         return self.device.type != "cpu"
 
+    @property
+    def target(self) -> torch.device | None:
+        """Where everything is to go; None where it stays: a model may be on a GPU itself."""
+        return self.device if self.away else None
+
     def bring(self, value: Any) -> Any:
-        """A value with its tensors on the device; itself where they are there already."""
-        if isinstance(value, torch.Tensor):
-            return value.to(self.device)
-        return pytree.tree_map_only(torch.Tensor, lambda t: t.to(self.device), value)
+        """A value with its tensors on the device; itself where everything stays."""
+        if not self.away:
+            return value
+        return pytree.tree_map_only(torch.Tensor, self._moved, value)
+
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.is_meta else x.to(self.device)  # what has no numbers is refused elsewhere
 
     def room(self) -> int | None:
         """Bytes of the device that may be taken now; None where nobody knows."""

@@ -144,7 +144,7 @@ class Waiting:
 
     def back(self, x: Tensor) -> Tensor:
         """The tensor where it is computed with."""
-        found: Tensor = self.placement.bring(x) if self.placement.away else x
+        found: Tensor = self.placement.bring(x)
         return found
 
 

@@ -55,7 +55,7 @@ class Pieces(GraphRunner):
         Raises:
             PlanError: the values depend on random numbers.
         """
-        super().__init__(exported, weights, dtype, aliases, device=present().device)
+        super().__init__(exported, weights, dtype, aliases, device=present().target)
         self.nodes: list[fx.Node] = list(self.graph.nodes)
         self.places = {n.name: i for i, n in enumerate(self.nodes)}
         self.trained: dict[str, Tensor] = {}

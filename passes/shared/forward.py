@@ -79,7 +79,7 @@ class Forward(Runner):
     def __init__(self, program: Program, route: Route, dtype: torch.dtype = torch.float32) -> None:
         """A runner of `program`, which isn't changed."""
         weight = program.weights.__getitem__
-        super().__init__(program, route, dtype, weight, device=present().device)
+        super().__init__(program, route, dtype, weight, device=present().target)
         self._stand_ins = dict(route.stand_ins)
 
     def show(self, leaves: list[Any], see: Callable[[fx.Node, Any], None]) -> None:

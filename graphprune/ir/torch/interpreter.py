@@ -20,7 +20,6 @@ from graphprune.errors import VerifyError
 from graphprune.exclusive import default_dtype
 from graphprune.ir.torch.floats import makes_floats, settled
 from graphprune.ir.torch.randomness import draws, seeded
-from graphprune.placement import CPU
 from graphprune.placement.graphs import default_device, moved_graphs, to_processor
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -89,7 +88,7 @@ class GraphRunner(fx.Interpreter):
         *,
         removed: Collection[str] = (),
         watch: bool = False,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
     ) -> None:
         """A runner; see `run_graph`.
 
@@ -102,7 +101,7 @@ class GraphRunner(fx.Interpreter):
             removed: names of values of removed layers, which draw no random numbers.
             watch: record in `nonfinite` which values hold NaN or infinity.
             device: of everything, whatever the graph says: weights and inputs come from where they
-                are when they are used.
+                are when they are used. None leaves all where it is.
         """
         super().__init__(exported.graph_module, garbage_collect_values=False)
         self.exported = exported
@@ -194,11 +193,12 @@ class GraphRunner(fx.Interpreter):
         """Bind the arguments of an operator by name, put dtypes right and compute it."""
         bound = self._bound.get(node)
         if bound is None:
-            bound = self._bound[node] = {**default_device(target, node), **_bind(target, node)}
+            made = {} if self.device is None else default_device(target, node)
+            bound = self._bound[node] = {**made, **_bind(target, node)}
             if makes_floats(node):
                 self._free.add(node)
         arguments = map_aggregate(self.map_nodes_to_values(bound, node), self._retyped)
-        if self.device != CPU and draws(node):
+        if self.device is not None and draws(node):
             return self._cast(self._drawn(target, arguments, bound))
         if "half_to_float" in arguments:  # only defined on half precision
             arguments = {**arguments, "half_to_float": False}
@@ -237,7 +237,7 @@ class GraphRunner(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         """What an attribute of the graph holds: graphs that operators run are on the device too."""
         found = super().fetch_attr(target)
-        if self.device == CPU or not isinstance(found, fx.GraphModule):
+        if self.device is None or not isinstance(found, fx.GraphModule):
             return found
         if target not in self._moved:
             self._moved[target] = moved_graphs(found, self.device)
@@ -252,12 +252,13 @@ class GraphRunner(fx.Interpreter):
     def _cast(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        # Narrow numbers travel, and are widened where they arrive.
-        return value.to(self.device).to(self._retyped(value.dtype))
+        if self.device is not None:
+            value = value.to(self.device)  # narrow numbers travel, and are widened where they are
+        return value.to(self._retyped(value.dtype))
 
     def _retyped(self, value: Any) -> Any:
         if isinstance(value, torch.device):
-            return self.device
+            return self.device or value
         if not isinstance(value, torch.dtype):
             return value
         if value.is_complex:

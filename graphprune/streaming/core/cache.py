@@ -133,6 +133,7 @@ class Holder:
         self.dtype = dtype
         self.held = waiting.how.dtype or dtype
         self.waiting = waiting
+        self._device: torch.device | None = None
 
     def pack(self, values: Mapping[K, Any]) -> dict[K, Any]:
         """The values as they are held."""
@@ -144,7 +145,7 @@ class Holder:
         """The values as they are computed with."""
         known: _Known = {}
         return {
-            n: mapped(v, lambda t: self._shared(self.waiting.back(t), self.dtype, known))
+            n: mapped(v, lambda t: self._shared(self._back(t), self.dtype, known))
             for n, v in values.items()
         }
 
@@ -159,10 +160,16 @@ class Holder:
         """`x` where it is held; once for all values that share its memory."""
         if not self.waiting.moves:
             return x
+        self._device = x.device
         key = (_place(x.untyped_storage()), x.dtype)
         if key not in away:
             away[key] = (x, self.waiting.put(x.flatten()))
         return away[key][1].view(x.shape)
+
+    def _back(self, x: Tensor) -> Tensor:
+        """`x` where it is computed with."""
+        x = self.waiting.back(x)
+        return x if self._device in (None, x.device) else x.to(self._device)
 
     def _shared(self, x: Tensor, dtype: torch.dtype, known: _Known) -> Tensor:
         """`x` in another dtype; converted once for all values that share its memory."""

@@ -53,7 +53,7 @@ class TorchAdapter:
     ) -> list[TorchModel]:
         """The model that is treated, and the dense one if it runs along."""
         program, dtype, selection = self.program, options.dtype, options.selection
-        device = options.placement.device
+        device = options.placement.target
         _check_weights(program, sites)
         cuts = None if selection is None else stand_ins(selection)
         schedule = TorchSchedule(program, sites, sums=options.reference, stand_ins=cuts)

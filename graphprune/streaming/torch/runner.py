@@ -12,7 +12,6 @@ from graphprune.ir.torch.interpreter import GraphRunner
 from graphprune.ir.torch.program import Program
 from graphprune.oracle.masked import Masking
 from graphprune.oracle.masked_ops import Masks
-from graphprune.placement import CPU
 from graphprune.plan.plan import Selection, stand_ins
 from graphprune.streaming.torch.attention import ATTENTION, Attention
 from graphprune.streaming.torch.schedule import TorchSchedule
@@ -35,7 +34,7 @@ class Runner(GraphRunner):
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         stand_ins: Mapping[str, str] | None = None,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
     ) -> None:
         """A runner.
 
@@ -45,7 +44,7 @@ class Runner(GraphRunner):
             dtype: the floating dtype of everything.
             weight: gives a weight by its name, as it is stored.
             stand_ins: value name to the name of an earlier value that takes its place.
-            device: of everything but the weights as they are stored.
+            device: of everything but the weights as they are stored; None leaves all where it is.
         """
         super().__init__(
             program.exported, program.weights, dtype, program.aliases, stand_ins, device=device
@@ -145,7 +144,7 @@ class MaskedRunner(Masking, Runner):
         dtype: torch.dtype,
         weight: Callable[[str], Tensor],
         selection: Selection,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
     ) -> None:
         """A runner; see `Runner` and `graphprune.oracle.masked.MaskedInterpreter`."""
         super().__init__(program, schedule, dtype, weight, stand_ins(selection), device)
