@@ -26,7 +26,10 @@ def test_default_learning_rates():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": "ful"}, "training option 'train': input should be 'full', 'norms' or 'lora'"),
+        (
+            {"train": "ful"},
+            "training option 'train': input should be 'full', 'norms', 'lora' or 'frozen'",
+        ),
         ({"batch": 0}, "training option 'batch': input should be greater than or equal to 1"),
         ({"lr": float("nan")}, "training option 'lr'"),
         ({"steps": 1, "tokens": 5}, "one of them only"),
