@@ -34,7 +34,7 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
     made: dict[Hashable, ExportedProgram] = {}
 
     def exports(module: nn.Module, args: Any, kwargs: Any = None, **options: Any) -> Any:
-        _find_out_shapes()
+        find_out_shapes()
         if os.environ.get("PYTEST_CURRENT_TEST", "").startswith(ALONE):
             return export(module, args, kwargs, **options)
         key = _key(module, args, kwargs, options)
@@ -53,7 +53,7 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
 
 
 @cache
-def _find_out_shapes() -> None:
+def find_out_shapes() -> None:
     """Have fake tensors run their operators, from now on, instead of looking up what they gave.
 
     With symbolic sizes the looking up takes longer, where models are tiny.

@@ -35,8 +35,8 @@ LAYERS = (
     "passes.loraprune", "passes.masks", "passes",
     "recipe", "report", "report.html", "runtime", "emit", "packing",
     "preflight", "provenance", "measure", "comparing",
-    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline", "sweep", "integrations",
-    "cli",
+    "pipeline.steps", "pipeline.gradual", "pipeline.written", "pipeline.before", "pipeline",
+    "sweep", "integrations", "cli",
     "__main__",
 )  # fmt: skip
 """Folders, and files at the root of the package: each imports only what stands before it."""

@@ -23,6 +23,8 @@ from graphprune.errors import RecipeError
 from graphprune.files.sources import reading
 from graphprune.measure.early import check_measurable
 from graphprune.passes.protocol import State
+from graphprune.pipeline.before.dry_run import forecast, with_output
+from graphprune.pipeline.before.estimate import Estimate
 from graphprune.pipeline.checking import check_weights, has_weights
 from graphprune.pipeline.choices import choose_methods, gives_data
 from graphprune.pipeline.default_data import with_data
@@ -33,8 +35,6 @@ from graphprune.pipeline.driver import (
     plan_alone,
     run_passes,
 )
-from graphprune.pipeline.dry_run import forecast, with_output
-from graphprune.pipeline.estimate import Estimate
 from graphprune.pipeline.finish import finish
 from graphprune.pipeline.opening import open_source, placed, settle
 from graphprune.pipeline.reporting import first_report

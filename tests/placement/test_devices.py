@@ -7,7 +7,7 @@ import torch
 
 import graphprune as gp
 from graphprune.errors import RecipeError
-from graphprune.pipeline.estimate import Estimate
+from graphprune.pipeline.before.estimate import Estimate
 from graphprune.placement import CPU, Placement, find_device, present
 from graphprune.placement.graphs import moved_graphs
 from graphprune.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from graphprune.calibration.sources.suited import other_kind
 from graphprune.calibration.text.read import BUILTIN, SELF
 from graphprune.emit.target import Target
 from graphprune.passes.repair.structured import read_by
-from graphprune.pipeline.estimate import (
+from graphprune.pipeline.before.estimate import (
     Estimate,
     Worker,
     places,
