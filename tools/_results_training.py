@@ -50,10 +50,14 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 CONTROLS = tuple(name for name in ARMS if not name.endswith("kd"))
 """The dense model learns nothing from itself: of an arm of ``kd`` it is the control as it is."""
 
+TOGETHER = {"train": "full", "loss": "kd", "epochs": 3, "batch": 4, "lr": 3e-4}
+"""All blocks together on the calibration windows, in as much time as `match` takes."""
+
 MATCH_TEXT = (
     "`match` trains each residual block on what the dense block computes, on the same 64 windows "
-    "(56 train, 8 judge); zeros and widths are held. The other texts are those of the table above, "
-    "twelve windows each, as ratios to dense."
+    "(56 train, 8 judge), `recover` all weights together on the dense model's predictions for them "
+    "(three passes, batches of 4, rate 3e-4); zeros and widths are held. The other texts are those "
+    "of the table above, twelve windows each, as ratios to dense."
 )
 RECOVER_TEXT = (
     "`recover` on {tokens:,} tokens that follow the calibration windows (batches of 4 windows, one "
@@ -75,7 +79,7 @@ def training_rows() -> list[Row]:
     rows = []
     for target in MATCHED:
         rows.append(Row(MATCH, target, STARTS[target]))
-        rows.append(Row(MATCH, target, f"{STARTS[target]} + match"))
+        rows += [Row(MATCH, target, f"{STARTS[target]} + {how}") for how in (MATCH, RECOVER)]
     rows += [Row(RECOVER, "", arm) for arm in CONTROLS]
     for target in STARTS:
         arms = (arm for arm in ARMS if arm != "llm-pruner" or target not in MASKS)
@@ -163,7 +167,11 @@ class Trainings:
         """Compute a row."""
         facts: dict[str, Any] = {}
         if row.table == RECOVER:
-            module, facts["seconds"] = self._recovered(row)
+            options = {**ARMS[row.method], "tokens": TOKENS}
+            module, facts["seconds"] = self._recovered(row, options, self.training)
+        elif row.method.endswith(RECOVER):
+            windows = self.bench.calibration
+            module, facts["seconds"] = self._recovered(row, TOGETHER, windows)
         else:
             start = self._start(row.target)
             program, facts["seconds"] = start.program, start.seconds
@@ -209,7 +217,7 @@ class Trainings:
         )
         return found.program, round(time.process_time() - begun, 1)
 
-    def _recovered(self, row: Row) -> tuple[Any, float]:
+    def _recovered(self, row: Row, given: Mapping[str, Any], windows: Tensor) -> tuple[Any, float]:
         from graphprune import apply
         from graphprune.rewrite.retrace import retrace
         from graphprune.training import Training, recover
@@ -222,10 +230,10 @@ class Trainings:
             program, masks = start.program, start.masks
             if start.plan.kept_units:
                 program = retrace(apply(program, start.plan))
-        options = Training(**with_preset({**ARMS[row.method], "tokens": TOKENS}))
+        options = Training(**with_preset(given))
         teacher = dense if options.needs_teacher else None
         begun = time.process_time()
-        found = recover(program, self.training, options, masks=masks, teacher=teacher)
+        found = recover(program, windows, options, masks=masks, teacher=teacher)
         return found.program.module, round(time.process_time() - begun, 1)
 
     @property
