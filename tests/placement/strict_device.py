@@ -52,9 +52,8 @@ class _Hook(_registration._DummyPrivateUse1Hook):  # type: ignore[misc]
         return False
 
 
-_registration.rename_privateuse1_backend("strict")
-
-DEVICE = torch.device("strict", 0)
+DEVICE = torch.device("privateuseone", 0)
+"""Called "strict" once it exists: a process that doesn't use it isn't told of it."""
 
 _BETWEEN = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 """What may be told of two devices at a time."""
@@ -215,6 +214,7 @@ def _check(func, ours: list[Elsewhere], others: list[Tensor]) -> None:
 @cache
 def _register() -> None:
     """Have torch know of the device, from now on until the process ends."""
+    _registration.rename_privateuse1_backend("strict")
     torch._register_device_module("strict", _Nowhere())
     torch._C._acc.register_python_privateuseone_hook(_Hook())
     torch._C._acc.register_python_privateuseone_device_guard(_registration._DummyDeviceGuard())
