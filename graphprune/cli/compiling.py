@@ -194,7 +194,9 @@ def recover(
     preset: Annotated[
         str | None, typer.Option(help="Published settings: llm-pruner; other options go first.")
     ] = None,
-    train: Annotated[str | None, typer.Option(help="full (the default), norms or lora.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="full (the default), norms or lora; frozen trains nothing.")
+    ] = None,
     loss: Annotated[
         str | None, typer.Option(help="ce, kd, kd+ce, hidden or values; default: by the model.")
     ] = None,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from graphprune.passes.selection.coupled import units_of
-from graphprune.plan.kept import rows_of
 from graphprune.report.names import layer_of
-from graphprune.rewrite.slim import Slim
-from graphprune.rewrite.slim_onnx import SlimOnnx
+
+if TYPE_CHECKING:  # reports are read where torch isn't wanted
+    from graphprune.rewrite.slim import Slim
+    from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Kept:
 
 def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
     """Units kept and units there were, of every role that loses some."""
+    from graphprune.passes.selection.coupled import units_of
+
     program, units = slim.program, slim.plan.kept_units
     gone = slim.selection.removed_parameters
     structures = [s for s in program.by_name.values() if s.prunable]
@@ -53,6 +56,8 @@ def kept_units(slim: Slim | SlimOnnx) -> dict[str, tuple[int, int]]:
 
 def kept_structures(slim: Slim | SlimOnnx) -> tuple[Kept, ...]:
     """Every structure that loses units, in the order of the plan."""
+    from graphprune.plan.kept import rows_of
+
     program = slim.program
     return tuple(
         Kept(name, program.by_name[name].role, "" if program.by_name[name].blocks

@@ -52,8 +52,13 @@ class _Hook(_registration._DummyPrivateUse1Hook):  # type: ignore[misc]
         return False
 
 
-DEVICE = torch.device("privateuseone", 0)
-"""Called "strict" once it exists: a process that doesn't use it isn't told of it."""
+_registration.rename_privateuse1_backend("strict")
+# Now, since the engine of gradients counts devices when it is first used.
+torch._register_device_module("strict", _Nowhere())
+torch._C._acc.register_python_privateuseone_hook(_Hook())
+torch._C._acc.register_python_privateuseone_device_guard(_registration._DummyDeviceGuard())
+
+DEVICE = torch.device("strict", 0)
 
 _BETWEEN = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 """What may be told of two devices at a time."""
@@ -211,15 +216,6 @@ def _check(func, ours: list[Elsewhere], others: list[Tensor]) -> None:
         raise MixedDevices(f"{func} reads {shapes} of the processor beside {DEVICE}")
 
 
-@cache
-def _register() -> None:
-    """Have torch know of the device, from now on until the process ends."""
-    _registration.rename_privateuse1_backend("strict")
-    torch._register_device_module("strict", _Nowhere())
-    torch._C._acc.register_python_privateuseone_hook(_Hook())
-    torch._C._acc.register_python_privateuseone_device_guard(_registration._DummyDeviceGuard())
-
-
 _largest: list[int] = []
 
 
@@ -231,7 +227,6 @@ def strictly(memory: int | None = None, largest: int | None = None) -> Iterator[
         memory: see `graphprune.on_device`.
         largest: bytes of a tensor that it has room for.
     """
-    _register()
     _largest.extend(() if largest is None else (largest,))
     try:
         with _Calls(), _Device(), on_device(Placement(DEVICE, memory)) as placement:
