@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from graphprune.training.core.options import Training
 from graphprune.training.gates.attach import attach
 from graphprune.training.gates.gates import Gated, Gates, folded
 from graphprune.training.gates.places import Places, places_of
+from graphprune.training.model.objective import OwnLoss
 from graphprune.training.proof import check_closed, check_open
-from graphprune.training.run import Run
+from graphprune.training.recover import RecoveredProgram, Saving, recover
+from graphprune.training.run import Callback, Progress, Run
 
 Solve: TypeAlias = Callable[[Mapping[str, FloatArray]], Mapping[str, int]]
 """From how open the gates of units are, ``[rows, size]`` by structure, to how many units of each
@@ -31,6 +34,39 @@ row stay."""
 
 SMALL = 0.1
 """Gates of units that stay below which they are told of."""
+
+
+class Given(TypedDict, total=False):
+    """What is handed on to `graphprune.training.recover`; see there."""
+
+    masks: Mapping[str, Tensor] | None
+    teacher: Program | None
+    loss: OwnLoss | None
+    callbacks: Sequence[Callback]
+    state: Saving | str | Path | None
+    progress: Callable[[Progress], None] | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What gates have chosen.
+
+    Attributes:
+        program: the dense program with the weights that were trained, gates multiplied in.
+        plan: the units that stay, in exact numbers.
+        gates: structure to the gates of its units in the end, 0 for those that go,
+            ``[rows * size]``.
+        small: structure to the number of units that stay with a gate below 0.1.
+        changed: canonical names of the weights that aren't as they were.
+        recovered: what training has made.
+    """
+
+    program: Program
+    plan: Plan
+    gates: Mapping[str, Tensor] = field(repr=False)
+    small: Mapping[str, int]
+    changed: tuple[str, ...]
+    recovered: RecoveredProgram = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,10 +84,6 @@ class Form:
     gated: tuple[Gated, ...]
     places: Places
     start: Program
-
-    def changed(self, trained: Iterable[str], *, fold: bool = True) -> tuple[str, ...]:
-        """The weights that training has changed, and those that gates are multiplied into."""
-        return tuple(dict.fromkeys((*trained, *(self.places.by_parameter if fold else ()))))
 
     @property
     def identity(self) -> list[object]:
@@ -111,21 +143,44 @@ def lay(run: Run, gates: Gates, form: Form, seed: int) -> None:
     gates.fixed = None
 
 
+def train_gated(
+    form: Form, data: Any, training: Training, own: Callback, given: Given
+) -> RecoveredProgram:
+    """Train a model together with its gates.
+
+    Args:
+        form: what `own` lays gates on.
+        data: see `graphprune.training.recover`.
+        training: options; without a loss it is the cross-entropy.
+        own: lays gates on the model, and trains them.
+        given: see `Given`.
+
+    Raises:
+        TrainingError: see `graphprune.training.recover`; or gates don't do on this model what a
+            cut does.
+    """
+    taught = given.get("teacher") is not None
+    settled = training.settled(teacher=taught, causal=form.program.is_causal)
+    # The others see the model before it has gates.
+    handed: Given = {**given, "callbacks": (*given.get("callbacks", ()), own)}
+    return recover(form.program, data, settled, **handed)
+
+
 def settle(
     program: Program,
     form: Form,
     gates: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
+    found: RecoveredProgram,
     *,
     fold: bool = True,
-) -> tuple[Program, Plan]:
-    """The program with gates in its weights, and the plan of the units whose gates are open.
+) -> Chosen:
+    """Multiply gates into the weights, and keep the units whose gates are open.
 
     Args:
         program: as it was given.
         form: what was trained of it.
         gates: structure to the gates of its units, ``[rows * size]``.
-        weights: those that were trained.
+        found: what training has made.
         fold: whether gates are multiplied in; otherwise units that stay are as they were trained.
     """
     plan = Plan(
@@ -135,11 +190,12 @@ def settle(
     )
     # What goes is left as it is: it is cut, and zeros would look like those of a mask.
     open_ = {name: torch.where(z > 0, z, 1.0) for name, z in gates.items()}
-    new = dict(weights)
-    for name, on in (form.places.by_parameter if fold else {}).items():
+    new, folding = dict(found.weights), form.places.by_parameter if fold else {}
+    for name, on in folding.items():
         new[name] = folded(new.get(name, form.program.weights[name].detach()), on, open_)
     new = {name: weight.to(program.weights[name].dtype) for name, weight in new.items()}
-    return apply_weights(program, new), plan.noted(program)
+    made, changed = apply_weights(program, new), tuple(new)
+    return Chosen(made, plan.noted(program), gates, small_of(gates), changed, found)
 
 
 def small_of(gates: Mapping[str, Tensor]) -> dict[str, int]:

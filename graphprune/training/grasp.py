@@ -7,24 +7,20 @@ multiplied into the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from graphprune.ir.torch.program import Program
-from graphprune.plan.plan import Plan
 from graphprune.training.core.options import Training
-from graphprune.training.gated import Form, Solve, form_of, lay, settle, small_of
+from graphprune.training.gated import Chosen, Form, Given, Solve, form_of, lay, settle, train_gated
 from graphprune.training.gates.gates import Gated
 from graphprune.training.gates.projected import ProjectedGates
-from graphprune.training.model.objective import OwnLoss
-from graphprune.training.recover import RecoveredProgram, Saving, recover
-from graphprune.training.run import Callback, Progress, Run
+from graphprune.training.run import Callback, Run
 
 _CALM = 1.0
 """What is added to the size of a score's gradients before it is divided by it, in units of their
@@ -51,26 +47,14 @@ class Grasping:
 
 
 @dataclass(frozen=True)
-class Grasped:
-    """What was chosen.
+class Grasped(Chosen):
+    """What was chosen, with the scales of units that stay for gates.
 
     Attributes:
-        program: the dense program, the scales of units that stay multiplied into its weights.
-        plan: the units that stay, in exact numbers.
-        gates: structure to the scales of its units, 0 for those that go, ``[rows * size]``.
         exchanged: units that stay now and would have gone at the start.
-        small: structure to the number of units that stay with a scale below 0.1.
-        changed: canonical names of the weights that aren't as they were.
-        recovered: what training has made.
     """
 
-    program: Program
-    plan: Plan
-    gates: Mapping[str, Tensor] = field(repr=False)
     exchanged: int
-    small: Mapping[str, int]
-    changed: tuple[str, ...]
-    recovered: RecoveredProgram = field(repr=False)
 
 
 def grasp(
@@ -81,12 +65,7 @@ def grasp(
     options: Grasping | None = None,
     *,
     solve: Solve | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    teacher: Program | None = None,
-    loss: OwnLoss | None = None,
-    callbacks: Sequence[Callback] = (),
-    state: Saving | str | Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    **given: Unpack[Given],
 ) -> Grasped:
     """Choose units by gates while all weights stay as they are.
 
@@ -98,12 +77,7 @@ def grasp(
         options: of the gates.
         solve: how many units of each structure stay, by the scores; None for the numbers of
             `gated` throughout.
-        masks: see `graphprune.training.recover`.
-        teacher: see `graphprune.training.recover`.
-        loss: see `graphprune.training.recover`.
-        callbacks: what else takes part.
-        state: see `graphprune.training.recover`.
-        progress: see `graphprune.training.recover`.
+        given: masks, teacher, loss, callbacks, state and progress of `graphprune.training.recover`.
 
     Raises:
         PlanError: a structure offers no place for gates.
@@ -112,23 +86,11 @@ def grasp(
     """
     options = options or Grasping()
     training = replace(training or Training(), train="frozen")
-    form = form_of(program, gated, masks or {}, training)
+    form = form_of(program, gated, given.get("masks") or {}, training)
     own = _Choosing(form, options, training, solve)
-    found = recover(
-        form.program,
-        data,
-        training.settled(teacher=teacher is not None, causal=program.is_causal),
-        masks=masks,
-        teacher=teacher,
-        loss=loss,
-        callbacks=(*callbacks, own),  # they see the model before it has gates
-        state=state,
-        progress=progress,
-    )
-    gates = own.gates.settled()
-    new, plan = settle(program, form, gates, found.weights)
-    changed = form.changed(found.weights)
-    return Grasped(new, plan, gates, own.exchanged, small_of(gates), changed, found)
+    found = train_gated(form, data, training, own, given)
+    chosen = settle(program, form, own.gates.settled(), found)
+    return Grasped(**vars(chosen), exchanged=own.exchanged)
 
 
 class _Choosing(Callback):

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from graphprune.ir.torch.program import Program
-from graphprune.plan.plan import Plan
 from graphprune.training.core.options import Training
-from graphprune.training.gated import Form, Solve, form_of, lay, settle, small_of
+from graphprune.training.gated import Chosen, Form, Given, Solve, form_of, lay, settle, train_gated
 from graphprune.training.gates.concrete import ConcreteGates, begun
 from graphprune.training.gates.cut import kept
 from graphprune.training.gates.expected import Budget, saved_share
 from graphprune.training.gates.gates import Gated
 from graphprune.training.gates.hard_concrete import settled
 from graphprune.training.gates.lagrangian import penalty, warmed
-from graphprune.training.model.objective import OwnLoss
-from graphprune.training.recover import RecoveredProgram, Saving, recover
-from graphprune.training.run import Callback, Progress, Run
+from graphprune.training.run import Callback, Run
 
 BUDGET = "budget"
 
@@ -48,26 +44,14 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Chosen):
     """What gates have learned.
 
     Attributes:
-        program: the dense program with the weights that were trained, gates multiplied in.
-        plan: the units that stay, in exact numbers.
-        gates: structure to the gates of its units in the end, ``[rows * size]``.
         expected: structure to the share of its units that gates alone would have removed.
-        small: structure to the number of units that stay with a gate below 0.1.
-        changed: canonical names of the weights that aren't as they were.
-        recovered: what training has made.
     """
 
-    program: Program
-    plan: Plan
-    gates: Mapping[str, Tensor] = field(repr=False)
     expected: Mapping[str, float]
-    small: Mapping[str, int]
-    changed: tuple[str, ...]
-    recovered: RecoveredProgram = field(repr=False)
 
 
 def learn(
@@ -79,12 +63,7 @@ def learn(
     *,
     solve: Solve | None = None,
     budget: Budget | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    teacher: Program | None = None,
-    loss: OwnLoss | None = None,
-    callbacks: Sequence[Callback] = (),
-    state: Saving | str | Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    **given: Unpack[Given],
 ) -> Learned:
     """Train weights together with gates of units, and choose the units by their gates.
 
@@ -97,12 +76,7 @@ def learn(
         solve: how many units of each structure stay, by their gates; None for the numbers of
             `gated`. With it, a role is held to the share of all its units together.
         budget: what the whole model is held to in place of shares of units.
-        masks: see `graphprune.training.recover`.
-        teacher: see `graphprune.training.recover`.
-        loss: see `graphprune.training.recover`.
-        callbacks: what else takes part.
-        state: see `graphprune.training.recover`.
-        progress: see `graphprune.training.recover`.
+        given: masks, teacher, loss, callbacks, state and progress of `graphprune.training.recover`.
 
     Raises:
         PlanError: a structure offers no place for gates.
@@ -110,23 +84,11 @@ def learn(
             cut does.
     """
     learning, training = learning or Learning(), training or Training()
-    form = form_of(program, gated, masks or {}, training)
+    form = form_of(program, gated, given.get("masks") or {}, training)
     own = _Learning(form, learning, training, solve, budget)
-    found = recover(
-        form.program,
-        data,
-        training.settled(teacher=teacher is not None, causal=program.is_causal),
-        masks=masks,
-        teacher=teacher,
-        loss=loss,
-        callbacks=(*callbacks, own),  # they see the model before it has gates
-        state=state,
-        progress=progress,
-    )
-    gates = own.settle()
-    new, plan = settle(program, form, gates, found.weights, fold=not learning.snap)
-    changed = form.changed(found.weights, fold=not learning.snap)
-    return Learned(new, plan, gates, own.expected(), small_of(gates), changed, found)
+    found = train_gated(form, data, training, own, given)
+    chosen = settle(program, form, own.settle(), found, fold=not learning.snap)
+    return Learned(**vars(chosen), expected=own.expected())
 
 
 class _Learning(Callback):

@@ -18,6 +18,7 @@ from graphprune.passes.masks import ALLOCATIONS, METHODS
 from graphprune.passes.repair import REPAIRS
 from graphprune.passes.scores import SCORES
 from graphprune.passes.selection.alignment import ALIGNMENTS
+from graphprune.pipeline.steps.recover import Recover
 from graphprune.quality.conditions import METRICS
 from graphprune.recipe.named import UNREPAIRED
 from graphprune.recipe.recipe import FORMATS, Recipe
@@ -52,7 +53,7 @@ def words(command: str, option: str) -> set[str]:
         ("compile", "align", ALIGNMENTS),
         ("compile", "formats", FORMATS),
         ("compile", "fail_if", METRICS),
-        ("recover", "train", names(Training, "train")),
+        ("recover", "train", names(Recover, "train")),
         ("recover", "loss", names(Training, "loss")),
     ],
 )

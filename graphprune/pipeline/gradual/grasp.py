@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from graphprune.calibration.sources.amounts import TRAINING, Amount
-from graphprune.passes.protocol import Context, Record, State
-from graphprune.pipeline.gradual.goal import Goal
-from graphprune.pipeline.steps.recover import each_step, saving
-from graphprune.pipeline.steps.traced import as_traced
-from graphprune.report.trained import Trained
+from graphprune.ir.torch.program import Program
+from graphprune.passes.protocol import State
+from graphprune.pipeline.gradual.gated import ByGates
 from graphprune.training import Training
 from graphprune.training.core.options import Count, LossName, NotNegative, Positive, Share
 from graphprune.training.domains.options import Domains
-from graphprune.training.gated import SMALL
-from graphprune.training.gates.places import places_of
+from graphprune.training.gated import SMALL, Given, Solve
+from graphprune.training.gates.gates import Gated
 from graphprune.training.grasp import Grasped, Grasping, grasp
-from graphprune.training.mixed import check_domains, domains_of, figures_of, notes_of
 
 
 @dataclass(frozen=True)
-class Grasp:
+class Grasp(ByGates[Grasped]):
     """Choose units by gates on frozen weights, which meet the budget at each step (GRASPrune).
 
     Exactly one of remove, target and shape is given. No weight trains: what does are the scores of
@@ -55,7 +51,9 @@ class Grasp:
         seed: see there.
     """
 
-    needs_data: ClassVar[bool] = True
+    name: ClassVar[str] = "grasp"
+    stage: ClassVar[str] = "choosing units by gates"
+    doing: ClassVar[str] = "chose units by gates"
     remove: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
     shape: Mapping[str, Any] | None = None
@@ -95,101 +93,26 @@ class Grasp:
         options = {f.name: getattr(self, f.name) for f in fields(Training) if f.name in own}
         return Training(train="frozen", **options)
 
-    @cached_property
-    def goal(self) -> Goal:
-        """What it is to reach."""
-        return Goal.of(
-            "grasp", self.score, remove=self.remove, target=self.target, shape=self.shape,
-            exclude=self.whole, minimum=self.minimum, uniform=self.uniform,
-        )  # fmt: skip
+    def choose(
+        self,
+        program: Program,
+        data: Any,
+        gated: Sequence[Gated],
+        training: Training,
+        solve: Solve | None,
+        given: Given,
+    ) -> Grasped:
+        """Train scores and scales; see `graphprune.training.grasp.grasp`."""
+        options = Grasping(self.score_lr, self.scale_lr, self.scaling, self.every)
+        return grasp(program, data, gated, training, options, solve=solve, **given)
 
-    @property
-    def amount(self) -> Amount:
-        """How much data it takes."""
-        return TRAINING
-
-    @property
-    def passes(self) -> int:
-        """How often the data goes through a model; a gradient counts as two more."""
-        return 3 + self.training.needs_teacher
-
-    def check(self, state: State, context: Context) -> None:
-        """See that the goal can be reached, and that gates have places.
-
-        Raises:
-            PlanError: they don't, something is cut before, or the model has no gradients.
-        """
-        program = self.goal.program(state)
-        check_domains(self.domains)
-        places_of(program, [one.structure for one in self.goal.gated(program, context.seed)])
-
-    def run(self, state: State, context: Context) -> State:
-        """Choose.
-
-        Raises:
-            GraphPruneError: see `graphprune.training.grasp.grasp`.
-        """
-        program = self.goal.program(state)
-        samples = context.samples(TRAINING)
-        training = replace(self.training, seed=self.seed or context.seed)
-        training = training.settled(teacher=False, causal=program.is_causal)
-        gated = self.goal.gated(program, context.seed, samples.data)
-        dense = as_traced(context.dense, "grasp")
-        size = self.goal.size(program, context.seed)
-        data, dealt = domains_of(self.domains, samples, dense, size)
-        with context.stage("choosing units by gates"):
-            found = grasp(
-                program,
-                data,
-                gated,
-                training,
-                Grasping(self.score_lr, self.scale_lr, self.scaling, self.every),
-                solve=None if self.uniform else self.goal.solver(program, context.seed),
-                masks=state.masks,
-                teacher=dense if training.needs_teacher else None,
-                callbacks=dealt,
-                state=saving(context),
-                progress=each_step(context.progress, "choosing units by gates"),
-            )
-        self.goal.check_budget(program, found.plan)
-        details = _details(found, samples.described(), figures_of(dealt))
-        record = Record("grasp", (*_notes(found), *notes_of(dealt)), details)
-        return replace(state, program=found.program, plan=found.plan, unfitted=None).recorded(
-            record
-        )
-
-    def preview(self, state: State, context: Context) -> State:
-        """A plan of the sizes that the run's has, of units that are drawn."""
-        plan = self.goal.plan(self.goal.program(state), context.seed)
-        return replace(state, plan=plan).recorded(Record("grasp"))
+    def told(self, found: Grasped) -> tuple[tuple[str, ...], str, Mapping[str, Any]]:
+        """What was exchanged, and which scales are small."""
+        small = sum(found.small.values())
+        notes = (f"{small} units that stay have scales below {SMALL}",) if small else ()
+        meanwhile = f", which exchanged {found.exchanged:,} of them"
+        return notes, meanwhile, {"exchanged": found.exchanged}
 
     def describe(self, state: State) -> str:
         """One line."""
         return f"choose by gates which units of {len(state.plan.kept_units)} structures stay"
-
-
-def _notes(found: Grasped) -> tuple[str, ...]:
-    small = sum(found.small.values())
-    if not small:
-        return found.recovered.notes
-    return (*found.recovered.notes, f"{small} units that stay have scales below {SMALL}")
-
-
-def _details(found: Grasped, samples: str, more: Mapping[str, Any]) -> Trained:
-    run = found.recovered
-    tenth = max(1, run.steps // 10)
-    first, last = (sum(part) / tenth for part in (run.losses[:tenth], run.losses[-tenth:]))
-    told = (
-        f"chose units by gates on {run.tokens:,} tokens in {run.steps:,} steps, which exchanged "
-        f"{found.exchanged:,} of them: mean loss of the first tenth {first:.4f}, of the last "
-        f"{last:.4f}"
-    )
-    figures = {
-        "tokens": run.tokens,
-        "steps": run.steps,
-        "losses": list(run.losses),
-        "exchanged": found.exchanged,
-        "small": dict(found.small),
-        **more,
-    }
-    return Trained("grasp", found.changed, told, figures, samples)

@@ -185,18 +185,14 @@ def _whole(state: State) -> Program:
 
 
 def _details(found: LoRAPruned, samples: str) -> Trained:
-    trained, last = found.trained, found.events[-1]
-    tenth = max(1, trained.steps // 10)
-    first, end = (sum(part) / tenth for part in (trained.losses[:tenth], trained.losses[-tenth:]))
-    told = (
-        f"trained adapters on {trained.tokens:,} tokens in {trained.steps:,} steps, while "
-        f"{last.removed:,} units went at {len(found.events)} of them: mean loss of the first tenth "
-        f"{first:.4f}, of the last {end:.4f}"
+    trained, removed = found.trained, found.events[-1].removed
+    events = [{"step": e.step, "share": e.share, "removed": e.removed} for e in found.events]
+    return Trained.of(
+        "loraprune",
+        tuple(trained.weights),
+        trained,
+        samples,
+        doing="trained adapters",
+        meanwhile=f", while {removed:,} units went at {len(events)} of them",
+        figures={"events": events},
     )
-    figures = {
-        "tokens": trained.tokens,
-        "steps": trained.steps,
-        "losses": list(trained.losses),
-        "events": [{"step": e.step, "share": e.share, "removed": e.removed} for e in found.events],
-    }
-    return Trained("loraprune", tuple(trained.weights), told, figures, samples)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
-from graphprune.calibration.sources.amounts import TRAINING, Amount
-from graphprune.passes.protocol import Context, Record, State
-from graphprune.pipeline.gradual.goal import Goal
-from graphprune.pipeline.steps.recover import each_step, saving
-from graphprune.pipeline.steps.traced import as_traced
-from graphprune.report.trained import Trained
+from graphprune.ir.torch.program import Program
+from graphprune.passes.protocol import State
+from graphprune.pipeline.gradual.gated import ByGates
 from graphprune.training import Training
 from graphprune.training.core.options import NotNegative, Share
 from graphprune.training.domains.options import Domains
-from graphprune.training.gated import SMALL
-from graphprune.training.gates.places import places_of
+from graphprune.training.gated import SMALL, Given, Solve
+from graphprune.training.gates.gates import Gated
 from graphprune.training.learn import Learned, Learning, learn
-from graphprune.training.mixed import check_domains, domains_of, figures_of, notes_of
 
 
 @dataclass(frozen=True)
-class Shear(Training):
+class Shear(ByGates[Learned], Training):
     """Learn which units stay by gates while the weights train (LLM-Shearing, Xia et al., 2024).
 
     Its options are those of `graphprune.training.Training`, and without a loss it is the
@@ -46,7 +42,10 @@ class Shear(Training):
         domains: how the shares of a mixture's parts follow their losses; None for fixed shares.
     """
 
-    needs_data: ClassVar[bool] = True
+    name: ClassVar[str] = "shear"
+    stage: ClassVar[str] = "learning which units stay"
+    doing: ClassVar[str] = "learned by gates which units stay"
+    together: ClassVar[bool] = True
     remove: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
     shape: Mapping[str, Any] | None = None
@@ -70,110 +69,36 @@ class Shear(Training):
         self.goal  # noqa: B018  (its own check)
 
     @cached_property
-    def goal(self) -> Goal:
-        """What it is to reach."""
-        return Goal.of(
-            "shear", self.score, remove=self.remove, target=self.target, shape=self.shape,
-            exclude=self.whole, minimum=self.minimum, uniform=self.uniform,
-        )  # fmt: skip
+    def training(self) -> Training:
+        """How it trains."""
+        return Training(**{f.name: getattr(self, f.name) for f in fields(Training)})
 
-    @property
-    def amount(self) -> Amount:
-        """How much data it takes."""
-        return TRAINING
-
-    @property
-    def passes(self) -> int:
-        """How often the data goes through a model; a gradient counts as two more."""
-        return 3 + self.needs_teacher
-
-    def check(self, state: State, context: Context) -> None:
-        """See that the goal can be reached, and that gates have places.
-
-        Raises:
-            PlanError: they don't, something is cut before, or the model has no gradients.
-        """
-        program = self.goal.program(state)
-        check_domains(self.domains)
-        places_of(program, [one.structure for one in self.goal.gated(program, context.seed)])
-
-    def run(self, state: State, context: Context) -> State:
-        """Train, and choose.
-
-        Raises:
-            GraphPruneError: see `graphprune.training.learn.learn`.
-        """
-        program = self.goal.program(state)
-        samples = context.samples(TRAINING)
-        options = {f.name: getattr(self, f.name) for f in fields(Training)}
-        options["seed"] = self.seed or context.seed
-        training = Training(**options).settled(teacher=False, causal=program.is_causal)
-        gated = self.goal.gated(program, context.seed, samples.data)
-        dense = as_traced(context.dense, "shear")
-        size = self.goal.size(program, context.seed)
-        data, dealt = domains_of(self.domains, samples, dense, size)
-        with context.stage("learning which units stay"):
-            found = learn(
-                program,
-                data,
-                gated,
-                training,
-                Learning(
-                    self.gate_lr, self.multiplier_lr, self.target_warmup,
-                    self.score is not None, self.snap,
-                ),
-                solve=None
-                if self.uniform
-                else self.goal.solver(program, context.seed, together=True),
-                budget=self.goal.budget(program),
-                masks=state.masks,
-                teacher=dense if training.needs_teacher else None,
-                callbacks=dealt,
-                state=saving(context),
-                progress=each_step(context.progress, "learning which units stay"),
-            )  # fmt: skip
-        self.goal.check_budget(program, found.plan)
-        details = _details(found, samples.described(), figures_of(dealt))
-        record = Record("shear", (*_notes(found), *notes_of(dealt)), details)
-        return replace(state, program=found.program, plan=found.plan, unfitted=None).recorded(
-            record
+    def choose(
+        self,
+        program: Program,
+        data: Any,
+        gated: Sequence[Gated],
+        training: Training,
+        solve: Solve | None,
+        given: Given,
+    ) -> Learned:
+        """Train gates and weights; see `graphprune.training.learn.learn`."""
+        by_score = self.score is not None
+        options = Learning(
+            self.gate_lr, self.multiplier_lr, self.target_warmup, by_score, self.snap
         )
+        budget = self.goal.budget(program)
+        return learn(program, data, gated, training, options, solve=solve, budget=budget, **given)
 
-    def preview(self, state: State, context: Context) -> State:
-        """A plan of the sizes that the run's has, of units that are drawn."""
-        plan = self.goal.plan(self.goal.program(state), context.seed)
-        return replace(state, plan=plan).recorded(Record("shear"))
+    def told(self, found: Learned) -> tuple[tuple[str, ...], str, Mapping[str, Any]]:
+        """What gates expect, and which are small."""
+        small = sum(found.small.values())
+        note = (
+            f"{small} units that stay have gates below {SMALL}: they do little, and training what "
+            "is left (recover) may give them more"
+        )
+        return (note,) if small else (), "", {"expected": dict(found.expected)}
 
     def describe(self, state: State) -> str:
         """One line."""
         return f"learn by gates which units of {len(state.plan.kept_units)} structures stay"
-
-
-def _notes(found: Learned) -> tuple[str, ...]:
-    small = sum(found.small.values())
-    if not small:
-        return found.recovered.notes
-    note = (
-        f"{small} units that stay have gates below {SMALL}: they do little, and training what is "
-        "left (recover) may give them more"
-    )
-    return (*found.recovered.notes, note)
-
-
-def _details(found: Learned, samples: str, more: Mapping[str, Any]) -> Trained:
-    run = found.recovered
-    tenth = max(1, run.steps // 10)
-    first, last = (sum(part) / tenth for part in (run.losses[:tenth], run.losses[-tenth:]))
-    told = (
-        f"learned by gates which units stay on {run.tokens:,} tokens in {run.steps:,} steps: mean "
-        f"loss of the first tenth {first:.4f}, of the last {last:.4f}"
-    )
-    figures = {
-        "tokens": run.tokens,
-        "steps": run.steps,
-        "losses": list(run.losses),
-        "expected": dict(found.expected),
-        "small": dict(found.small),
-        **more,
-    }
-    return Trained("shear", found.changed, told, figures, samples)

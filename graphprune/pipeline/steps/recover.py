@@ -23,6 +23,7 @@ from graphprune.report.trained import Trained
 from graphprune.rewrite.apply import apply
 from graphprune.rewrite.retrace import retrace
 from graphprune.training import Progress, Recovered, Saving, Training, recover
+from graphprune.training.core.options import Kind
 from graphprune.training.domains.options import Domains
 from graphprune.training.mixed import check_domains, domains_of, figures_of, notes_of
 
@@ -41,6 +42,7 @@ class Recover(Training):
     the teacher's distribution, and any other one its outputs.
 
     Attributes:
+        train: see there; something has to train here.
         teacher: a model on disk, which may run code of its own where the source may; "tuned" for
             the dense one after a training of its own, of all its weights on the same samples by
             cross-entropy, which takes about as long again (Minitron, Muralidharan et al., 2024,
@@ -53,6 +55,7 @@ class Recover(Training):
     """
 
     needs_data: ClassVar[bool] = True
+    train: Kind = "full"
     teacher: str | None = None
     hold: bool = True
     domains: Domains | None = None
@@ -183,19 +186,7 @@ def _details(
 ) -> Trained | None:
     if not found.steps:
         return None
-    tenth = max(1, found.steps // 10)
-    first, last = (sum(part) / tenth for part in (found.losses[:tenth], found.losses[-tenth:]))
-    told = (
-        f"trained on {found.tokens:,} tokens in {found.steps:,} steps: mean loss of the first "
-        f"tenth {first:.4f}, of the last {last:.4f}"
-    )
-    figures: dict[str, Any] = {
-        "tokens": found.tokens,
-        "steps": found.steps,
-        "losses": list(found.losses),
-    }
-    figures.update(more)
-    return Trained("recover", names, told, figures, samples)
+    return Trained.of("recover", names, found, samples, doing="trained", figures=more)
 
 
 def each_step(

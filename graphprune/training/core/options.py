@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from graphprune.errors import RecipeError
 from graphprune.options import nearest, parse_number
 
-Kind = Literal["full", "norms", "lora", "frozen"]
+Kind = Literal["full", "norms", "lora"]
+"""What trains of a model."""
 LossName = Literal["ce", "kd", "kd+ce", "hidden", "values"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -61,7 +62,7 @@ class Training:
         seed: of the order of samples, adapters and dropout.
     """
 
-    train: Kind = "full"
+    train: Literal[Kind, "frozen"] = "full"
     loss: LossName | None = None
     tokens: Count | None = None
     steps: Annotated[int, Field(ge=0)] | None = None

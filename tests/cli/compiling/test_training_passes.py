@@ -141,7 +141,7 @@ def test_an_effort_says_what_it_does(run: Run, taught: Path, ids: str) -> None:
     ("entries", "message"),
     [
         ({"recover": {"lrr": 1}}, "has no option 'lrr'; did you mean 'lr'?"),
-        ({"recover": {"train": "all"}}, "'full', 'norms', 'lora' or 'frozen'"),
+        ({"recover": {"train": "all"}}, "'full', 'norms' or 'lora'"),
         ({"match": {"epochs": -1}}, "0 epochs or more"),
         ({"effort": "max", "remove": {"ffn": 0.1}}, "'max' is not 'fast', 'usual'"),
     ],
