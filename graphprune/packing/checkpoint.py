@@ -68,13 +68,15 @@ def pack_checkpoint(
     table = Table.usual() if format == AUTO else None
     layers, weights, before, after = [], {}, 0, 0
     flattened: dict[str, list[int]] = {}
-    state = state_of(model)
-    for count, (name, tensor) in enumerate(state.items()):
+    state, done = state_of(model), 0
+    total = len(linears.keys() & state.keys())
+    for name, tensor in state.items():
         size = tensor.numel() * tensor.element_size()
         before += size
         packed = None
         if name in linears:
-            progress(Part("packing", count + 1, len(state), rest=f", {name}"))
+            done += 1
+            progress(Part("packing", done, total, rest=f", {name}"))
             matrix = tensor.T if name in across else tensor
             layer, packed = packed_weight(name, matrix, format, tokens, table)
             layers.append(layer)

@@ -68,11 +68,13 @@ def open_packed(
     linears = linear_weights(model)
     table = Table.usual() if format == AUTO else None
     rest: dict[str, Tensor] = {}
-    for count, (name, weight) in enumerate(state.items()):
+    done, total = 0, len(linears.keys() & state.keys())
+    for name, weight in state.items():
         if name not in linears:
             rest[name] = unpacked(name, weight, path)
             continue
-        progress(Part("opening", count + 1, len(state), rest=f", {name}"))
+        done += 1
+        progress(Part("opening", done, total, rest=f", {name}"))
         layer = model.get_submodule(linears[name])
         assert isinstance(layer, nn.Linear | Conv1D)
         if tuple(weight.shape) != tuple(layer.weight.shape):

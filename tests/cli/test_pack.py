@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import graphprune as gp
+import graphprune.cli.progress
 from cli.helpers import check_failure, tree
 from graphprune.runtime.generation import generate
 
@@ -25,13 +26,18 @@ def sparse(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_checkpoint_is_packed_and_said_so(run, sparse, tmp_path):
+def test_a_checkpoint_is_packed_and_said_so(run, sparse, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphprune.cli.progress, "MINUTE", 0)
     checkpoint = sparse
     result = run("pack", checkpoint, "-o", tmp_path / "packed")
     assert result.code == 0
     assert "bitmap" in result.out
     assert "60%" in result.out
-    assert "reading the checkpoint" in result.err
+    told = [line for line in result.err.splitlines() if line.startswith("packing: ")]
+    assert any("model.layers.0.mlp.down_proj.weight" in line for line in told)
+    assert [line.split(",")[0] for line in told] == [
+        f"packing: {i + 1} of {len(told)}" for i in range(len(told))
+    ]
     twin = AutoModelForCausalLM.from_pretrained(checkpoint)
     model = gp.runtime.model(tmp_path / "packed", format="file")
     prompt = torch.tensor([[5, 17, 3, 11]])
