@@ -11,12 +11,15 @@ import typer
 from graphprune.cli.console import noted, sharing, telling
 from graphprune.cli.events import recorded
 from graphprune.cli.options import (
+    DataSource,
     Device,
     DeviceMemory,
     DryRun,
     Events,
+    Exclude,
     FailIf,
     Formats,
+    Include,
     Json,
     Overwrite,
     PushTo,
@@ -98,12 +101,8 @@ def compile(
         str | None,
         typer.Option(help="fast, usual, balanced (matches blocks) or best (trains as well)."),
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
-    ] = None,
+    exclude: Exclude = None,
+    include: Include = None,
     uniform: Annotated[
         bool | None, typer.Option("--uniform/--global", help="Per layer, or over all layers.")
     ] = None,
@@ -116,10 +115,7 @@ def compile(
     ] = None,
     formats: Formats = None,
     text: Text = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
-    ] = None,
+    data: DataSource = None,
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,

@@ -37,6 +37,18 @@ Text = Annotated[
         help="A text or .jsonl file to measure on; repeatable. Default: held-out data, or our own.",
     ),
 ]
+DataSource = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Calibration data, if it isn't the text: see docs/calibration-data.md."
+    ),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
+]
+Include = Annotated[
+    list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
+]
 FailIf = Annotated[
     list[str] | None,
     typer.Option(

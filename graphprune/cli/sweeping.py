@@ -10,8 +10,11 @@ import typer
 from graphprune.cli.console import noted, telling
 from graphprune.cli.events import recorded
 from graphprune.cli.options import (
+    DataSource,
     Events,
+    Exclude,
     FailIf,
+    Include,
     Json,
     Overwrite,
     Resume,
@@ -64,17 +67,10 @@ def sweep(
         bool,
         typer.Option("--by-layer", help="Also cut every structure alone: what each layer costs."),
     ] = False,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
-    ] = None,
+    exclude: Exclude = None,
+    include: Include = None,
     text: Text = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Calibration data, if it isn't the text: see docs/calibration-data.md."),
-    ] = None,
+    data: DataSource = None,
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import graphprune.cli.progress
 from cli.helpers import Result, check_failure
 from graphprune.errors import RecipeError
 from graphprune.pipeline.compiler import compile
@@ -32,6 +33,7 @@ def test_the_recipe_of_the_paper_is_found_by_its_name(
     run: Run, taught: Path, windows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(graphprune.cli.progress, "MINUTE", 0)
     found = run("compile", taught, "loraprune.yaml", "--data", windows, "-o", tmp_path / "slim")
     assert found.code == 0, found.err
     config = json.loads((tmp_path / "slim" / "config.json").read_text())
@@ -45,6 +47,7 @@ def test_the_recipe_of_the_paper_is_found_by_its_name(
     assert trained["figures"]["events"][-1]["share"] == 1
     assert report["max_abs_error"] <= 1e-9
     assert f"step {trained['figures']['steps']} of {trained['figures']['steps']}" in found.err
+    assert "left" in found.err
     assert run("verify", tmp_path / "slim").code == 0
 
 
