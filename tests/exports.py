@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Hashable, Iterator
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -34,7 +33,6 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
     made: dict[Hashable, ExportedProgram] = {}
 
     def exports(module: nn.Module, args: Any, kwargs: Any = None, **options: Any) -> Any:
-        find_out_shapes()
         if os.environ.get("PYTEST_CURRENT_TEST", "").startswith(ALONE):
             return export(module, args, kwargs, **options)
         key = _key(module, args, kwargs, options)
@@ -50,17 +48,6 @@ def shared(export: Callable[..., ExportedProgram]) -> Callable[..., ExportedProg
         return exported
 
     return exports
-
-
-@cache
-def find_out_shapes() -> None:
-    """Have fake tensors run their operators, from now on, instead of looking up what they gave.
-
-    With symbolic sizes the looking up takes longer, where models are tiny.
-    """
-    import torch._dynamo.config  # it imports compilers
-
-    torch._dynamo.config.fake_tensor_cache_enabled = False
 
 
 def _without_tensors(exported: ExportedProgram) -> ExportedProgram:

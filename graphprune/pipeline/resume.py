@@ -9,70 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from graphprune.comparing.json import differences
 from graphprune.emit.formats import shown
 from graphprune.errors import LoadError
 from graphprune.files import write_text
 from graphprune.passes.protocol import Record, State
+from graphprune.pipeline.unfinished import Unfinished
 from graphprune.plan.plan import Plan
 from graphprune.recipe.recipe import Recipe
 from graphprune.streaming import State as Progress
 
-_RUN = "run.json"
-
 
 @dataclass(frozen=True)
-class Journal:
-    """The state directory of one run.
+class Journal(Unfinished):
+    """The state directory of one run."""
 
-    Attributes:
-        directory: the directory.
-        resume: whether the run goes on from what it holds.
-    """
+    what: ClassVar[str] = "run"
 
-    directory: Path
-    resume: bool
-
-    @classmethod
-    def open(
-        cls, output: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool
-    ) -> Journal:
-        """Begin, or go on.
-
-        Args:
-            output: what is to be written.
-            run: what the run is of, as JSON data: an interrupted one must have been of the same.
-            resume: go on from what an interrupted run has left, if there is anything.
-            overwrite: drop it instead.
-
-        Raises:
-            LoadError: an interrupted run has left something and neither is asked for, or it was of
-                something else.
-        """
-        directory = output.with_name(f".{output.name}.state")
-        found = done(directory)
-        if not found or (overwrite and not resume):
-            shutil.rmtree(directory, ignore_errors=True)
-        elif not resume:
-            raise LoadError(
-                "an interrupted run has left its progress here",
-                where=str(directory),
-                why=_in_words(directory),
-                hint="go on with --resume (resume=True), or begin again with --overwrite",
-            )
-        journal = cls(directory, resume and bool(found))
-        if journal.resume:
-            journal._check(run)
-        else:
-            write_text(directory / _RUN, json.dumps(run, indent=1) + "\n")
-        return journal
+    @staticmethod
+    def done_in(directory: Path) -> str:
+        """What is done: "the weights of 3 groups are done"."""
+        groups, steps = _counted(directory)
+        parts = [f"the weights of {groups} groups"] if groups else []
+        parts += [f"{steps} step{'s' if steps > 1 else ''} of training"] if steps else []
+        return f"{' and '.join(parts)} are done" if parts else ""
 
     def has(self, label: str) -> bool:
         """Whether the interrupted run has finished a pass that is saved here."""
@@ -118,46 +81,6 @@ class Journal:
     def _file(self, label: str) -> Path:
         return self.directory / f"{label}.json"
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Drop the directory if the block ends well, or has done nothing; else say that it is."""
-        try:
-            yield
-        except BaseException as error:
-            found = done(self.directory)
-            if not found:
-                shutil.rmtree(self.directory, ignore_errors=True)
-            elif not (isinstance(error, LoadError) and self._is_about(error)):
-                error.add_note(
-                    f"{_in_words(self.directory)} and kept in {self.directory}: "
-                    "run again with --resume to go on"
-                )
-            raise
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _is_about(self, error: LoadError) -> bool:
-        return error.where is not None and Path(error.where).is_relative_to(self.directory)
-
-    def _check(self, run: Mapping[str, Any]) -> None:
-        path = self.directory / _RUN
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LoadError(
-                "what the interrupted run was of can't be read",
-                where=str(path),
-                why=str(error),
-                hint="begin again with --overwrite",
-            ) from error
-        # The same data, as JSON gives it back.
-        for key, was, now in differences(before, json.loads(json.dumps(run))):
-            raise LoadError(
-                "the interrupted run was another one",
-                where=str(self.directory),
-                why=f"{key} was {_shown(was)}, and is {_shown(now)}",
-                hint="resume with what it was begun with, or begin again with --overwrite",
-            )
-
 
 def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
     """What an interrupted run must have in common with one that goes on from it.
@@ -175,12 +98,8 @@ def facts_of(recipe: Recipe, source: object) -> dict[str, Any]:
     return found
 
 
-def done(directory: Path) -> int:
-    """Groups of weights that an interrupted run has treated, and steps that it has trained."""
-    return sum(_counted(directory))
-
-
 def _counted(directory: Path) -> tuple[int, int]:
+    """Groups of weights that a run has treated, and steps that it has trained."""
     groups, steps = 0, 0
     for manifest in directory.glob("*/manifest.json"):
         try:
@@ -192,16 +111,3 @@ def _counted(directory: Path) -> tuple[int, int]:
         except (OSError, ValueError, KeyError, TypeError):
             groups += 1  # damaged: whoever resumes is told so
     return groups, steps
-
-
-def _in_words(directory: Path) -> str:
-    """What is done: "the weights of 3 groups are done"."""
-    groups, steps = _counted(directory)
-    parts = [f"the weights of {groups} groups"] if groups else []
-    parts += [f"{steps} step{'s' if steps > 1 else ''} of training"] if steps else []
-    return f"{' and '.join(parts)} are done"
-
-
-def _shown(value: Any) -> str:
-    text = "not given" if value is None else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,7 +11,7 @@ import pytest
 
 from graphprune.errors import LoadError, PlanError
 from graphprune.passes.protocol import Record, State
-from graphprune.pipeline.resume import Journal, done
+from graphprune.pipeline.resume import Journal
 from graphprune.plan.plan import Plan
 
 CHOSEN = State(
@@ -58,7 +58,7 @@ def test_what_was_done_is_kept_and_said(tmp_path: Path, error: BaseException) ->
     assert "3 groups are done and kept" in note
     assert "run again with --resume" in note
     assert str(journal.directory) in note
-    assert done(journal.directory) == 3
+    assert Journal.done_in(journal.directory) == "the weights of 3 groups are done"
 
 
 def test_a_run_goes_on_only_if_it_is_told_to(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_a_run_goes_on_only_if_it_is_told_to(tmp_path: Path) -> None:
         assert found == CHOSEN
         assert again.load("2-repair", CHOSEN) is None
         assert again.state("masks").resume
-        assert done(again.directory) == 3
+        assert Journal.done_in(again.directory) == "the weights of 3 groups are done"
     new = Journal.open(output, RUN, resume=False, overwrite=True)
     assert new.load("1-select", CHOSEN) is None
     assert not new.state("masks").resume
-    assert done(new.directory) == 0
+    assert Journal.done_in(new.directory) == ""
 
 
 def test_nothing_to_go_on_from_is_a_beginning(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_another_run_cannot_go_on(tmp_path: Path, now: dict[str, object], why: s
     with pytest.raises(LoadError, match="was another one") as caught:
         Journal.open(tmp_path / "slim", now, resume=True, overwrite=False)
     assert caught.value.why == why
-    assert done(journal.directory) == 3
+    assert Journal.done_in(journal.directory) == "the weights of 3 groups are done"
 
 
 def test_a_refusal_of_the_state_is_no_reason_to_resume(tmp_path: Path) -> None:
@@ -118,13 +118,13 @@ def test_a_refusal_of_the_state_is_no_reason_to_resume(tmp_path: Path) -> None:
     refused = LoadError("another run", where=str(journal.directory / "masks"))
     assert interrupt(journal, refused) == []
     assert len(interrupt(journal, LoadError("no text", where="text.txt"))) == 1
-    assert done(journal.directory) == 3
+    assert Journal.done_in(journal.directory) == "the weights of 3 groups are done"
 
 
 def test_damage_is_told_to_whoever_resumes(tmp_path: Path) -> None:
     journal = begun(tmp_path / "slim")
     (journal.directory / "masks" / "manifest.json").write_text("{")
-    assert done(journal.directory) == 1
+    assert Journal.done_in(journal.directory) == "the weights of 1 groups are done"
     (journal.directory / "run.json").write_text("{")
     with pytest.raises(LoadError, match="can't be read"):
         Journal.open(tmp_path / "slim", RUN, resume=True, overwrite=False)
