@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,4 +74,11 @@ def teach(source: Path, path: Path, layers: int) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(path)
+    return path
+
+
+def few_windows(path: Path, text: Path, steps: list[Any]) -> Path:
+    """A recipe of some steps on a few short windows of a text alone."""
+    data = {"data": str(text), "windows": 24, "length": 24, "general": 0.0}
+    path.write_text(json.dumps({"calibration": data, "seed": 1, "steps": steps}))
     return path

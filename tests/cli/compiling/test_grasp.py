@@ -11,17 +11,11 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from cli.helpers import Result
+from cli.helpers import Result, few_windows
 from graphprune.errors import RecipeError
 from graphprune.recipe.recipe import Recipe
 
 Run = Callable[..., Result]
-
-
-def small(path: Path, text: Path, steps: list[Any]) -> Path:
-    data = {"data": str(text), "windows": 24, "length": 24, "general": 0.0}
-    path.write_text(json.dumps({"calibration": data, "seed": 1, "steps": steps}))
-    return path
 
 
 def test_the_shipped_recipe_compiles_a_model(
@@ -30,7 +24,7 @@ def test_the_shipped_recipe_compiles_a_model(
     shorter = Recipe.load("grasp.yaml").model_dump(mode="json", exclude_defaults=True)
     assert [next(iter(step)) for step in shorter["steps"]] == ["grasp", "repair"]
     shorter["steps"][0]["grasp"].update(steps=4)
-    path = small(tmp_path / "recipe.yaml", cycles, shorter["steps"])
+    path = few_windows(tmp_path / "recipe.yaml", cycles, shorter["steps"])
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
     assert AutoConfig.from_pretrained(tmp_path / "slim").intermediate_size == 48
@@ -46,7 +40,7 @@ def test_the_shipped_recipe_compiles_a_model(
 
 def test_an_uneven_budget_is_kept(run: Run, taught: Path, cycles: Path, tmp_path: Path) -> None:
     goal = {"target": {"params": 0.8}, "uniform": False, "steps": 4, "batch": 4}
-    path = small(tmp_path / "recipe.yaml", cycles, [{"grasp": goal}])
+    path = few_windows(tmp_path / "recipe.yaml", cycles, [{"grasp": goal}])
     assert run("compile", taught, path, "--dry-run").code == 0
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
@@ -62,7 +56,7 @@ def test_every_role_at_once_has_the_exact_shape(
     run: Run, taught: Path, cycles: Path, tmp_path: Path
 ) -> None:
     shape = {"hidden": 42, "ffn": 40, "layers": 2, "kv_heads": 2, "query_heads": 1}
-    path = small(tmp_path / "recipe.yaml", cycles, [{"grasp": {"shape": shape, "steps": 4}}])
+    path = few_windows(tmp_path / "recipe.yaml", cycles, [{"grasp": {"shape": shape, "steps": 4}}])
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
     config = AutoConfig.from_pretrained(tmp_path / "slim")

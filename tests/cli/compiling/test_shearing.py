@@ -12,17 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cli.helpers import Result
+from cli.helpers import Result, few_windows
 from graphprune.errors import RecipeError
 from graphprune.recipe.recipe import Recipe
 
 Run = Callable[..., Result]
-
-
-def small(path: Path, text: Path, steps: list[Any]) -> Path:
-    data = {"data": str(text), "windows": 24, "length": 24, "general": 0.0}
-    path.write_text(json.dumps({"calibration": data, "seed": 1, "steps": steps}))
-    return path
 
 
 def test_the_shipped_recipe_compiles_a_model(
@@ -35,7 +29,7 @@ def test_the_shipped_recipe_compiles_a_model(
     for step in shorter["steps"]:
         for options in step.values():
             options.update(steps=3)
-    path = small(tmp_path / "recipe.yaml", cycles, shorter["steps"])
+    path = few_windows(tmp_path / "recipe.yaml", cycles, shorter["steps"])
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
     assert AutoConfig.from_pretrained(tmp_path / "slim").intermediate_size == 48
@@ -51,7 +45,7 @@ def test_every_role_at_once_has_the_exact_shape(
 ) -> None:
     shape = {"hidden": 42, "ffn": 40, "layers": 2, "kv_heads": 2, "query_heads": 1}
     steps = [{"shear": {"shape": shape, "steps": 4, "batch": 4, "score": "magnitude"}}]
-    path = small(tmp_path / "recipe.yaml", cycles, steps)
+    path = few_windows(tmp_path / "recipe.yaml", cycles, steps)
     assert run("compile", taught, path, "--dry-run").code == 0
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
@@ -77,7 +71,7 @@ def test_gates_share_a_budget_as_they_will(
 ) -> None:
     goal = {"target": {"params": 0.8}, "uniform": False, "steps": 6, "batch": 4}
     goal |= {"train": "norms"}  # so that gates alone change the matrices
-    path = small(tmp_path / "recipe.yaml", cycles, [{"shear": goal}])
+    path = few_windows(tmp_path / "recipe.yaml", cycles, [{"shear": goal}])
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 0, made.err
     dense, slim = (
@@ -107,7 +101,7 @@ def test_a_shape_out_of_reach_is_refused_before_data_is_read(
     run: Run, taught: Path, cycles: Path, tmp_path: Path
 ) -> None:
     steps = [{"shear": {"shape": {"ffn": 65}}}]
-    path = small(tmp_path / "recipe.yaml", cycles, steps)
+    path = few_windows(tmp_path / "recipe.yaml", cycles, steps)
     made = run("compile", taught, path, "-o", tmp_path / "slim")
     assert made.code == 1
     assert "ffn 65 is not reachable" in made.err

@@ -18,41 +18,15 @@ from graphprune.passes.selection.select import select
 from graphprune.passes.shared.score import Inputs
 from graphprune.solvers.gap import GapClosing
 from graphprune.streaming import State
-
-
-class Net(torch.nn.Module):
-    """Two residual blocks of two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ins = torch.nn.ModuleList(torch.nn.Linear(6, 10) for _ in range(2))
-        self.outs = torch.nn.ModuleList(torch.nn.Linear(10, 6, bias=False) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for up, down in zip(self.ins, self.outs, strict=True):
-            x = x + down(torch.relu(up(x)))
-        return x
+from residual import Net, reads
 
 
 @pytest.fixture(scope="module")
 def net() -> tuple[Net, Any, list[torch.Tensor]]:
     torch.manual_seed(0)
-    module = Net().eval()
+    module = Net(10).eval()
     samples = [torch.randn(1, 40, 6) for _ in range(3)]
     return module, gp.trace(module, (samples[0],)), samples
-
-
-def reads(module: torch.nn.Module, name: str, samples: list[torch.Tensor]) -> torch.Tensor:
-    """What a layer reads, [tokens, in] in float64."""
-    seen: list[torch.Tensor] = []
-    hook = module.get_submodule(name).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].detach().double().flatten(0, -2))
-    )
-    with torch.no_grad():
-        for x in samples:
-            module(x)
-    hook.remove()
-    return torch.cat(seen)
 
 
 def ffn(program: Any) -> list[Any]:
@@ -108,7 +82,7 @@ def test_reconstruct_without_the_dense_model_fits_the_layer(net: Any) -> None:
     """Each layer sees what those before it have become; few tokens damp."""
     module, program, samples = net
     found = reconstruct(program, samples, plan_for(program), reference=False)
-    changed = Net()
+    changed = Net(10)
     changed.load_state_dict(module.state_dict())
     dampings = []
     for layer in range(2):
@@ -134,7 +108,7 @@ def test_reconstruct_closes_the_gap_of_the_residual_stream(net: Any) -> None:
     module, program, samples = net
     found = reconstruct(program, samples, plan_for(program))
     halves = (samples[1::2], samples[0::2])
-    pruned = Net()
+    pruned = Net(10)
     pruned.load_state_dict(module.state_dict())
     chosen: list[float] = []
     for layer in range(2):

@@ -13,44 +13,19 @@ from graphprune.passes.repair import together
 from graphprune.passes.repair.structured import obs
 from graphprune.passes.repair.together import Size, Together, can_share, obs_together
 from graphprune.streaming import State
-
-
-class Net(torch.nn.Module):
-    """Two residual blocks of two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ins = torch.nn.ModuleList(torch.nn.Linear(6, 80) for _ in range(2))
-        self.outs = torch.nn.ModuleList(torch.nn.Linear(80, 6, bias=False) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for up, down in zip(self.ins, self.outs, strict=True):
-            x = x + down(torch.relu(up(x)))
-        return x
+from residual import Net, reads
 
 
 @pytest.fixture(scope="module")
 def net() -> tuple[Net, Any, list[torch.Tensor]]:
     torch.manual_seed(0)
-    module = Net().eval()
+    module = Net(80).eval()
     samples = [torch.randn(1, 600, 6) for _ in range(4)]
     return module, gp.trace(module, (samples[0],)), samples
 
 
 def wide(program: Any) -> list[str]:
     return [s.name for s in program.structures if s.prunable and s.size == 80]
-
-
-def reads(module: torch.nn.Module, name: str, samples: list[torch.Tensor]) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    hook = module.get_submodule(name).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].detach().double().flatten(0, -2))
-    )
-    with torch.no_grad():
-        for x in samples:
-            module(x)
-    hook.remove()
-    return torch.cat(seen)
 
 
 def test_each_size_is_fitted_to_what_the_dense_layers_read(net):
