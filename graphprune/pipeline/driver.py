@@ -84,13 +84,23 @@ def run_passes(run: Run, state: State, planned: Callable[[State], None]) -> Stat
     try:
         return _run(run, state, planned)
     except CalibrationError as error:
-        if error is not run.unfit or not {"score", "repair"} <= run.open:
-            raise
-        if run.given:
-            raise without_fallback(error) from error
-        run.recipe, note = without_surgery(run.recipe, error)
-        run.note(note)
+        fall_back(run, error)
         return _run(run, state, planned)
+
+
+def fall_back(run: Run, error: CalibrationError) -> None:
+    """Have a run rank units by gradients, since the dense model makes no sense of the data.
+
+    Raises:
+        CalibrationError: it is about something else, or the score, the repair or the data was
+            given.
+    """
+    if error is not run.unfit or not {"score", "repair"} <= run.open:
+        raise error
+    if run.given:
+        raise without_fallback(error) from error
+    run.recipe, note = without_surgery(run.recipe, error)
+    run.note(note)
 
 
 def _run(run: Run, state: State, planned: Callable[[State], None]) -> State:

@@ -18,8 +18,7 @@ from graphprune.passes.scores import get_score
 from graphprune.passes.shared.choice import Choice, Chooser
 from graphprune.passes.shared.judging import unjudged
 from graphprune.passes.shared.score import Inputs, Score
-from graphprune.pipeline.choices import without_fallback, without_surgery
-from graphprune.pipeline.driver import Placed, build_passes
+from graphprune.pipeline.driver import Placed, build_passes, fall_back
 from graphprune.pipeline.run import Run
 from graphprune.pipeline.steps.select import Select
 from graphprune.pipeline.steps.surgery import surgeon_of, with_scores
@@ -59,7 +58,7 @@ class Remembered:
 
 @dataclass(frozen=True)
 class RememberedChooser(Remembered):
-    """Likewise a score that chooses sets.
+    """A score that chooses sets, and is asked once for each.
 
     Attributes:
         chosen: structure and removable units to what it chose.
@@ -128,12 +127,7 @@ def settle_surgery(run: Run) -> None:
     try:
         run.samples(REPAIRS)
     except CalibrationError as error:
-        if error is not run.unfit or not {"score", "repair"} <= run.open:
-            raise
-        if run.given:
-            raise without_fallback(error) from error
-        run.recipe, note = without_surgery(run.recipe, error)
-        run.note(note)
+        fall_back(run, error)
 
 
 def share(runs: Sequence[Run], ledger: Ledger, tell: Callable[[str], None]) -> Shared:
