@@ -261,7 +261,7 @@ def refused(path: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> str
         cli.main(["inspect", str(path), "--json"])
     captured = capsys.readouterr()
     assert ended.value.code == 1
-    assert captured.out == ""
+    assert json.loads(captured.out)["error"]["kind"] == "LoadError"
     assert captured.err.count("error: ") == 1
     assert "Traceback" not in captured.err
     assert "internal error" not in captured.err
