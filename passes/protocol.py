@@ -95,7 +95,7 @@ class Context(Protocol):
 
     @property
     def open(self) -> frozenset[str]:
-        """What was left to us: "score", "repair".
+        """What was left to us: "score", "repair", "training".
 
         What we have chosen is passed over where it can't do something; what somebody has asked for
         is refused then.

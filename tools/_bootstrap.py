@@ -60,8 +60,9 @@ def reexecute() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment that the tools run programs in: .venv first, hubs offline."""
+    """The environment that the tools run programs in: .venv first, hubs offline, large pages."""
     return {
+        "THP_MEM_ALLOC_ENABLE": "1",  # as the command has it
         **os.environ,
         "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VIRTUAL_ENV": str(VENV),

@@ -99,7 +99,10 @@ def compile(
     ] = None,
     effort: Annotated[
         str | None,
-        typer.Option(help="fast, usual, balanced (matches blocks) or best (trains as well)."),
+        typer.Option(
+            help="fast, usual, balanced (matches blocks) or best (trains as well). By default "
+            "usual; language models train a little after deep cuts."
+        ),
     ] = None,
     exclude: Exclude = None,
     include: Include = None,

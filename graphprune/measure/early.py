@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,6 @@ from graphprune.measure.measuring import unmeasurable
 from graphprune.measure.remarks import deep_cuts
 from graphprune.passes.scores.random_score import Random
 from graphprune.passes.selection.select import select
-from graphprune.progress import Note
 from graphprune.quality.conditions import QUALITY, SIZES, ask_for, check_conditions, parse_all
 from graphprune.quality.perplexity import check_causal
 from graphprune.recipe.recipe import Recipe
@@ -23,13 +21,12 @@ from graphprune.rewrite.slim import Slim
 from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
-def check_measurable(program: BaseProgram, recipe: Recipe, tell: Callable[[str], None]) -> None:
-    """See that a recipe's conditions can be evaluated, and tell of cuts that will be deep.
+def check_measurable(program: BaseProgram, recipe: Recipe) -> None:
+    """See that a recipe's conditions can be evaluated.
 
     Args:
         program: the dense program, with the recipe's names.
         recipe: the recipe.
-        tell: told what may be known by now.
 
     Raises:
         RecipeError: a condition is about the quality of a model that has no perplexity.
@@ -44,8 +41,6 @@ def check_measurable(program: BaseProgram, recipe: Recipe, tell: Callable[[str],
                 hint=f"give conditions on {', '.join(SIZES)} only, or a tokenizer with "
                 "calibration.tokenizer",
             )
-    for note in _deep_cuts(program, recipe):
-        tell(Note(note))
 
 
 def with_sizes(report: Report, recipe: Recipe, slim: Slim | SlimOnnx) -> Report:
@@ -69,8 +64,8 @@ def _looks_ahead(program: BaseProgram) -> str | None:
     return None
 
 
-def _deep_cuts(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
-    """The remarks on a plan that is still to be made.
+def deep_cuts_ahead(program: BaseProgram, recipe: Recipe) -> tuple[str, ...]:
+    """What there is to say of deep cuts by a plan that is still to be made.
 
     How many units of a width stay doesn't depend on which do, where every layer loses as many.
     """

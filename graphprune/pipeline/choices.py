@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from graphprune.analysis.program import BaseProgram
+from graphprune.calibration.sources.amounts import REPAIRS
 from graphprune.calibration.tokens import tokenizer_for
 from graphprune.errors import CalibrationError, GraphPruneError
 from graphprune.ir.torch.program import is_traced
@@ -15,6 +17,9 @@ from graphprune.recipe.recipe import Recipe
 from graphprune.recipe.selection import Selection
 from graphprune.recipe.steps import Planned
 
+AFTER_DEEP_CUTS = {"train": "full", "loss": "kd", "epochs": 1, "batch": 4, "lr": 2e-4}
+"""How a language model is trained that has lost more than half of some role."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -22,7 +27,7 @@ class Choices:
 
     Attributes:
         recipe: with a score and a repair in place of ``auto``.
-        open: what was left to us: "score", "repair".
+        open: what was left to us: "score", "repair", "training".
         notes: what to say of it.
     """
 
@@ -31,8 +36,10 @@ class Choices:
     notes: tuple[str, ...] = ()
 
 
-def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Choices:
-    """Put a score, and a repair, in place of ``auto``.
+def choose_methods(
+    recipe: Recipe, program: BaseProgram, *, surgery: bool, deep: bool = False
+) -> Choices:
+    """Put a score, and a repair, in place of ``auto``, and training where it is left to us.
 
     Wherever there is data, units are chosen by what they do to it. A language model has text; its
     largest activations pass through channels whose weights are small, so that magnitude alone
@@ -42,6 +49,7 @@ def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Ch
         recipe: the recipe.
         program: the dense program.
         surgery: whether weights may be changed.
+        deep: whether units of some role go of which few models recover without training.
 
     Raises:
         LoadError: a language model has no tokenizer, and no data that needs none is given.
@@ -49,8 +57,12 @@ def choose_methods(recipe: Recipe, program: BaseProgram, *, surgery: bool) -> Ch
     recipe, told = _with_effort(recipe, program, surgery)
     if not any(_is_open(one) for one in recipe.passes):
         return Choices(recipe, frozenset(), told)
-    surgery = surgery and recipe.effort != "fast"
     open_ = {"score"}
+    if deep and surgery and _leaves_training(recipe, program):
+        recipe, more = _with_training(recipe)
+        told = (*told, more)
+        open_.add("training")
+    surgery = surgery and recipe.effort != "fast"
     causal = program.is_causal
     wanted = recipe.calibration
     notes: tuple[str, ...] = ()
@@ -96,6 +108,33 @@ def _with_effort(
     return recipe.replaced(**{name: {} for name in missing}), notes
 
 
+def _leaves_training(recipe: Recipe, program: BaseProgram) -> bool:
+    """Whether a language model may be trained that nobody has said anything about training of."""
+    return (
+        recipe.leaves_training
+        and program.is_causal
+        and is_traced(program)
+        and not _without_values(program)
+    )
+
+
+def _with_training(recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with a short training on what is calibrated on anyway, and what to say of it."""
+    if find_spec("accelerate") is None:
+        return recipe, (
+            "training would make up for much of that, and needs accelerate: "
+            "pip install 'graphprune[train]'"
+        )
+    wanted = recipe.calibration
+    if wanted.windows is None:
+        wanted = wanted.model_copy(update={"windows": REPAIRS.count})
+    note = (
+        f"after a cut so deep, what is left is to be trained on the {wanted.windows} calibration "
+        "windows (effort: usual leaves that out, effort: best trains longer)"
+    )
+    return recipe.replaced(recover=dict(AFTER_DEEP_CUTS), calibration=wanted), note
+
+
 def _is_open(one: Planned) -> bool:
     return isinstance(one.options, Selection) and one.options.score.name == AUTO
 
@@ -135,10 +174,15 @@ def _without_data(program: BaseProgram) -> str:
     )
 
 
-def without_surgery(recipe: Recipe, error: GraphPruneError) -> tuple[Recipe, str]:
+def without_surgery(
+    recipe: Recipe, open_: frozenset[str], error: GraphPruneError
+) -> tuple[Recipe, str]:
     """The recipe for a model that can't be calibrated, where the score was left to us, and why."""
     changed = recipe.replaced(score=Score(name="taylor"), repair=Repairing(name="none"))
-    return changed, f"{error.what} ({error.why}): units are ranked by taylor, and no layer refitted"
+    left = "no layer refitted"
+    if "training" in open_:
+        changed, left = changed.replaced(recover=None), "nothing refitted or trained"
+    return changed, f"{error.what} ({error.why}): units are ranked by taylor, and {left}"
 
 
 def without_fallback(error: GraphPruneError) -> CalibrationError:

@@ -21,7 +21,7 @@ from graphprune.emit.places import mapped_by, mapped_from, read_by
 from graphprune.emit.target import Target
 from graphprune.errors import RecipeError
 from graphprune.files.sources import reading
-from graphprune.measure.early import check_measurable
+from graphprune.measure.early import check_measurable, deep_cuts_ahead
 from graphprune.passes.protocol import State
 from graphprune.pipeline.before.dry_run import forecast, with_output
 from graphprune.pipeline.before.estimate import Estimate
@@ -158,7 +158,7 @@ def _check(run: Run, source: object, formats: Sequence[str]) -> None:
     check_read(recipe, program.is_causal)
     check_formats(formats, program, source)
     check_passes(build_passes(recipe.passes), State.of(program), run)
-    check_measurable(program, recipe, run.progress)
+    check_measurable(program, recipe)
     if not run.dry or has_weights(program):
         with run.stage("checking weights"):
             check_weights(program)
@@ -167,7 +167,10 @@ def _check(run: Run, source: object, formats: Sequence[str]) -> None:
 def _settle(run: Run) -> None:
     """Choose what the recipe leaves open: scores, repair, data."""
     run.given = gives_data(run.recipe)
-    found = choose_methods(run.recipe, run.dense, surgery=True)
+    deep = deep_cuts_ahead(run.dense, run.recipe)
+    for note in deep:
+        run.progress(Note(note))
+    found = choose_methods(run.recipe, run.dense, surgery=True, deep=bool(deep))
     run.open, run.notes = found.open, found.notes
     check_read(found.recipe, run.dense.is_causal)
     run.recipe = with_data(found.recipe, run.dense)

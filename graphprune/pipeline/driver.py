@@ -99,7 +99,7 @@ def fall_back(run: Run, error: CalibrationError) -> None:
         raise error
     if run.given:
         raise without_fallback(error) from error
-    run.recipe, note = without_surgery(run.recipe, error)
+    run.recipe, note = without_surgery(run.recipe, run.open, error)
     run.note(note)
 
 

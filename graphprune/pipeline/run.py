@@ -38,7 +38,7 @@ class Run:
         recipe: what to do, with nothing left open.
         progress: told of each stage.
         making: what it was told, and what it has read.
-        open: what was left to us: "score", "repair".
+        open: what was left to us: "score", "repair", "training".
         given: whether the data was not left to us.
         dry: whether nothing is to be written.
         saved: where its progress is; None where nothing is saved.

@@ -52,6 +52,11 @@ def explain(recipe: Recipe) -> list[str]:
         found.append("Nothing else makes up for what has gone (repair none).")
     if recipe.effort is not None:
         found.append(_EFFORTS[recipe.effort])
+    elif recipe.target is not None and recipe.leaves_training:
+        found.append(
+            "Where that takes more than half of some role from a language model, all weights "
+            "learn from the dense model for one pass over the data (effort usual goes without)."
+        )
     if recipe.control:
         found.append(
             "What training is compared with is made and measured too, but not written (control)."

@@ -86,8 +86,9 @@ class Recipe(Goal):
         recover: Train what is left; options of `graphprune.pipeline.steps.recover.Recover`, the
             name of a preset (``llm-pruner``), or true.
         effort: How much time a good result is worth: ``fast`` ranks units by a score and leaves
-            all weights as they are, ``usual`` is as without it, ``balanced`` matches blocks too,
-            ``best`` matches and recovers.
+            all weights as they are, ``usual`` refits what reads them, ``balanced`` matches blocks
+            too, ``best`` matches and recovers. None is usual, and a short training where a budget
+            takes more than half of some role from a language model.
         control: Whether what training is compared with is made too, and measured beside the result:
             the model without training, the dense model trained alike, and, where there are rounds,
             one cut trained alike. None of them is written.
@@ -226,6 +227,12 @@ class Recipe(Goal):
     def repairs_on_data(self) -> bool:
         """Whether a repair looks at calibration data."""
         return any(one.needs_data for one in self.repairings)
+
+    @property
+    def leaves_training(self) -> bool:
+        """Whether nothing is said of training, nor of how units are chosen or weights masked."""
+        told = (self.effort, self.steps, self.match, self.recover)
+        return not any(x is not None for x in told) and self.score.name == AUTO and not self.masks
 
     @property
     def masks_on_data(self) -> bool:

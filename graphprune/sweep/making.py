@@ -9,7 +9,7 @@ from typing import Any
 
 from graphprune.analysis.program import BaseProgram
 from graphprune.emit.formats import with_formats
-from graphprune.measure.early import check_measurable
+from graphprune.measure.early import check_measurable, deep_cuts_ahead
 from graphprune.passes.protocol import Record, State
 from graphprune.pipeline.checking import little_proof
 from graphprune.pipeline.choices import choose_methods, gives_data
@@ -17,6 +17,7 @@ from graphprune.pipeline.default_data import with_data
 from graphprune.pipeline.driver import build_passes, check_passes, run_built
 from graphprune.pipeline.run import Run
 from graphprune.preflight.readers import check_read
+from graphprune.progress import Note
 from graphprune.provenance.making import Making
 from graphprune.provenance.resolved import resolved
 from graphprune.recipe.recipe import Recipe
@@ -73,7 +74,9 @@ def prepare(
     for recipe in recipes:
         check_read(recipe, dense.is_causal)
         check_passes(build_passes(recipe.passes), State.of(dense), Run(dense, recipe, tell))
-        check_measurable(dense, recipe, tell)
+        check_measurable(dense, recipe)
+        for note in deep_cuts_ahead(dense, recipe):
+            tell(Note(note))
     runs: list[Run] = []
     pools: dict[str, Run] = {}
     for recipe in recipes:
