@@ -129,7 +129,13 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        # The rest of the way is the same, and tests of files stop programs by it.
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+    ids=["int", "term"],
 )
 def test_interrupting_leaves_nothing(
     dense: Path, tmp_path: Path, number: signal.Signals, code: int

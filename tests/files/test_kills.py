@@ -133,7 +133,11 @@ def test_a_directory(
 @EVERY
 @pytest.mark.parametrize("kind", ["file", "directory"])
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-@SIGNALS
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["kill", "term"],
+)
 def test_systems_that_lack_a_rename(
     tmp_path: Path,
     graphs: dict[str, SlimOnnx],

@@ -150,7 +150,8 @@ def test_code_does_not_run_on_a_yes(
     """Somebody, or `yes`, agrees to whatever is asked."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     code, out, err = run(capsys, "inspect", own, "--json")
-    assert (code, out) == (1, "")
+    assert code == 1
+    assert json.loads(out)["error"]["kind"] == "LoadError"
     assert err.count("error: ") == 1
     assert "configuration_own.py, modeling_own.py" in err
     assert "--trust" in err

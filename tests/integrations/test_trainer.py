@@ -103,8 +103,15 @@ def test_zeros_after_each_step_and_in_the_files(tmp_path):
     assert [event["step"] for event in report["events"]] == [2, 4, 6, 8, 10, 12, 14, 15]
 
 
-@pytest.mark.parametrize("restored", [False, True])
-@pytest.mark.parametrize("stop", [3, 9])
+@pytest.mark.parametrize(
+    ("stop", "restored"),
+    [
+        (3, False),
+        pytest.param(3, True, marks=pytest.mark.slow),
+        pytest.param(9, False, marks=pytest.mark.slow),
+        (9, True),
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(stop, restored, tmp_path):
     def begun(name, **arguments):
         module = model()

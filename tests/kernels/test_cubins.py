@@ -24,7 +24,7 @@ def check(built: cubin.Cubin, registers: int = 255) -> None:
 
 @strips
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tokens", "most"), [(8, 2.4), (16, 2.4), (32, 3.1), (64, 3.605)])
 def test_strip_instructions(architecture: int, dtype: str, tokens: int, most: float):
     each = {}

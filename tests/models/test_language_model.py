@@ -65,7 +65,8 @@ def text() -> torch.Tensor:
     return windows(tokenizer, read_text("help"), length=256, count=16, seed=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow  # gradients of a real model; other tests have them of small ones
+@pytest.mark.parametrize("name", PLANS)
 def test_float32(program: gp.Program, text: torch.Tensor, name: str) -> None:
     plan = gp.select(program, remove=PLANS[name], score="taylor", calibration=text)
     slim = gp.apply(program, plan)

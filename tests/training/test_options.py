@@ -19,7 +19,7 @@ def test_learning_rate(step, factor):
 
 
 def test_default_learning_rates():
-    assert Training().rate(3, 32) == pytest.approx(5e-5 * 0.980623, rel=1e-5)
+    assert Training().rate(3, 32) == pytest.approx(2e-4 * 0.980623, rel=1e-5)
     assert Training(train="lora").rate(3, 32) == pytest.approx(1e-3 * 0.980623, rel=1e-5)
 
 

@@ -15,17 +15,24 @@ from zoo.case import (
 from zoo.expected import CASES
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.build.__name__)
-def test_module(case: Case):
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.build.__name__)
+
+
+@every_case
+def test_together(case: Case):
     program = case.trace()
-    found = prunable_sizes(program)
-    assert found == dict(case.roles)
+    assert prunable_sizes(program) == dict(case.roles)
     assert prunable_fraction(program) == pytest.approx(case.fraction, abs=5e-5)
     reasons = frozen_reasons(program)
     assert reasons.keys() == case.frozen.keys()
     for place, reason in case.frozen.items():
         assert reason in reasons[place]
-    if len(found) > 1:
-        for role in found:
-            check(program, {role: 0.5})
     check_module(check(program, {"*": 0.5}), same_class=case.same_class)
+
+
+@pytest.mark.slow
+@every_case
+def test_alone(case: Case):
+    program = case.trace()
+    for role in case.roles:
+        check(program, {role: 0.5})

@@ -27,10 +27,29 @@ from zoo.pretrained import Pretrained
 
 VOCABULARY = ("*embed*:0", "*wte.weight:0", "*wpe.weight:0")
 
-every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.build.__name__)
+LIKE_OTHERS = frozenset({
+    "deberta_v2", "deepseek_v2", "deit", "distilbert", "dit", "falcon_new", "falcon_old", "gemma2",
+    "llama_gqa_2", "llama_gqa_3", "llama_gqa_8", "llama_mqa", "mistral", "qwen2", "qwen2_moe",
+    "roberta", "swin", "t5", "wav2vec2_layer",
+})  # fmt: skip
+"""Models whose kind another one here has too, as `gemma2` and `gemma3` or `t5` and `t5_gated`."""
 
 
-@every_model
+def _name(model: Pretrained) -> str:
+    return model.build.__name__
+
+
+def _marks(model: Pretrained) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if _name(model) in LIKE_OTHERS else []
+
+
+every_model = pytest.mark.parametrize("model", MODELS, ids=_name)
+every_kind = pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=_marks(model)) for model in MODELS], ids=_name
+)
+
+
+@every_kind
 def test_together(model: Pretrained):
     program = model.trace()
     assert prunable_sizes(program) == dict(model.roles)

@@ -20,7 +20,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, BeforeValidator(parse_number), Field(ge=1)]
 
-RATES: dict[str, float] = {"full": 5e-5, "norms": 1e-3, "lora": 1e-3, "frozen": 0.0}
+RATES: dict[str, float] = {"full": 2e-4, "norms": 1e-3, "lora": 1e-3, "frozen": 0.0}
 """Learning rates that do well over a few hundred steps, by what is trained."""
 
 

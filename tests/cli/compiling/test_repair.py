@@ -172,7 +172,11 @@ def changed(path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--score", "flap", "--repair", "bias"), ("--sparsify", "wanda", "--sparsity", "30%")],
+    [
+        (),
+        pytest.param(("--score", "flap", "--repair", "bias"), marks=pytest.mark.slow),
+        pytest.param(("--sparsify", "wanda", "--sparsity", "30%"), marks=pytest.mark.slow),
+    ],
     ids=["default", "bias", "masks"],
 )
 def test_what_was_refitted_is_verified_from_the_files(
