@@ -14,7 +14,6 @@ from zoo.case import (
 )
 from zoo.expected import CASES
 
-
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.build.__name__)
 
 
