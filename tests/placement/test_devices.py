@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -159,3 +161,21 @@ def test_a_dry_run_has_the_estimate_too():
     assert report.forecast is not None
     assert report.forecast.estimate is not None
     assert "goes through the model once (64 tokens in all)" in report.forecast.estimate
+
+
+@pytest.mark.parametrize(
+    ("training", "windows"),
+    # The teacher once, and a gradient as much as three passes.
+    [({}, 4 * 4), ({"epochs": 2}, 2 * 4 * 4), ({"tokens": 32}, 2 * 4),
+     ({"steps": 3, "batch": 2}, 6 * 4), ({"loss": "ce", "epochs": 0.5}, 2 * 3)],
+)  # fmt: skip
+def test_a_training_takes_what_it_asks_for(training: dict[str, Any], windows: int):
+    program, _ = traced(decoders.llama_gqa_4)
+    recipe = Recipe.parse({
+        "remove": {"ffn": 0.5}, "score": "magnitude", "recover": training,
+        "calibration": {"windows": 4, "length": 16},
+    })  # fmt: skip
+    found = Estimate.of(recipe, program, Placement())
+    assert found is not None
+    assert (found.samples, found.tokens) == (windows, windows * 16)
+    assert found.memory >= 16 * sum(p.numel() for p in program.module.parameters())

@@ -166,7 +166,7 @@ def _seconds(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: 
             else (program.costs.total().macs)
         )
         written = _GENERATING * _written_share(recipe.calibration)
-        work += count * sample * (one.times + written)
+        work += count * sample * (one.passes(count, length) + written)
         if one.fits:
             work += _statistics(recipe, program, plan, one, count * (length or places(program)))
     return _OVERHEAD * work / _macs_per_second()
@@ -202,7 +202,8 @@ def _memory(recipe: Recipe, program: BaseProgram, slim: Slim | SlimOnnx, plan: P
         waiting = max(waiting, waiting_bytes(program, count * (length or places(program))))
     names = read_by(program, plan) if recipe.repairs and plan.kept_units else []
     widest = max((width_of(program, n) for n in names), default=0)
-    return size + waiting + 3 * 8 * widest**2
+    trained = max((one.held(program.costs.total().params) for one in workers(recipe)), default=0)
+    return size + waiting + max(trained, 3 * 8 * widest**2)
 
 
 def _macs_per_second() -> float:

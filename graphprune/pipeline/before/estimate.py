@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from graphprune.recipe.steps import PASSES
 from graphprune.report.forecast import about_size
 from graphprune.streaming import find_sites
 from graphprune.streaming.budget import working_bytes
+from graphprune.training.core.options import Training
 
 OF_GRADIENTS = ("taylor", "element1", "element2", "element-mix", "vector")
 _HELD = ("taylor", "element1", "element-mix")
@@ -36,12 +38,40 @@ class Worker:
         amount: of the data.
         times: how often it goes through; a gradient counts as two more.
         fits: whether it solves systems with second moments of what layers read.
+        training: of how it trains, where it does.
     """
 
     name: str
     amount: Amount
     times: int
     fits: bool
+    training: Training | None = None
+
+    def passes(self, count: int, length: int | None) -> float:
+        """How often all samples go through the model: a training has as much as it asks for.
+
+        Args:
+            count: of the samples.
+            length: of each, where it has tokens.
+        """
+        asked = self.training
+        if asked is None:
+            return self.times
+        if asked.steps is not None:
+            return self.times * asked.steps * asked.batch / count
+        if asked.tokens is not None:
+            return self.times * asked.tokens / (count * (length or 1))
+        return self.times * (1.0 if asked.epochs is None else asked.epochs)
+
+    def held(self, params: int) -> int:
+        """Bytes of a trainable copy, its gradients and the optimiser's state, in float32.
+
+        Args:
+            params: of the model.
+        """
+        if self.training is None:
+            return 0
+        return 4 * params * (4 if self.training.train == "full" else 1)
 
 
 def workers(recipe: Recipe) -> list[Worker]:
@@ -66,7 +96,10 @@ def workers(recipe: Recipe) -> list[Worker]:
             step = PASSES.build(one.name, wanted)
             amount = getattr(step, "amount", None)
             if amount is not None:
-                found.append(Worker(one.name, amount, int(getattr(step, "passes", 1)), False))
+                training = getattr(step, "training", step)
+                training = training if isinstance(training, Training) else None
+                times = int(getattr(step, "passes", 1))
+                found.append(Worker(one.name, amount, times, False, training))
     return found
 
 
@@ -109,20 +142,22 @@ class Estimate:
         found = workers(recipe)
         if not found:
             return None
-        samples, tokens, waiting = 0, 0, 0
+        passes, samples, tokens, waiting = 0.0, 0.0, 0.0, 0
         for one in found:
             count, length = windows_of(program, recipe, one.amount)
-            samples += count * one.times
-            tokens += count * one.times * (length or 0)
+            times = one.passes(count, length)
+            passes += times
+            samples += count * times
+            tokens += count * times * (length or 0)
             waiting = max(waiting, waiting_bytes(program, count * (length or places(program))))
         working = _working(program, found)
-        passes = sum(one.times for one in found)
+        went = math.ceil(passes), round(samples), round(tokens) or None
         if not placement.away:
-            return cls(passes, samples, tokens or None, waiting + working)
+            return cls(*went, waiting + working)
         room = placement.room()
         here = waiting if room is None else min(waiting, max(0, room - working) // 2)
         devices = {str(placement): working + here}
-        return cls(passes, samples, tokens or None, waiting - here, devices)
+        return cls(*went, waiting - here, devices)
 
     def __str__(self) -> str:
         often = "once" if self.passes == 1 else f"{self.passes} times"
@@ -166,4 +201,5 @@ def _working(program: BaseProgram, found: list[Worker]) -> int:
         group = working_bytes(program, find_sites(program))
     except PlanError:  # nothing there that could be treated
         group = 0
-    return max([group, *gradients])
+    trained = [one.held(cost.params) for one in found]
+    return max([group, *gradients, *trained])
