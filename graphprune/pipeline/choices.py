@@ -17,7 +17,7 @@ from graphprune.recipe.recipe import Recipe
 from graphprune.recipe.selection import Selection
 from graphprune.recipe.steps import Planned
 
-AFTER_DEEP_CUTS = {"train": "full", "loss": "kd", "epochs": 1, "batch": 4, "lr": 2e-4}
+AFTER_DEEP_CUTS = {"train": "full", "loss": "kd", "epochs": 2, "batch": 4, "lr": 3e-4}
 """How a language model is trained that has lost more than half of some role."""
 
 

@@ -55,7 +55,7 @@ def explain(recipe: Recipe) -> list[str]:
     elif recipe.target is not None and recipe.leaves_training:
         found.append(
             "Where that takes more than half of some role from a language model, all weights "
-            "learn from the dense model for one pass over the data (effort usual goes without)."
+            "learn from the dense model on the same data for a while (effort usual goes without)."
         )
     if recipe.control:
         found.append(

@@ -61,7 +61,7 @@ def test_it_is_trained_and_better_for_it(
         made[name] = json.loads(result.out)
     assert made["plain"]["trained"] == []
     (trained,) = made["trained"]["trained"]
-    assert (trained["figures"]["tokens"], trained["figures"]["steps"]) == (24 * 24, 6)
+    assert (trained["figures"]["tokens"], trained["figures"]["steps"]) == (2 * 24 * 24, 12)
     assert made["plain"]["kept"] == made["trained"]["kept"]
     assert any("is to be trained on the 24" in note for note in made["trained"]["notes"])
     assert not any("is to be trained" in note for note in made["plain"]["notes"])
