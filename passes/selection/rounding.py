@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from graphprune.passes.selection.budget import RESOURCES, TOLERANCE, parse_target
 from graphprune.passes.selection.levers import GlobalLever, Lever, UniformLever
 from graphprune.passes.selection.scope import Scope
 from graphprune.plan.plan import Plan
+
+Pull: TypeAlias = tuple[str, Lever, float]
+"""What is to shrink, in words, how it can, and by which fraction."""
 
 
 def budget_notes(scope: Scope, target: Mapping[str, int | float], plan: Plan) -> tuple[str, ...]:
@@ -38,11 +42,11 @@ def budget_notes(scope: Scope, target: Mapping[str, int | float], plan: Plan) ->
     )
 
 
-def removal_notes(pulls: Sequence[tuple[str, Lever, float]]) -> tuple[str, ...]:
+def removal_notes(pulls: Sequence[Pull]) -> tuple[str, ...]:
     """What to say where sizes are rounded to others than fractions mean.
 
     Args:
-        pulls: what is to shrink, in words, how it can, and by which fraction.
+        pulls: what is to shrink.
     """
     notes = []
     for what, lever, fraction in pulls:

@@ -24,7 +24,7 @@ from graphprune.passes.selection.budget import (
 from graphprune.passes.selection.coupled import counted_once
 from graphprune.passes.selection.levers import Counts, Lever, levers
 from graphprune.passes.selection.rank import AGGREGATES, SCALES, Ranked, check_option, rank
-from graphprune.passes.selection.rounding import budget_notes, removal_notes
+from graphprune.passes.selection.rounding import Pull, budget_notes, removal_notes
 from graphprune.passes.selection.scope import ALL, Candidate, Scope
 from graphprune.passes.selection.shape import shape_counts
 from graphprune.passes.selection.whole import kept_whole
@@ -121,10 +121,12 @@ def select(
     check_goal(scope, goals, uniform=uniform, roles=roles)
     options = {"aggregate": aggregate, "normalize": normalize, "ragged": ragged}
     ranking = _Ranking(scope, found, Inputs(calibration, loss, seed), options)
+    pulls: list[Pull] = []
     if shape is not None:
         counts = shape_counts(scope, shape)
     elif remove is not None:
-        counts = _removed(scope, ranking, remove, uniform)
+        pulls = _pulls(scope, ranking, remove, uniform)
+        counts = _removed(pulls)
     else:
         counts = _budgeted(scope, ranking, target or {}, roles, uniform)
     known = program.by_name
@@ -144,7 +146,7 @@ def select(
         {s.name: chosen[s.name].kept(counts[s.name]) for s in shrunk},
         {s.name: s.size for s in shrunk},
     )
-    rounded = goal_notes(scope, goals, plan, uniform=uniform)
+    rounded = removal_notes(pulls) if target is None else budget_notes(scope, target, plan)
     if notes is not None:
         notes += rounded
     elif target is not None:
@@ -184,7 +186,7 @@ def check_goal(
     anyhow = _anyhow(scope)
     remove, target, shape = (goals.get(name) for name in ("remove", "target", "shape"))
     if remove is not None:
-        _removed(scope, anyhow, remove, uniform)
+        _removed(_pulls(scope, anyhow, remove, uniform))
     if shape is not None:
         shape_counts(scope, shape)
     if target is not None:
@@ -264,23 +266,23 @@ class _Ranking:
         return {**self.of(c for c in found if c.structure.name not in sets), **sets}
 
 
-def _removed(scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool) -> Counts:
+def _removed(pulls: Iterable[Pull]) -> Counts:
     """Kept counts for a fraction per role or selector."""
     counts: Counts = {}
-    for _, lever, fraction in _pulls(scope, ranking, remove, uniform):
+    for _, lever, fraction in pulls:
         counts |= lever.at(lever.nearest(fraction))
     return counts
 
 
 def _pulls(
     scope: Scope, ranking: _Ranking, remove: Mapping[str, float], uniform: bool
-) -> list[tuple[str, Lever, float]]:
+) -> list[Pull]:
     """What is to shrink, in words, how it can, and by which fraction.
 
     A selector's structures are its own, and no role's.
     """
     fractions: dict[str, float] = {}
-    pulls: list[tuple[str, Lever, float]] = []
+    pulls: list[Pull] = []
     claimed: dict[str, str] = {}
     for name, fraction in remove.items():
         if not 0 <= fraction < 1:
