@@ -27,7 +27,11 @@ _NOTABLE = 0.2
 
 
 def quality_remarks(
-    dense: Mapping[str, Perplexity], slim: Mapping[str, Perplexity], quality: Quality | None
+    dense: Mapping[str, Perplexity],
+    slim: Mapping[str, Perplexity],
+    quality: Quality | None,
+    *,
+    trained: bool = False,
 ) -> tuple[str, ...]:
     """Return what to say of perplexities.
 
@@ -35,6 +39,7 @@ def quality_remarks(
         dense: of the dense model, by text.
         slim: of the slim model.
         quality: of both beside each other.
+        trained: whether the slim model was trained.
     """
     texts = {} if quality is None else dict(quality.texts)
     if not texts:
@@ -47,7 +52,7 @@ def quality_remarks(
         notes.append(
             f"the perplexity on {worst} rose from {before:.4g} to {after:.4g}, "
             f"{_times(texts[worst])} the dense model's: remove less, or train the slim model "
-            "before it is used"
+            f"{'for longer ' if trained else ''}before it is used"
         )
     if texts[worst].ratio.value > SPREAD * texts[best].ratio.value:
         notes.append(

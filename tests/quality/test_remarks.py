@@ -17,7 +17,7 @@ from graphprune.quality.result import Comparison, Estimate, Quality
 from quality.helpers import save_model
 
 
-def said(**perplexities: tuple[float, float]) -> tuple[str, ...]:
+def said(*, trained: bool = False, **perplexities: tuple[float, float]) -> tuple[str, ...]:
     """The remarks on texts with these perplexities, dense and slim."""
     dense, slim = (
         {text: Perplexity(pair[i], 8, 2, 96, (0.0, 0.0)) for text, pair in perplexities.items()}
@@ -27,7 +27,7 @@ def said(**perplexities: tuple[float, float]) -> tuple[str, ...]:
         text: Comparison(2, 8, 14, Estimate(after / before))
         for text, (before, after) in perplexities.items()
     }
-    return quality_remarks(dense, slim, Quality(texts))
+    return quality_remarks(dense, slim, Quality(texts), trained=trained)
 
 
 def test_a_perplexity_far_above_the_dense_one_is_said() -> None:
@@ -37,6 +37,8 @@ def test_a_perplexity_far_above_the_dense_one_is_said() -> None:
         "the perplexity on a rose from 20 to 31, 1.55 times the dense model's: remove less, or "
         "train the slim model before it is used"
     )
+    (note,) = said(trained=True, a=(20, 31))
+    assert note.endswith("or train the slim model for longer before it is used")
 
 
 def test_texts_that_fare_differently_are_named() -> None:
