@@ -147,8 +147,10 @@ def _verify(
             allow_unused_weights=unused,
         )
     sys.stderr.writelines(f"note: {note}\n" for note in found.notes)
-    lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
-             found.errors.items()]  # fmt: skip
+    lines = [
+        f"{name}: verified: outputs match the masked model within {error:.1e}\n"
+        for name, error in found.errors.items()
+    ]
     _show(json.dumps(found.errors, indent=2) + "\n" if as_json else "".join(lines))
 
 

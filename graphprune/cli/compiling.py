@@ -196,7 +196,9 @@ def recover(
     loss: Annotated[
         str | None, typer.Option(help="ce, kd, kd+ce, hidden or values; default: by the model.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to train on.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Tokens to train on: 64000, 64K.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Windows in a step.")] = None,
     text: Text = None,
