@@ -24,7 +24,8 @@ def install(folder: Path) -> Path:
     purelib = Path(sysconfig.get_path("purelib", "venv", base))
     # The dependencies come from where the tests run. A folder named in a .pth file is searched
     # last, and its own .pth files, such as the hook of an editable install, are not read.
-    (purelib / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    places = [place for place in sys.path if Path(place).name == "site-packages"]
+    (purelib / "dependencies.pth").write_text("".join(f"{place}\n" for place in places))
     programs = Path(sysconfig.get_path("scripts", "venv", base))
     python = programs / "python"
     run(*pip, "--python", python, "install", "--quiet", "--no-deps", "--ignore-installed", wheel)
