@@ -34,10 +34,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Prune a neural network: trace, plan, rewrite, verify, write.",
+    epilog="""Three to begin with:
+
+    graphprune inspect MODEL
+
+    graphprune compile MODEL -o SLIM --remove ffn=0.25
+
+    graphprune eval SLIM --against MODEL
+    """,
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune.cli.console import noted, sharing, telling
+from graphprune.cli.console import noted, sharing, telling, use_threads
 from graphprune.cli.events import recorded
 from graphprune.cli.options import (
     DataSource,
@@ -27,6 +27,7 @@ from graphprune.cli.options import (
     Seed,
     Source,
     Text,
+    Threads,
     Trust,
     Unused,
     Weights,
@@ -121,6 +122,7 @@ def compile(
     seed: Seed = None,
     device: Device = None,
     memory: DeviceMemory = None,
+    threads: Threads = None,
     fail_if: FailIf = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -171,7 +173,7 @@ def compile(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, events, as_json)  # fmt: skip
+    }, unused, threads, push_to, events, as_json)  # fmt: skip
 
 
 def recover(
@@ -206,6 +208,9 @@ def recover(
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,
+    device: Device = None,
+    memory: DeviceMemory = None,
+    threads: Threads = None,
     fail_if: FailIf = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -233,6 +238,8 @@ def recover(
         "text": text,
         "data": data,
         "seed": seed,
+        "device": device,
+        "memory": memory,
         "fail_if": fail_if,
     }
     _carry_out(source, None, flags, output, {
@@ -241,7 +248,7 @@ def recover(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, events, as_json)  # fmt: skip
+    }, unused, threads, push_to, events, as_json)  # fmt: skip
 
 
 def _carry_out(
@@ -251,6 +258,7 @@ def _carry_out(
     output: Path | None,
     asked: dict[str, Any],
     unused: bool,
+    threads: int | None,
     push_to: str | None,
     events: Path | None,
     as_json: bool,
@@ -274,6 +282,7 @@ def _carry_out(
         from graphprune.preflight.checks import check_request
 
         # torch takes seconds to import
+        use_threads(threads)
         check_request(source, settled, output, recipe, **asked, progress=progress)
         if push_to is not None:
             _check_push(push_to, source, settled, output, dry_run=asked["dry_run"])

@@ -73,6 +73,10 @@ DeviceMemory = Annotated[
     str | None,
     typer.Option("--memory", metavar="BYTES", help="Of the device, at most: 20G; default: all."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of the processor; default: OMP_NUM_THREADS, or all."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
 ]
