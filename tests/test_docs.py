@@ -13,11 +13,37 @@ from graphprune.pipeline.compiler import compile
 from graphprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+DOCS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+"""A link inside the documentation: the file, and the heading."""
 
 
 def blocks(name, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+
+
+def without_code(path):
+    """The text of a page without what stands between fences or backticks."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def anchors(path):
+    """What a page's headings are linked by; of equal ones the later are numbered."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+?)\s*$", text, re.MULTILINE):
+        name = slug(heading)
+        earlier = sum(one == name or re.fullmatch(rf"{re.escape(name)}-\d+", one) is not None
+                      for one in found)  # fmt: skip
+        found.append(f"{name}-{earlier}" if earlier else name)
+    return found
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub makes it."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
 
 
 def test_a_model_of_ones_own(tmp_path):
@@ -54,7 +80,29 @@ def test_recipes_parse(name):
         Recipe.parse(yaml.safe_load(block))
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+    """To a file that is there, and to a heading of it."""
+    for target, anchor in LINK.findall(without_code(path)):
+        page = (path.parent / target).resolve() if target else path
+        assert page.exists(), target
+        if anchor and page.suffix == ".md":
+            assert anchor in anchors(page), f"{target}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    """By following links."""
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page.suffix == ".md" and page not in reached:
+            reached.add(page)
+            links = [target for target, _ in LINK.findall(without_code(page)) if target]
+            waiting += [(page.parent / target).resolve() for target in links]
+    assert set(DOCS) <= reached
+
+
+def test_anchors_are_those_of_github():
+    assert slug("LoRAPrune") == "loraprune"
+    assert slug("What a `run` of it *costs*, and why?") == "what-a-run-of-it-costs-and-why"
+    assert slug("[Data](data.md) & text") == "data--text"

@@ -4,8 +4,6 @@ import json
 import os
 import runpy
 import shutil
-import subprocess
-import sys
 import sysconfig
 import tomllib
 from hashlib import sha256
@@ -17,10 +15,9 @@ from graphprune.calibration.text.builtin import builtin_text
 from op_guide import build_kernels, onnx_example, torch_example
 from op_guide import module as operators
 from op_guide import points as operator_points
-from pass_guide import install, modules, points
-
-ROOT = Path(__file__).resolve().parents[1]
-TOPS = ("graphprune", "kernels", "passes")
+from pass_guide import install as install_guide
+from pass_guide import modules, points
+from wheel import ROOT, TOPS, install, run
 
 
 def declared_packages():
@@ -67,41 +64,7 @@ def test_the_root_has_no_conftest():
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The programs' folder of an environment that holds the built wheel and not the checkout."""
-    folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
-    run(*pip, *build, copy_of_checkout(folder / "checkout"))
-    (wheel,) = folder.glob("graphprune-*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    base = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-    purelib = Path(sysconfig.get_path("purelib", "venv", base))
-    # The dependencies come from where the tests run. A folder named in a .pth file is searched
-    # last, and its own .pth files, such as the hook of an editable install, are not read.
-    (purelib / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    programs = Path(sysconfig.get_path("scripts", "venv", base))
-    python = programs / "python"
-    run(*pip, "--python", python, "install", "--quiet", "--no-deps", "--ignore-installed", wheel)
-    return programs
-
-
-def copy_of_checkout(target):
-    """Copy what a build reads, so that it leaves nothing in the checkout."""
-    for name in TOPS:
-        ignore = shutil.ignore_patterns("__pycache__", "_native*.so")
-        shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, target)
-    return target
-
-
-def run(*command, cwd=None):
-    """Run a program; show what it said if it fails."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return install(tmp_path_factory.mktemp("installed"))
 
 
 def tiny_llama(folder):
@@ -163,7 +126,7 @@ def test_the_wheel_compiles_a_checkpoint(installed, tmp_path):
 def beside(installed):
     """The package of both guides, to passes and to operators, beside the installed wheel."""
     base = {"base": str(installed.parent), "platbase": str(installed.parent)}
-    made = install(
+    made = install_guide(
         Path(sysconfig.get_path("purelib", "venv", base)),
         {**modules(), "pruning": operators()},
         {**points(), "graphprune.ops": operator_points()},

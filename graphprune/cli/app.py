@@ -34,10 +34,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Prune a neural network: trace, plan, rewrite, verify, write.",
+    epilog="""Three to begin with:
+
+    graphprune inspect MODEL
+
+    graphprune compile MODEL -o SLIM --remove ffn=0.25
+
+    graphprune eval SLIM --against MODEL
+    """,
 )
 
 
@@ -147,8 +154,10 @@ def _verify(
             allow_unused_weights=unused,
         )
     sys.stderr.writelines(f"note: {note}\n" for note in found.notes)
-    lines = [f"{name}: equals the masked model within {error:.1e}\n" for name, error in
-             found.errors.items()]  # fmt: skip
+    lines = [
+        f"{name}: verified: outputs match the masked model within {error:.1e}\n"
+        for name, error in found.errors.items()
+    ]
     _show(json.dumps(found.errors, indent=2) + "\n" if as_json else "".join(lines))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune.cli.console import noted, sharing, telling
+from graphprune.cli.console import noted, sharing, telling, use_threads
 from graphprune.cli.events import recorded
 from graphprune.cli.options import (
     DataSource,
@@ -27,6 +27,7 @@ from graphprune.cli.options import (
     Seed,
     Source,
     Text,
+    Threads,
     Trust,
     Unused,
     Weights,
@@ -124,6 +125,7 @@ def compile(
     seed: Seed = None,
     device: Device = None,
     memory: DeviceMemory = None,
+    threads: Threads = None,
     fail_if: FailIf = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -174,7 +176,7 @@ def compile(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, events, as_json)  # fmt: skip
+    }, unused, threads, push_to, events, as_json)  # fmt: skip
 
 
 def recover(
@@ -199,7 +201,9 @@ def recover(
     loss: Annotated[
         str | None, typer.Option(help="ce, kd, kd+ce, hidden or values; default: by the model.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to train on.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Tokens to train on: 64000, 64K.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Windows in a step.")] = None,
     text: Text = None,
@@ -207,6 +211,9 @@ def recover(
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,
+    device: Device = None,
+    memory: DeviceMemory = None,
+    threads: Threads = None,
     fail_if: FailIf = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -234,6 +241,8 @@ def recover(
         "text": text,
         "data": data,
         "seed": seed,
+        "device": device,
+        "memory": memory,
         "fail_if": fail_if,
     }
     _carry_out(source, None, flags, output, {
@@ -242,7 +251,7 @@ def recover(
         "overwrite": overwrite,
         "resume": resume,
         "trust": trust,
-    }, unused, push_to, events, as_json)  # fmt: skip
+    }, unused, threads, push_to, events, as_json)  # fmt: skip
 
 
 def _carry_out(
@@ -252,6 +261,7 @@ def _carry_out(
     output: Path | None,
     asked: dict[str, Any],
     unused: bool,
+    threads: int | None,
     push_to: str | None,
     events: Path | None,
     as_json: bool,
@@ -275,6 +285,7 @@ def _carry_out(
         from graphprune.preflight.checks import check_request
 
         # torch takes seconds to import
+        use_threads(threads)
         check_request(source, settled, output, recipe, **asked, progress=progress)
         if push_to is not None:
             _check_push(push_to, source, settled, output, dry_run=asked["dry_run"])

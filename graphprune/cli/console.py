@@ -73,6 +73,15 @@ def noted() -> Iterator[None]:
         raise
 
 
+def use_threads(count: int | None) -> None:
+    """Let torch and what reads OMP_NUM_THREADS compute with so many threads, if that is given."""
+    if count is not None:
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        torch.set_num_threads(count)
+
+
 def _between(console: Console, show: Callable[[str], None]) -> Callable[[str], None]:
     """Show a stage, or print a note, unless the program has been told to stop."""
 

@@ -44,10 +44,13 @@ DataSource = Annotated[
     ),
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(help="Keep what this glob or selector means whole.")
+    list[str] | None,
+    typer.Option(
+        help="Don't prune parameters matching this pattern (a glob or selector); repeatable."
+    ),
 ]
 Include = Annotated[
-    list[str] | None, typer.Option(help="Prune only what this glob or selector means.")
+    list[str] | None, typer.Option(help="Prune only parameters matching this pattern; repeatable.")
 ]
 FailIf = Annotated[
     list[str] | None,
@@ -61,7 +64,7 @@ FailIf = Annotated[
 Formats = Annotated[
     list[str] | None, typer.Option("--format", help="hf, onnx, onnx-decoder or pt2; repeatable.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed; default: 0.")]
 Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Where to compute: auto (the default), cpu, cuda, cuda:1, …"),
@@ -69,6 +72,10 @@ Device = Annotated[
 DeviceMemory = Annotated[
     str | None,
     typer.Option("--memory", metavar="BYTES", help="Of the device, at most: 20G; default: all."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of the processor; default: OMP_NUM_THREADS, or all."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")

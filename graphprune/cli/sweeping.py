@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from graphprune.cli.console import noted, telling
+from graphprune.cli.console import noted, telling, use_threads
 from graphprune.cli.events import recorded
 from graphprune.cli.options import (
     DataSource,
+    Device,
+    DeviceMemory,
     Events,
     Exclude,
     FailIf,
@@ -21,6 +23,7 @@ from graphprune.cli.options import (
     Seed,
     Source,
     Text,
+    Threads,
     Trust,
     Unused,
     Weights,
@@ -74,6 +77,9 @@ def sweep(
     weights: Weights = None,
     unused: Unused = False,
     seed: Seed = None,
+    device: Device = None,
+    memory: DeviceMemory = None,
+    threads: Threads = None,
     fail_if: FailIf = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -95,6 +101,7 @@ def sweep(
         goals = {**goals, **USUAL}
     with recorded(events, "sweep") as told, noted(), telling() as show_stage:
         progress = told.following(show_stage)
+        use_threads(threads)
         points = settings(goals, words, sparsity)
         from graphprune.sweep import sweep as sweeping
         from graphprune.sweep.table import render
@@ -110,6 +117,8 @@ def sweep(
                 "text": text,
                 "data": data,
                 "seed": seed,
+                "device": device,
+                "memory": memory,
                 "fail_if": fail_if,
             },
             by_layer=by_layer,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from graphprune.analysis.program import BaseProgram
     from graphprune.rewrite.slim import Slim
 
+_WEIGHTS_ALONE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+
 
 def with_formats(
     recipe: Recipe,
@@ -28,8 +30,10 @@ def with_formats(
     """The recipe with a format that the source can have, where it asks for none.
 
     Raises:
-        EmitError: it asks for one that the source can't have.
+        EmitError: it asks for one that the source can't have, or the output has the name of a file
+            of weights alone.
     """
+    _check_name(output)
     asked = "formats" in recipe.model_fields_set
     if isinstance(source, str | Path):
         suffix = Path(source).suffix
@@ -74,6 +78,19 @@ def check_formats(
         from graphprune.emit.decoder import precheck
 
         precheck(program)
+
+
+def _check_name(output: str | Path | None) -> None:
+    """Refuse names of files that hold weights without the model that they are of."""
+    suffix = Path(output or "").suffix.lower()
+    if suffix in _WEIGHTS_ALONE:
+        raise EmitError(
+            f"an output can't be a {suffix} file",
+            where=str(output),
+            why="such a file holds weights alone, and a pruned model has other sizes too",
+            hint="give a directory, which gets model.safetensors where the model is a checkpoint, "
+            "or a name that ends in .pt2 or .onnx",
+        )
 
 
 def _only_onnx(source: object) -> EmitError:

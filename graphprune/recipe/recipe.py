@@ -95,7 +95,7 @@ class Recipe(Goal):
         steps: What to do, pass by pass, instead of all that is about structures and weights here.
         calibration: Data for what needs it, and text to measure the perplexity on.
         rounds: Number of select-and-apply rounds.
-        seed: Of everything random.
+        seed: Random seed, of everything that is drawn.
         device: Where weights are calibrated and solved: ``auto`` (CUDA where there is any, or
             another accelerator that PyTorch finds, else the processor), ``cpu``, ``cuda``,
             ``cuda:1``.

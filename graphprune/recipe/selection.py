@@ -111,8 +111,8 @@ class Goal(Data):
         align: Kept sizes are multiples of this, by role; one alone is of ``*``, which is all widths
             (heads, layers and experts have to be named). A number, or a name of
             `graphprune.passes.selection.alignment.ALIGNMENTS`.
-        exclude: Structures that one of these selectors means stay whole.
-        include: If given, only structures that one of these selectors means are pruned.
+        exclude: Don't prune parameters matching these patterns (selectors).
+        include: If given, prune only parameters matching these patterns.
         minimum: Floor of units left in a structure, or the fraction of it.
     """
 

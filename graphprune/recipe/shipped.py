@@ -17,10 +17,16 @@ def shipped() -> tuple[str, ...]:
 
 
 def recipe_file(path: str | Path) -> Path:
-    """The file that a path means: a bare name that isn't there may be that of one of ours."""
+    """The file that a path means: a bare name that isn't there may be that of one of ours.
+
+    Args:
+        path: of a file; or a name, with or without ``.yaml``.
+    """
     path = Path(path)
-    own = path.name == str(path) and path.name in shipped() and not path.exists()
-    return _PLACE / path.name if own else path
+    if path.name != str(path) or path.exists():
+        return path
+    name = f"{path.name.removesuffix('.yaml')}.yaml"
+    return _PLACE / name if name in shipped() else path
 
 
 def shipped_text(name: str) -> str:

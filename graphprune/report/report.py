@@ -99,7 +99,10 @@ class Report:
             lines.append(self.refits.described())
         lines += [one.told for one in self.trained]
         if self.max_abs_error is not None:
-            lines.append(f"slim = masked within {self.max_abs_error:.1e} ({self.verified_in})")
+            lines.append(
+                "verified: outputs match the masked model within "
+                f"{self.max_abs_error:.1e} ({self.verified_in})"
+            )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"written: {path}" for path in self.outputs]
         masks = [] if self.masks is None else [self.masks.render()]

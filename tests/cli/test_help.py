@@ -6,6 +6,7 @@ pydantic and the recipe, and those of `recover` torch, before it prints a word.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 from graphprune.cli.app import app
+from graphprune.cli.console import use_threads
 from graphprune.passes.masks import ALLOCATIONS, METHODS
 from graphprune.passes.repair import REPAIRS
 from graphprune.passes.scores import SCORES
@@ -68,3 +70,34 @@ def test_every_name_is_in_the_help(command: str, option: str, wanted: Iterable[s
 )
 def test_what_the_help_names_there_is(option: str, valid: set[str]) -> None:
     assert words("compile", option) - {"the", "default"} <= valid
+
+
+def test_the_first_page_has_three_examples_and_completion(run):
+    shown = run("--help").out
+    for example in ("inspect MODEL", "compile MODEL -o SLIM --remove ffn=0.25", "eval SLIM"):
+        assert f"graphprune {example}" in shown
+    assert "--install-completion" in shown
+    assert len(shown.splitlines()) < 50
+
+
+def test_threads_are_those_that_are_asked_for(monkeypatch):
+    found = []
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    use_threads(None)
+    assert (found, os.environ["OMP_NUM_THREADS"]) == ([], "7")
+    use_threads(2)
+    assert (found, os.environ["OMP_NUM_THREADS"]) == ([2], "2")
+
+
+@pytest.mark.parametrize("command", ["compile", "recover", "sweep"])
+def test_what_computes_says_where(command):
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert {"device", "memory", "threads"} <= {one.name for one in parameters}
+
+
+def test_a_device_that_is_not_there(run, tmp_path, compiled):
+    wanted = ("--device", "cuda:99", "--threads", 1)
+    done = run("recover", compiled, "-o", tmp_path / "out", *wanted)
+    assert done.code == 1
+    assert "there is no device cuda" in done.err

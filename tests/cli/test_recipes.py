@@ -11,6 +11,7 @@ from cli.helpers import check_failure
 from graphprune.recipe.explaining import explain
 from graphprune.recipe.recipe import Recipe
 from graphprune.recipe.shipped import recipe_file, shipped
+from graphprune.recipe.steps import LEARNING
 
 
 def test_shipped_recipes_are_listed_and_printed(run):
@@ -33,8 +34,10 @@ def test_a_recipe_that_is_not_shipped(run):
 def test_every_shipped_recipe_is_explained(name, run):
     result = run("explain", name)
     assert result.code == 0, result.err
-    first = next(iter(yaml.safe_load(recipe_file(name).read_text())["steps"][0]))
-    assert result.out.startswith(f"{first}: ")
+    recipe = yaml.safe_load(recipe_file(name).read_text())
+    first = next(iter(recipe.get("steps", [recipe])[0]))
+    if first in LEARNING:  # the others have sentences of their own
+        assert result.out.startswith(f"{first}: ")
     assert all(line.endswith(".") for line in result.out.splitlines())
 
 

@@ -24,6 +24,7 @@ def run(tool, *arguments):
         ("supported_ops", "supported-operators.md"),
         ("layers", "layers.md"),
         ("passes", "passes.md"),
+        ("reference", "reference.md"),
         ("pictures", "how-it-works.md"),
     ],
 )
