@@ -147,3 +147,19 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         peaks.append(seen.memory)
     assert sizes[1] - sizes[0] > 150e6
     assert peaks[1] - peaks[0] < 0.4 * (sizes[1] - sizes[0])
+
+
+@pytest.mark.slow  # two compilations
+def test_masks_of_a_cut_model_that_is_not_held(source, tmp_path, nothing_held):
+    recipe = {**CUT, "sparsify": {"method": "magnitude", "sparsity": 0.5}}
+    gp.compile(str(source[0]), recipe, tmp_path / "files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "HELD", 1 << 30)
+        gp.compile(str(source[0]), recipe, tmp_path / "held")
+    found, wanted = (
+        LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("files", "held")
+    )
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor)
+        if "_proj" in name:
+            assert int((tensor == 0).sum()) >= tensor.numel() // 2
