@@ -6,15 +6,22 @@ import ctypes
 import mmap
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 _DONTNEED = 4
 """``MADV_DONTNEED`` of Linux: pages of a file leave the process, and come back when read."""
 
-_SMALL = 1 << 20
+HELD = 4 << 30
+"""Bytes of new weights that are held in memory; if there are more, they are in files."""
+
+SMALL = 1 << 20
+"""Bytes of a tensor that stays in memory in any case."""
+
 _PAGEMAP = Path("/proc/self/pagemap")
 _SWAPPED, _PRESENT, _OF_FILE = (np.uint64(1 << bit) for bit in (62, 63, 61))
 
@@ -26,7 +33,7 @@ def page_out(x: Tensor) -> None:
     again, also where other processes have mapped it. Does nothing for a tensor that isn't in a file
     or has been changed in memory, on other systems, on other devices and for small tensors.
     """
-    if not sys.platform.startswith("linux") or x.device.type != "cpu" or x.nbytes < _SMALL:
+    if not sys.platform.startswith("linux") or x.device.type != "cpu" or x.nbytes < SMALL:
         return
     storage = x.untyped_storage()
     start = storage.data_ptr() + int(x.storage_offset()) * x.element_size()
@@ -35,6 +42,35 @@ def page_out(x: Tensor) -> None:
     if x.is_contiguous() and length > 0 and _unchanged(first, length):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _DONTNEED)
+
+
+def in_file(x: Tensor, folder: Path) -> Tensor:
+    """A copy of a tensor, contiguous, in a file that has no name and goes with its last reader.
+
+    Args:
+        x: the tensor; a small one is given back as it is.
+        folder: on whose file system the copy is.
+
+    Raises:
+        OSError: the file system refuses it.
+    """
+    if x.nbytes < SMALL:
+        return x
+    with tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), x.nbytes)
+        memory = mmap.mmap(file.fileno(), x.nbytes)
+    copy = torch.frombuffer(memory, dtype=x.dtype).view(x.shape)
+    copy.copy_(x)
+    page_out(copy)
+    return copy
+
+
+def reserve(file: int, size: int) -> None:
+    """Give a file its blocks: one that lacks them ends the process when it is written to."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 def _unchanged(first: int, length: int) -> bool:

@@ -23,12 +23,14 @@ class Expected:
             `dtype`, "0/logits".
         dtype: float64, or float32 where memory is short; None for code that can't be run in it.
         tolerance: The difference that passes in the model's own dtype.
+        whole: Whether a copy of the model is made in float64; see `run_exactly`.
     """
 
     inputs: Sequence[Example]
     outputs: Mapping[str, torch.Tensor]
     dtype: torch.dtype | None
     tolerance: float
+    whole: bool = True
 
     @classmethod
     def of(cls, slim: Any) -> Expected:
@@ -41,7 +43,7 @@ class Expected:
             exact = judge.widened(module)
             dtype = None if exact is None else dtype
         found = _named(run(module, judge.inputs[0]), exact or ())
-        return cls(judge.inputs, found, dtype, rounding(module))
+        return cls(judge.inputs, found, dtype, rounding(module), judge.whole)
 
     @property
     def dtype_name(self) -> str | None:
@@ -51,7 +53,9 @@ class Expected:
     def deviation_of(self, module: nn.Module) -> str | None:
         """Say how the outputs of a loaded module differ from these."""
         own = run(module, self.inputs[0])
-        exact = [run_exactly(module, i, self.dtype) for i in self.inputs] if self.dtype else ()
+        exact: list[dict[str, torch.Tensor]] = []
+        for one in self.inputs if self.dtype is not None else ():
+            exact.append(run_exactly(module, one, self.dtype, whole=self.whole))
         return self.deviation(_named(own, exact))
 
     def deviation(self, found: Mapping[str, torch.Tensor]) -> str | None:

@@ -252,6 +252,7 @@ def reopen(job: Job, module: str, name: str, *, trust: bool) -> list[str]:
             "trust_remote_code": trust,
             "attention": job.attention,
             "dtype": job.expected.dtype_name,
+            "whole": job.expected.whole,
             "inputs": str(inputs),
             "outputs": str(found),
         }

@@ -32,7 +32,7 @@ def finish(run: Run, state: State, report: Report, target: Target) -> Report:
         GraphPruneError: it can't be written.
     """
     with run.stage("cutting"):
-        slim = apply(state.program, state.plan)
+        slim = apply(state.program, state.plan, folder=target.path.parent)
     certificate = run.prove(state.program, state.plan, slim)
     # Refitted weights read nothing of what goes, so that its going shows no effect by itself.
     shows = not (report.refits or report.trained) and (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graphprune.checkpoints.memory import available_memory, page_out
+from graphprune.checkpoints.memory import available_memory, in_file
 from graphprune.errors import CalibrationError
 from graphprune.placement.place import Placement
-
-SMALL = 1 << 20  # bytes: less than this stays in memory
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,10 @@ class Held:
         Raises:
             CalibrationError: the file system refuses it.
         """
-        if self.folder is None or x.nbytes < SMALL:
+        if self.folder is None:
             return x
         try:
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                reserve(file.fileno(), x.nbytes)
-                memory = mmap.mmap(file.fileno(), x.nbytes)
+            return in_file(x, self.folder)
         except OSError as error:
             raise CalibrationError(
                 "activations can't wait in a file",
@@ -55,18 +49,6 @@ class Held:
                 why=error.strerror or str(error),
                 hint="free some disk space, choose another folder, or keep them in memory",
             ) from error
-        copy = torch.frombuffer(memory, dtype=x.dtype).view(x.shape)
-        copy.copy_(x)
-        page_out(copy)
-        return copy
-
-
-def reserve(file: int, size: int) -> None:
-    """Give a file its blocks: one that lacks them ends the process when it is written to."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
 
 
 SPARE = 1 << 30

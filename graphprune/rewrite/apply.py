@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, overload
 
 from graphprune.analysis.program import BaseProgram, GraphFormat
@@ -15,12 +16,20 @@ from graphprune.rewrite.slim_onnx import SlimOnnx
 
 
 @overload
-def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim: ...
+def apply(
+    program: Program, plan: Plan, *, consume: bool = False, folder: Path | None = None
+) -> Slim: ...
 @overload
-def apply(program: OnnxProgram, plan: Plan, *, consume: bool = False) -> SlimOnnx: ...
+def apply(
+    program: OnnxProgram, plan: Plan, *, consume: bool = False, folder: Path | None = None
+) -> SlimOnnx: ...
 @overload
-def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | SlimOnnx: ...
-def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | SlimOnnx:
+def apply(
+    program: BaseProgram, plan: Plan, *, consume: bool = False, folder: Path | None = None
+) -> Slim | SlimOnnx: ...
+def apply(
+    program: BaseProgram, plan: Plan, *, consume: bool = False, folder: Path | None = None
+) -> Slim | SlimOnnx:
     """Rewrite a program for a plan.
 
     Args:
@@ -29,14 +38,17 @@ def apply(program: BaseProgram, plan: Plan, *, consume: bool = False) -> Slim | 
         consume: take the dense weights apart while cutting, so that no second copy of the model
             is needed; the dense program and module can't be used afterwards. The weights of an
             ONNX file are never held in memory.
+        folder: where weights of a traced model are that are too many for memory, in files without
+            a name; None for the temporary folder.
 
     Returns:
         The slim model.
 
     Raises:
         PlanError: the plan was made for another model.
+        EmitError: the file system has no room for the weights.
     """
-    return _APPLY[program.format](program, plan, consume=consume)
+    return _APPLY[program.format](program, plan, consume=consume, folder=folder)
 
 
 def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
@@ -48,8 +60,10 @@ def uncut(program: BaseProgram, plan: Plan) -> Slim | SlimOnnx:
     return _UNCUT[program.format](program, plan)
 
 
-def _apply_onnx(program: OnnxProgram, plan: Plan, *, consume: bool) -> SlimOnnx:
-    del consume
+def _apply_onnx(
+    program: OnnxProgram, plan: Plan, *, consume: bool, folder: Path | None
+) -> SlimOnnx:
+    del consume, folder
     return SlimOnnx(program, plan)
 
 

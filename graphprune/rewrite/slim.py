@@ -46,7 +46,9 @@ _WRITERS = {"onnx-decoder": "decoder"}
 """Modules of `graphprune.emit` that don't have the name of their format."""
 
 
-def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim:
+def apply(
+    program: Program, plan: Plan, *, consume: bool = False, folder: Path | None = None
+) -> Slim:
     """Rewrite a program for a plan.
 
     Args:
@@ -54,15 +56,18 @@ def apply(program: Program, plan: Plan, *, consume: bool = False) -> Slim:
         plan: what to keep.
         consume: take the dense weights apart while cutting, so that no second copy of the model
             is needed; the dense program and module can't be used afterwards.
+        folder: where weights are that are too many for memory, in files without a name; None for
+            the temporary folder.
 
     Returns:
         The slim model. Its graph's shapes have been re-checked on meta tensors.
 
     Raises:
         PlanError: the plan was made for another model.
+        EmitError: the file system has no room for the weights.
     """
     slim = Slim(program, plan, plan.bind(program))
-    slim.weights.materialize(release=consume)
+    slim.weights.materialize(release=consume, folder=folder)
     slim.graph  # noqa: B018  (shapes are checked now, not at first use)
     return slim
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from graphprune.axes import BoolArray, indices, mask, touched
+from graphprune.axes import BoolArray, counter, indices, mask, touched
 from graphprune.axes.expr import IntArray
+from graphprune.checkpoints import memory
+from graphprune.files.refusals import refused
 from graphprune.ir.torch.program import Program
 from graphprune.plan.plan import Selection
 
@@ -20,7 +24,8 @@ class SlicedWeights(Mapping[str, torch.Tensor]):
     """Parameters and buffers of a slim model by their slim names.
 
     Every access cuts the dense tensor anew, so that a checkpoint can be written tensor by tensor;
-    after `materialize` the cut tensors are held. Tied names give the same tensor then.
+    after `materialize` the cut tensors are held, in memory or in files. Tied names give the same
+    tensor then.
     """
 
     def __init__(self, program: Program, selection: Selection, renamed: Mapping[str, str]) -> None:
@@ -42,18 +47,38 @@ class SlicedWeights(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._dense)
 
-    def materialize(self, *, release: bool = False) -> None:
-        """Cut all tensors and hold them.
+    def materialize(self, *, release: bool = False, folder: Path | None = None) -> None:
+        """Cut all tensors and hold them; in files without a name, if they are many.
+
+        Those in files include what isn't cut, so that they share no memory with the dense model.
 
         Args:
             release: let go of each dense tensor as soon as it is cut (the dense program can't be
                 used afterwards), so that both models never lie in memory together.
+            folder: where files are made; None for the temporary folder.
+
+        Raises:
+            EmitError: the file system has no room for them.
         """
+        folder = folder or Path(tempfile.gettempdir())
+        large = self._bytes() > memory.HELD
         for old in {self._program.aliases.get(o, o): None for o in self._dense.values()}:
-            if old not in self._held:
-                self._held[old] = self._cut(old)
-                if release:
-                    _release(self._program, old)
+            if old in self._held:
+                continue
+            tensor = self._cut(old)
+            if large and tensor.device.type == "cpu" and tensor.layout is torch.strided:
+                with refused(folder, "the weights of the slim model can't be held in a file"):
+                    tensor = memory.in_file(tensor, folder)
+            self._held[old] = tensor
+            if release:
+                _release(self._program, old)
+
+    def _bytes(self) -> int:
+        """Of all tensors, tied ones once."""
+        dims, size = self._program.typing.parameters, counter(self._selection.keep)
+        names = {self._program.aliases.get(o, o) for o in self._dense.values()}
+        weights = self._program.weights
+        return sum(math.prod(map(size, dims[n])) * weights[n].element_size() for n in names)
 
     def _cut(self, old: str) -> torch.Tensor:
         tensor = self._program.weights[old]

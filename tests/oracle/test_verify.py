@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
+from graphprune.checkpoints import memory as checkpoint_memory
 from graphprune.ir.torch import memory
-from graphprune.ir.torch.memory import affordable_dtype
+from graphprune.ir.torch.memory import affordable_dtype, is_widened_whole
 from graphprune.ir.torch.random_inputs import random_inputs
 from graphprune.oracle.verification import compare, verify
 
@@ -302,8 +303,16 @@ def test_example_serves_where_random_inputs_fail():
     assert cert.inputs.startswith("the example's")
 
 
+def test_modules_are_widened_whole_where_little_is_held(mlp, monkeypatch):
+    whole = 8 * sum(p.numel() for p in mlp.dense.parameters())
+    for held, wanted in ((whole, True), (whole - 1, False)):
+        monkeypatch.setattr(checkpoint_memory, "HELD", held)
+        assert is_widened_whole(mlp.program) is wanted
+
+
 def test_dtype_follows_the_memory(mlp, monkeypatch):
-    needed = 4 * 4 * sum(p.numel() for p in mlp.dense.parameters())
+    # One weight at a time, in a few copies.
+    needed = 4 * 8 * max(p.numel() for p in mlp.dense.parameters())
     for available, dtype in ((2 * needed, torch.float64), (2 * needed - 2, torch.float32)):
         monkeypatch.setattr(memory, "available_memory", lambda n=available: n)
         assert affordable_dtype(mlp.program) is dtype

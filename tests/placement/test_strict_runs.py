@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import graphprune as gp
+from graphprune.checkpoints import memory
 from graphprune.errors import CalibrationError
 from graphprune.passes.masks import SparseGPT
 from graphprune.passes.masks.oneshot import sparsify
@@ -123,9 +124,9 @@ def test_activations_wait_on_the_device_while_there_is_room(llama, monkeypatch):
 def test_and_in_files_where_memory_is_short(llama, monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(waiting, "available_memory", lambda: 0)
-    monkeypatch.setattr(waiting, "SMALL", 1)
-    reserve = waiting.reserve
-    monkeypatch.setattr(waiting, "reserve", lambda f, n: made.append(n) or reserve(f, n))
+    monkeypatch.setattr(memory, "SMALL", 1)
+    reserve = memory.reserve
+    monkeypatch.setattr(memory, "reserve", lambda f, n: made.append(n) or reserve(f, n))
     wanted, _ = run(llama, tokens())
     assert not made
     with strictly(memory=1):
@@ -135,7 +136,7 @@ def test_and_in_files_where_memory_is_short(llama, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_held_as_asked(llama, tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(waiting, "SMALL", 1)
+    monkeypatch.setattr(memory, "SMALL", 1)
     held = Held(torch.bfloat16, tmp_path if folder else None)
     wanted, _ = run(llama, tokens(), held=held)
     with strictly(memory=1):

@@ -104,7 +104,7 @@ class Recover(Training):
             with context.stage("cutting"):
                 slim = apply(student, state.plan)
             context.prove(student, state.plan, slim)
-            masks = kept_part(slim, list(masks), masks)
+            masks = dict(kept_part(slim, list(masks), masks))
             student = as_traced(retrace(slim), "recover")
         options = {f.name: getattr(self, f.name) for f in fields(Training)}
         options["seed"] = self.seed or context.seed

@@ -24,6 +24,7 @@ from graphprune.recipe.sparsify import Sparsify
 from graphprune.rewrite.apply import apply, uncut
 from graphprune.rewrite.retrace import retrace
 from graphprune.streaming import Held, find_sites
+from graphprune.streaming.core.weights import Lazily
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Sparsified:
         slim = None
         if state.plan.kept_units:
             with context.stage("cutting"):
-                slim = apply(program, state.plan)
+                slim = apply(program, state.plan, folder=_folder(context))
             context.prove(program, state.plan, slim)
             sites, renamed = find_sites(program, include, exclude), slim.renamed
             current = retrace(slim)
@@ -94,11 +95,12 @@ class Sparsified:
         result: BaseProgram = found.program
         if slim is not None:
             changed = (*treated, *found.reordered)
-            new = {name: found.program.weights[name].detach() for name in changed}
-            result = written_back(slim, new)
+            weights = found.program.weights
+            new = Lazily(changed, lambda name: weights[name].detach())
+            result = written_back(slim, new, _folder(context))
             dense = {name: old for old, name in slim.renamed.items()}
             treated = [dense[name] for name in treated]
-        masks = {**state.masks, **_masks(state, result, treated)}
+        masks = _masks(state, result, treated)
         details = report_masks(section, found, {**found.skipped, **reasons}, samples)
         record = Record("sparsify", samples.notes, details)
         return replace(state, program=result, masks=masks, unfitted=None).recorded(record)
@@ -127,22 +129,36 @@ class Sparsified:
         dtype = getattr(torch, self.options.held)
         folder = None
         if self.options.offload:
-            state = context.journal()
-            folder = Path(tempfile.gettempdir()) if state is None else Path(state.directory)
-            folder.mkdir(parents=True, exist_ok=True)  # an allocation's pass comes first
+            folder = _folder(context)
         return Held(None if dtype is torch.float32 else dtype, folder)
 
 
-def _masks(state: State, program: BaseProgram, treated: Iterable[str]) -> dict[str, Tensor]:
-    """Which weights of the treated parameters stay; what the plan removes counts as staying."""
+def _folder(context: Context) -> Path:
+    """Where files go that are gone with the process: beside the output, if there is one."""
+    state = context.journal()
+    folder = Path(tempfile.gettempdir()) if state is None else Path(state.directory)
+    folder.mkdir(parents=True, exist_ok=True)  # the run itself comes later
+    return folder
+
+
+def _masks(state: State, program: BaseProgram, treated: Iterable[str]) -> Mapping[str, Tensor]:
+    """Which weights stay, of all that have been treated; what the plan removes counts as staying.
+
+    Masks of a large model are as large as half of it, and few passes look at them: each is read off
+    the weight when it is asked for.
+    """
     kept = state.plan.kept(state.program) if state.plan.kept_units else {}
-    masks = {}
-    for name in treated:
+    earlier, new = state.masks, frozenset(treated)
+
+    def read(name: str) -> Tensor:
+        if name not in new:
+            return earlier[name]
         weight = program.weights[name].detach()
         if name not in kept:
-            masks[name] = weight != 0
-            continue
+            return weight != 0
         places = places_of(kept[name])
-        masks[name] = torch.ones(weight.shape, dtype=torch.bool)
-        masks[name][places] = weight[places] != 0
-    return masks
+        mask = torch.ones(weight.shape, dtype=torch.bool)
+        mask[places] = weight[places] != 0
+        return mask
+
+    return Lazily((*earlier, *sorted(new)), read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def check_weights_written(report: Report, path: Path, form: str, slim: Slim | Sl
 
 def _read_back(
     slim: Slim | SlimOnnx, path: Path, form: str, parameters: Sequence[str]
-) -> tuple[Found, dict[str, Tensor]]:
+) -> tuple[Found, Mapping[str, Tensor]]:
     """What a file has of dense parameters, and what it was given of them."""
     tied: dict[str, list[str]] = defaultdict(list)
     for alias, name in slim.aliases.items():

@@ -87,8 +87,17 @@ def run(model: Callable[..., Any], inputs: Example) -> dict[str, torch.Tensor]:
         return run_plainly(model, inputs)
 
 
-def run_exactly(module: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def run_exactly(
+    module: nn.Module, inputs: Example, dtype: torch.dtype, *, whole: bool = True
+) -> dict[str, torch.Tensor]:
     """Run a model with everything in float64, or in float32 where that is all that fits.
+
+    Args:
+        module: the model.
+        inputs: of it.
+        dtype: float64 or float32.
+        whole: whether a copy of the model is made in float64. Without one, each weight is widened
+            where it is used, and no memory is needed for the others.
 
     Returns:
         All of its outputs, integers too.
@@ -98,7 +107,7 @@ def run_exactly(module: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[
     """
     # Recurrent layers compare the dtype of their weights with that of their input.
     wide = module
-    if dtype == torch.float64:
+    if dtype == torch.float64 and whole:
         wide = copy.deepcopy(module).double()
         plain_experts(wide)
     with seeded(SEED):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.frontends.tracing.trace import trace
 from graphprune.ir.torch.interpreter import run_graph
-from graphprune.ir.torch.memory import affordable_dtype
+from graphprune.ir.torch.memory import affordable_dtype, is_widened_whole
 from graphprune.ir.torch.random_inputs import random_inputs
 from graphprune.rewrite.module.compare import (
     EXACT,
@@ -37,7 +37,8 @@ class Judge:
 
     Attributes:
         inputs: What is compared on; see `graphprune.rewrite.module.compare.probes`.
-        dtype: float64, or float32 where the model's weights don't fit into memory in float64.
+        dtype: float64, or float32 where even the largest weight doesn't fit into memory in float64.
+        whole: Whether modules are copied in float64; else each weight is widened where it is used.
         exact: The outputs for each of the inputs in `dtype`.
         own: Those for the first inputs in the model's own dtype.
         lost: What the graph loses in its own dtype, relative to its largest output.
@@ -47,6 +48,7 @@ class Judge:
         """Run the graph of a :class:`graphprune.rewrite.slim.Slim`."""
         self.from_transformers = slim.program.source is not None
         self.dtype: torch.dtype = affordable_dtype(slim)
+        self.whole = is_widened_whole(slim)
         self.inputs, self.exact = _expected(slim, self.dtype)
         self.own: Outputs = run(slim.exported.module(), self.inputs[0])
         self.lost = rounded_off(self.own, self.exact[0])
@@ -85,7 +87,7 @@ class Judge:
     def widened(self, module: nn.Module) -> list[Outputs] | None:
         """A module's outputs in `dtype`; None if its code can't be run in it."""
         try:
-            return [run_exactly(module, inputs, self.dtype) for inputs in self.inputs]
+            return [run_exactly(module, i, self.dtype, whole=self.whole) for i in self.inputs]
         except Exception:  # models raise all kinds on a dtype that they don't expect
             return None
 

@@ -125,7 +125,8 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: `directory`, `module` and `class` to load it with, `trust_remote_code`,
             `attention` implementation or None, `dtype` to run it in beside its own ("float64"),
-            or None, and the files `inputs` and `outputs`.
+            or None, whether the `whole` of it is converted to that dtype before it runs, and the
+            files `inputs` and `outputs`.
 
     Returns:
         What transformers said about the weights: `missing`, `unexpected` and `mismatched` names;
@@ -156,7 +157,7 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     if request["dtype"]:
         dtype = getattr(torch, request["dtype"])
         torch.set_default_dtype(dtype)  # nobody else is in this process
-        if dtype == torch.float64:
+        if dtype == torch.float64 and request["whole"]:
             model.double()
         if hasattr(model, "set_experts_implementation"):
             # The default is an operator that has no float64. Models without experts raise.
