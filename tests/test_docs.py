@@ -1,6 +1,8 @@
 """What docs/ shows is what happens."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 import graphprune as gp
 from graphprune.pipeline.compiler import compile
 from graphprune.recipe.recipe import Recipe
+from wheel import run
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -106,3 +109,11 @@ def test_anchors_are_those_of_github():
     assert slug("LoRAPrune") == "loraprune"
     assert slug("What a `run` of it *costs*, and why?") == "what-a-run-of-it-costs-and-why"
     assert slug("[Data](data.md) & text") == "data--text"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("material"), reason="needs graphprune[docs]")
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Every link and anchor leads somewhere there, too."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", ROOT / "tools" / "site.yml"]
+    run(*build, "-d", tmp_path / "site")
+    assert (tmp_path / "site" / "tutorials" / "first-model" / "index.html").exists()

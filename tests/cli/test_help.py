@@ -92,7 +92,7 @@ def test_threads_are_those_that_are_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("command", ["compile", "recover", "sweep"])
 def test_what_computes_says_where(command):
-    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    parameters = typer.main.get_command(app).commands[command].params
     assert {"device", "memory", "threads"} <= {one.name for one in parameters}
 
 
