@@ -56,6 +56,7 @@ def main(options: argparse.Namespace) -> int:
     with _folder(options.folder) as folder:
         if not Path(folder.model).exists():
             write_model(Path(folder.model), shape)
+            write_tokenizer(Path(folder.model))
         _write_recipes(folder, shape)
         size = 2 * shape.weights
         print(f"a random Llama, {shape.weights / GB:.2f} billion weights, {size / GB:.2f} GB")
@@ -96,16 +97,15 @@ def _commands(folder: Folder, part: str) -> Iterator[tuple[str, list[str]]]:
     output = folder.output(part)
     yield part, ["compile", folder.model, folder.recipe(part), "-o", output, "--overwrite"]
     yield f"verify {part}", ["verify", output]
-    write_tokenizer(Path(output))  # text is measured; in compilations it would be twice as long
     windows = ["--windows", str(WINDOWS), "--length", str(LENGTH)]
     yield f"eval {part}", ["eval", output, *windows]
 
 
 def _write_recipes(folder: Folder, shape: Shape) -> None:
-    """Recipes, and calibration data: windows of random tokens."""
-    drawn = torch.randint(
-        shape.vocabulary, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(1)
-    )
+    """Recipes, and calibration data: windows of random tokens, each sixteen times."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(shape.vocabulary, (WINDOWS, LENGTH // 16), generator=generator)
+    drawn = drawn.repeat_interleave(16, dim=1)
     data = folder.path / "windows.jsonl"
     lines = (json.dumps({"input_ids": window}) for window in drawn.tolist())
     data.write_text("\n".join(lines) + "\n", encoding="utf-8")

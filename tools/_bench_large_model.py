@@ -42,7 +42,12 @@ SHAPES = {
 
 
 def write_model(directory: Path, shape: Shape) -> None:
-    """Write a checkpoint: a file for each layer and one for the rest."""
+    """Write a checkpoint: a file for each layer and one for the rest.
+
+    Its weights are random, but for this: layers add little to what they read, and the head knows
+    the embedding. So it expects each token to come again, and windows in which tokens do make sense
+    to it, without which it wouldn't be calibrated on them.
+    """
     directory.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -79,10 +84,11 @@ def _parts(shape: Shape) -> Iterator[dict[str, Tensor]]:
         return torch.cat(turns)[:count].view(rows, columns).clone()
 
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
+    embedding = normal(shape.vocabulary, shape.hidden) * 32
     yield {
-        "model.embed_tokens.weight": normal(shape.vocabulary, shape.hidden),
+        "model.embed_tokens.weight": embedding,
         "model.norm.weight": ones,
-        "lm_head.weight": normal(shape.vocabulary, shape.hidden),
+        "lm_head.weight": embedding * (32 / shape.hidden),
     }
     sizes = {
         **{f"self_attn.{n}_proj": (shape.hidden, shape.hidden) for n in "qkvo"},
@@ -93,6 +99,8 @@ def _parts(shape: Shape) -> Iterator[dict[str, Tensor]]:
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}"
         found = {f"{prefix}.{name}.weight": normal(*size) for name, size in sizes.items()}
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            found[f"{prefix}.{name}.weight"] /= 64
         for name in ("input_layernorm", "post_attention_layernorm"):
             found[f"{prefix}.{name}.weight"] = ones.clone()
         yield found

@@ -54,8 +54,8 @@ class Expected:
         """Say how the outputs of a loaded module differ from these."""
         own = run(module, self.inputs[0])
         exact: list[dict[str, torch.Tensor]] = []
-        for one in self.inputs if self.dtype is not None else ():
-            exact.append(run_exactly(module, one, self.dtype, whole=self.whole))
+        if self.dtype is not None:
+            exact = [run_exactly(module, i, self.dtype, whole=self.whole) for i in self.inputs]
         return self.deviation(_named(own, exact))
 
     def deviation(self, found: Mapping[str, torch.Tensor]) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from graphprune.checkpoints import memory
 from graphprune.emit.places import check_apart, place_of
 from graphprune.errors import EmitError
 from graphprune.files import Claim, claimed
@@ -129,13 +130,16 @@ class Target:
     def check_space(self, size: int) -> None:
         """See that the disk has room for the model in every format.
 
+        Weights that are too many for memory are there once more while they are written.
+
         Args:
             size: bytes of its weights.
 
         Raises:
             EmitError: it hasn't.
         """
-        check_space(self.path, size * len(self.formats))
+        large = size > memory.HELD
+        check_space(self.path, size * (len(self.formats) + large))
 
     def name(self, kind: str) -> str:
         """File name of a format or of one of `COMPANIONS`; of hf the directory itself."""

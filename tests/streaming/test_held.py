@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import graphprune as gp
-import graphprune.placement.waiting as module
+import graphprune.checkpoints.memory as module
 from graphprune.errors import CalibrationError
 from graphprune.frontends.onnx.load import load_onnx
 from graphprune.passes.masks.oneshot import sparsify
