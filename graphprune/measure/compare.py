@@ -129,9 +129,7 @@ def _with_quality(
             return replace(report, notes=(*report.notes, *notes))
         models = (program.as_module(), slim.module)
         found = measure_quality(program, models, wanted, recipe.seed, progress, needed=needed)
-    remarks = quality_remarks(
-        found.dense, found.slim, found.quality, trained=bool(report.trained)
-    )
+    remarks = quality_remarks(found.dense, found.slim, found.quality, trained=bool(report.trained))
     return replace(
         report,
         before=replace(report.before, perplexities=found.dense),
