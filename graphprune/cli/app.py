@@ -23,7 +23,20 @@ from graphprune.cli.compiling import compile, recover
 from graphprune.cli.console import orderly_end, quiet, telling
 from graphprune.cli.diff import diff
 from graphprune.cli.failures import fail
-from graphprune.cli.options import FailIf, Json, Source, Text, Trust, Unused, Weights
+from graphprune.cli.options import (
+    FailIf,
+    IncludePath,
+    Json,
+    Limit,
+    Shots,
+    Source,
+    TaskBatch,
+    Tasks,
+    Text,
+    Trust,
+    Unused,
+    Weights,
+)
 from graphprune.cli.recipes import explain, recipes
 from graphprune.cli.reporting import report
 from graphprune.cli.shown import show as _show
@@ -181,17 +194,41 @@ def _eval(
         int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
     ] = None,
     fail_if: FailIf = None,
+    tasks: Tasks = None,
+    include_path: IncludePath = None,
+    shots: Shots = None,
+    limit: Limit = None,
+    batch: TaskBatch = 1,
     trust: Trust = False,
     unused: Unused = False,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity, latency, parameters and size.
+    """Measure perplexity, latency, parameters and size; or, with --tasks, scores on benchmarks.
 
     Multiply-accumulates and latency are of one sample. With --against, calls of both models are
     timed in turns, and the share of the ideal speed-up is the ratio of their times divided by the
     ratio of their multiply-accumulates. Where text suits them, their predictions are compared too.
     """
     sources = [model] if against is None else [against, model]
+    if tasks is not None:
+        if text or fail_if:
+            raise typer.BadParameter("--tasks goes with neither --text nor --fail-if")
+        with telling() as progress:
+            from graphprune.measure.tasks import measure_tasks
+
+            scores = measure_tasks(
+                sources,
+                [name for word in tasks for name in word.split(",") if name],
+                include=include_path,
+                shots=shots,
+                limit=limit,
+                batch=batch,
+                progress=progress,
+                trust=trust,
+                allow_unused_weights=unused,
+            )
+        _show(scores.to_json() if as_json else scores.render())
+        return
     with telling() as progress:
         from graphprune.quality.conditions import check_evaluation, read_all
 

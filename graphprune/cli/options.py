@@ -100,3 +100,21 @@ Events = Annotated[
         "--events", metavar="FILE", help="Write what is done as JSON Lines, for trackers."
     ),
 ]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="NAME,...",
+        help="Score tasks of lm-evaluation-harness instead: hellaswag,arc_easy; repeatable.",
+    ),
+]
+IncludePath = Annotated[
+    Path | None,
+    typer.Option("--include-path", metavar="DIR", help="Tasks: a folder of your own task files."),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", min=0, help="Tasks: solved examples; default: the task's own."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Tasks: samples of each; default: all.")]
+TaskBatch = Annotated[int, typer.Option("--batch-size", min=1, help="Tasks: samples at once.")]
