@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ metric_list:
   - metric: acc
   - metric: acc_norm
 """
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": f"{a}{b}=", "choices": [b + a, a, "xyz", "Q"], "answer": n % 4}
     for n, (a, b) in enumerate(zip("abcdefghijkl", "mnopqrstuvwx", strict=True))
 ]
@@ -116,7 +117,7 @@ def test_the_command_of_the_harness_says_the_same(
     # Slow: a second process imports torch, transformers and datasets.
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={compiled}", "--tasks", "letters"]
-    command += ["--include_path", tasks, "--output_path", tmp_path / "out"]
+    command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
     subprocess.run(command, check=True, capture_output=True, env=os.environ, timeout=300)
     (file,) = (tmp_path / "out").rglob("results*.json")
     wanted = json.loads(file.read_text())["results"]["letters"]
