@@ -22,6 +22,7 @@ ROLES = (
     "qk_dim",
     "v_dim",
     "channels",
+    "bins",
     "latent",
     "expert_groups",
     "experts",
@@ -91,6 +92,8 @@ def _role(
     if hints["heads"]:
         return "query_heads" if is_query else "kv_heads"
     linear = sum(ranks[p] == 2 for p, _ in pairs)
+    if hints["channels"] and hints["bins"]:
+        return "bins"  # a distribution that a convolution takes the mean of, as of distances
     if hints["channels"] and hints["channels"] >= linear:
         convolved = sum(ranks[p] > 2 for p, _ in pairs)
         between = hints["activation"] and linear > convolved and not in_stream

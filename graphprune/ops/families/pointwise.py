@@ -108,9 +108,18 @@ def frozen_reduction(ctx: Context, op: Operator) -> list[Dims]:
 
 
 def along(ctx: Context, op: Operator) -> Dims:
-    """Works along a dimension but keeps its places: softmax over what is kept, cumsum."""
+    """Works along a dimension but keeps its places: cumsum."""
     del ctx
     return op.operands[0].dims
+
+
+def distribution(ctx: Context, op: Operator) -> Dims:
+    """Softmax, over what is kept: the places along its dimension share one whole."""
+    x = op.operands[0]
+    axis = op.get("dim", op.get("axis", -1))
+    if isinstance(axis, int) and x.dims:
+        ctx.hint(x.dims[wrap(axis, len(x.dims))], "bins")
+    return x.dims
 
 
 def frozen_along(ctx: Context, op: Operator) -> list[Dims]:

@@ -26,9 +26,12 @@ for _name in (
     "Identity Cast CastLike Relu Gelu Sigmoid Tanh Softplus Elu Selu Celu LeakyRelu HardSwish "
     "HardSigmoid Mish Swish ThresholdedRelu Softsign Erf Exp Log Sqrt Reciprocal Neg Abs Sign Ceil "
     "Floor Round Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Not IsNaN IsInf BitwiseNot "
-    "Shrink Clip Softmax LogSoftmax CumSum LpNormalization"
+    "Shrink Clip CumSum LpNormalization"
 ).split():
     ONNX.add(f"onnx.{_name}", pointwise.same)
+
+for _name in "Softmax LogSoftmax".split():
+    ONNX.add(f"onnx.{_name}", pointwise.distribution)
 
 for _name in (
     "Add Sub Mul Div Pow Mod And Or Xor Where Max Min Mean Sum PRelu BitShift BitwiseAnd BitwiseOr "

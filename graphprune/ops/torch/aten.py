@@ -51,8 +51,10 @@ for _name in (
 for _name in "median mode kthvalue aminmax".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_reduction)
 
-for _name in "softmax log_softmax _softmax _log_softmax cumsum _safe_softmax softmin".split():
-    ATEN.add(f"aten.{_name}", pointwise.along)
+ATEN.add("aten.cumsum", pointwise.along)
+
+for _name in "softmax log_softmax _softmax _log_softmax _safe_softmax softmin".split():
+    ATEN.add(f"aten.{_name}", pointwise.distribution)
 
 for _name in "cumprod logcumsumexp cummax cummin".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_along)
