@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from graphprune.checkpoints import memory
 from graphprune.emit.places import check_apart, place_of
 from graphprune.errors import EmitError
 from graphprune.files import Claim, claimed
@@ -138,6 +137,8 @@ class Target:
         Raises:
             EmitError: it hasn't.
         """
+        from graphprune.checkpoints import memory  # imports torch
+
         large = size > memory.HELD
         check_space(self.path, size * (len(self.formats) + large))
 

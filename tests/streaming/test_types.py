@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-import graphprune.placement.waiting as held_module
+import graphprune.checkpoints.memory as held_module
 from graphprune.streaming import Held, State, batches, find_sites, stream
 from streaming.oracle import Halving
 from zoo.case import randomise

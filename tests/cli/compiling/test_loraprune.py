@@ -90,11 +90,9 @@ def test_shipped_recipes_parse_and_a_file_of_that_name_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped() == (
-        "grasp.yaml", "loraprune-short.yaml", "loraprune.yaml", "shearing-1.3b.yaml",
-        "shearing-2.7b.yaml", "shearing-370m.yaml", "shearing.yaml",
-    )  # fmt: skip
-    for name in shipped()[1:3]:
+    ours = [name for name in shipped() if name.startswith("loraprune")]
+    assert ours == ["loraprune-short.yaml", "loraprune.yaml"]
+    for name in ours:
         (one,) = Recipe.load(name).passes
         assert one.name == "loraprune"
     (paper,) = Recipe.load("loraprune.yaml").passes
