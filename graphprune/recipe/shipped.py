@@ -23,10 +23,9 @@ def recipe_file(path: str | Path) -> Path:
         path: of a file; or a name, with or without ``.yaml``.
     """
     path = Path(path)
-    if path.name != str(path) or path.exists():
-        return path
     name = f"{path.name.removesuffix('.yaml')}.yaml"
-    return _PLACE / name if name in shipped() else path
+    ours = path.name == str(path) and name in shipped()
+    return _PLACE / name if ours and not path.exists() else path
 
 
 def shipped_text(name: str) -> str:
