@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import nn
 
 import graphprune as gp
+from graphprune.analysis.program import BaseProgram
 from graphprune.errors import PlanError
 
 BINS = 16
@@ -24,8 +25,9 @@ class Head(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 3, padding=1)
         self.box = nn.Conv2d(24, 4 * BINS, 1)
-        self.mean = nn.Conv2d(BINS, 1, 1, bias=False).requires_grad_(False)
-        self.mean.weight.copy_(torch.arange(float(BINS)).view(1, BINS, 1, 1))
+        self.mean = nn.Conv2d(BINS, 1, 1, bias=False)
+        distances = torch.arange(float(BINS)).view(1, BINS, 1, 1)
+        self.mean.weight = nn.Parameter(distances, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.box(torch.relu(self.stem(x)))
@@ -34,7 +36,7 @@ class Head(nn.Module):
         return self.mean(x).view(count, 4, height * width)
 
 
-def roles(program: gp.Program) -> set[tuple[str, int]]:
+def roles(program: BaseProgram) -> set[tuple[str, int]]:
     return {(s.role, s.size) for s in program.structures if s.prunable}
 
 

@@ -155,7 +155,7 @@ def test_two_packages_with_one_operator_are_an_error(install, name):
     ("name", "own"),
     [
         ("aten.permute", "graphprune.ops.torch.aten._permute"),
-        ("onnx.Softmax", "graphprune.ops.families.pointwise.same"),
+        ("onnx.Softmax", "graphprune.ops.families.pointwise.distribution"),
         ("com.microsoft.MoE", "graphprune.ops.onnx.contrib._experts"),
     ],
 )
