@@ -60,9 +60,8 @@ def reexecute() -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment that the tools run programs in: .venv first, hubs offline, large pages."""
+    """The environment that the tools run programs in: .venv first, hubs offline."""
     return {
-        "THP_MEM_ALLOC_ENABLE": "1",  # as the command has it
         **os.environ,
         "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VIRTUAL_ENV": str(VENV),

@@ -262,9 +262,6 @@ app.command("explain")(explain)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     debug = bool(os.environ.get("GRAPHPRUNE_DEBUG"))
-    # New memory in large pages: weights and activations are made anew all the time, and with small
-    # pages a third of the time of cutting a model goes to the kernel that hands them out.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with orderly_end(), commanded(given), contextlib.nullcontext() if debug else quiet():
