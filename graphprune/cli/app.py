@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -20,7 +20,7 @@ import typer
 
 from graphprune._version import __version__
 from graphprune.cli.compiling import compile, recover
-from graphprune.cli.console import orderly_end, quiet, telling
+from graphprune.cli.console import orderly_end, quiet, telling, use_threads
 from graphprune.cli.diff import diff
 from graphprune.cli.failures import fail
 from graphprune.cli.options import (
@@ -190,15 +190,13 @@ def _eval(
     windows: Annotated[
         int | None, typer.Option(min=1, help="Windows of each text; default: all, of ours 64.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads within an operator, for latency.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads within an operator.")] = None,
     fail_if: FailIf = None,
     tasks: Tasks = None,
     include_path: IncludePath = None,
     shots: Shots = None,
     limit: Limit = None,
-    batch: TaskBatch = 1,
+    batch: TaskBatch = None,
     trust: Trust = False,
     unused: Unused = False,
     as_json: Json = False,
@@ -210,19 +208,27 @@ def _eval(
     ratio of their multiply-accumulates. Where text suits them, their predictions are compared too.
     """
     sources = [model] if against is None else [against, model]
+    of_tasks = {
+        "--include-path": include_path, "--num-fewshot": shots, "--limit": limit,
+        "--batch-size": batch,
+    }  # fmt: skip
+    of_text = {"--text": text, "--fail-if": fail_if, "--length": length, "--windows": windows}
+    _check_unused(of_tasks if tasks is None else of_text, with_tasks=tasks is not None)
     if tasks is not None:
-        if text or fail_if:
-            raise typer.BadParameter("--tasks goes with neither --text nor --fail-if")
+        names = [name for word in tasks for name in word.split(",") if name]
+        if not names:
+            raise typer.BadParameter("--tasks names none: write --tasks hellaswag,arc_easy")
         with telling() as progress:
             from graphprune.measure.tasks import measure_tasks
 
+            use_threads(threads)
             scores = measure_tasks(
                 sources,
-                [name for word in tasks for name in word.split(",") if name],
+                names,
                 include=include_path,
                 shots=shots,
                 limit=limit,
-                batch=batch,
+                batch=batch or 1,
                 progress=progress,
                 trust=trust,
                 allow_unused_weights=unused,
@@ -248,6 +254,15 @@ def _eval(
         )
     _show(found.to_json() if as_json else found.render())
     check_evaluation(conditions, found.models, found.quality)
+
+
+def _check_unused(options: Mapping[str, object], *, with_tasks: bool) -> None:
+    """Refuse options that would be left aside: scores of tasks have other ones than text has."""
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"--tasks doesn't go with {name}" if with_tasks else f"{name} goes with --tasks"
+            )
 
 
 app.command("compile")(compile)

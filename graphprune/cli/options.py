@@ -117,4 +117,6 @@ Shots = Annotated[
     typer.Option("--num-fewshot", min=0, help="Tasks: solved examples; default: the task's own."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Tasks: samples of each; default: all.")]
-TaskBatch = Annotated[int, typer.Option("--batch-size", min=1, help="Tasks: samples at once.")]
+TaskBatch = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Tasks: samples at once; default: 1.")
+]

@@ -170,6 +170,24 @@ def test_of_other_formats_no_task_is_scored(run: Callable[..., Result]) -> None:
     check_failure(result, "checkpoints only")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--limit", 3), "--limit goes with --tasks"),
+        (("--batch-size", 1), "--batch-size goes with --tasks"),
+        (("--tasks", "letters", "--windows", 4), "--tasks doesn't go with --windows"),
+        (("--tasks", "letters", "--fail-if", "kl>1"), "--tasks doesn't go with --fail-if"),
+        (("--tasks", ","), "--tasks names none"),
+    ],
+)
+def test_no_option_is_left_aside(
+    run: Callable[..., Result], flags: tuple[object, ...], message: str
+) -> None:
+    result = run("eval", "model", *flags)
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+
+
 def test_without_the_harness(
     run: Callable[..., Result], dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,9 @@ from graphprune.checkpoints import memory
 from graphprune.checkpoints.memory import available_memory
 from graphprune.ir.torch.program import Program
 
+_WIDE = 8
+"""Bytes of a number in float64."""
+
 _COPIES = 4
 """Of a weight at a time, at most: as read, widened, with zeros, and laid out for a product."""
 
@@ -28,10 +31,6 @@ def affordable_dtype(program: Program) -> torch.dtype:
 def is_widened_whole(program: Program) -> bool:
     """Whether a copy of the whole model in float64 may be held; else modules widen as they go."""
     return _WIDE * sum(_counts(program)) <= min(memory.HELD, available_memory() // 2)
-
-
-_WIDE = 8
-"""Bytes of a number in float64."""
 
 
 def _counts(program: Program) -> list[int]:

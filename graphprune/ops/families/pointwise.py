@@ -107,12 +107,6 @@ def frozen_reduction(ctx: Context, op: Operator) -> list[Dims]:
     return [dims for _ in op.results]
 
 
-def along(ctx: Context, op: Operator) -> Dims:
-    """Works along a dimension but keeps its places: cumsum."""
-    del ctx
-    return op.operands[0].dims
-
-
 def distribution(ctx: Context, op: Operator) -> Dims:
     """Softmax, over what is kept: the places along its dimension share one whole."""
     x = op.operands[0]

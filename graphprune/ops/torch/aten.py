@@ -51,7 +51,7 @@ for _name in (
 for _name in "median mode kthvalue aminmax".split():
     ATEN.add(f"aten.{_name}", pointwise.frozen_reduction)
 
-ATEN.add("aten.cumsum", pointwise.along)
+ATEN.add("aten.cumsum", pointwise.same)
 
 for _name in "softmax log_softmax _softmax _log_softmax _safe_softmax softmin".split():
     ATEN.add(f"aten.{_name}", pointwise.distribution)
